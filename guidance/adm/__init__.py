@@ -1,0 +1,7 @@
+"""ADM networks (Dhariwal & Nichol 2021), state-dict compatible with OpenAI's checkpoints."""
+
+from .classifier import HalfUNet
+from .layout import ADMLayout, ClassifierLayout, UNetLayout
+from .unet import UNet
+
+__all__ = ["ADMLayout", "ClassifierLayout", "HalfUNet", "UNet", "UNetLayout"]

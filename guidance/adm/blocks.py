@@ -1,0 +1,170 @@
+"""Building blocks of the ADM networks, with the parameter names of OpenAI's checkpoints.
+
+Source: Dhariwal & Nichol 2021, section 3; residual blocks with adaptive group normalisation,
+eq. AdaGN(h, y) = y_s GroupNorm(h) + y_b.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layout import ADMLayout
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Sinusoidal features of the timesteps `t` (B,), fractional values allowed: (B, dim) fp32.
+
+    Cosines first, then sines, frequencies from 1 down to 1 / max_period (Vaswani et al. 2017,
+    section 3.5, in the order the ADM checkpoints were trained with).
+    """
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponent)[None]
+    features = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return F.pad(features, (0, dim % 2))
+
+
+class Builder:
+    """Makes layers from an injected namespace (`torch.nn`, or ComfyUI's castable ops)."""
+
+    def __init__(self, operations: Any = None, dtype: Any = None, device: Any = None):
+        self.operations = operations or nn
+        self.where = {"dtype": dtype, "device": device}
+
+    def norm(self, channels: int) -> nn.Module:
+        return self.operations.GroupNorm(32, channels, **self.where)
+
+    def linear(self, inputs: int, outputs: int) -> nn.Module:
+        return self.operations.Linear(inputs, outputs, **self.where)
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        return self.operations.Conv2d(
+            inputs, outputs, kernel, stride=stride, padding=kernel // 2, **self.where
+        )
+
+    def pointwise(self, inputs: int, outputs: int) -> nn.Module:
+        return self.operations.Conv1d(inputs, outputs, 1, **self.where)
+
+    def embedding(self, rows: int, width: int) -> nn.Module:
+        return self.operations.Embedding(rows, width, **self.where)
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(*shape, **self.where))
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer with its parameters at zero, so that its residual branch starts as identity."""
+    for parameter in layer.parameters():
+        if not parameter.is_meta:
+            nn.init.zeros_(parameter)
+    return layer
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Twice the size, nearest neighbour."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Half the size, 2x2 mean."""
+    return F.avg_pool2d(x, 2)
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned on the embedding; `resample` changes the size of both paths."""
+
+    def __init__(
+        self, layout: ADMLayout, build: Builder, inputs: int, outputs: int, resample: Any = None
+    ):
+        super().__init__()
+        self.scale_shift_norm = layout.scale_shift_norm
+        self.resample = resample
+        modulation = 2 * outputs if layout.scale_shift_norm else outputs
+        self.in_layers = nn.Sequential(build.norm(inputs), nn.SiLU(), build.conv(inputs, outputs))
+        self.emb_layers = nn.Sequential(nn.SiLU(), build.linear(layout.embed_channels, modulation))
+        self.out_layers = nn.Sequential(
+            build.norm(outputs),
+            nn.SiLU(),
+            nn.Dropout(layout.dropout),
+            zeroed(build.conv(outputs, outputs)),
+        )
+        self.skip_connection = nn.Identity() if inputs == outputs else build.conv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, act, conv = self.in_layers
+        h = act(norm(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self._modulate(conv(h), self.emb_layers(emb)[:, :, None, None])
+        return self.skip_connection(x) + h
+
+    def _modulate(self, h: Tensor, emb: Tensor) -> Tensor:
+        if not self.scale_shift_norm:
+            return self.out_layers(h + emb)
+        norm, act, dropout, conv = self.out_layers
+        scale, shift = emb.chunk(2, dim=1)
+        return conv(dropout(act(norm(h) * (1 + scale) + shift)))
+
+
+class Resample(nn.Module):
+    """Size change outside a residual block: strided convolution, or nearest then convolution."""
+
+    def __init__(self, build: Builder, channels: int, up: bool):
+        super().__init__()
+        self.up = up
+        if up:
+            self.conv = build.conv(channels, channels)
+        else:
+            self.op = build.conv(channels, channels, stride=2)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv(upsample(x)) if self.up else self.op(x)
+
+
+def split_heads(qkv: Tensor, head_channels: int, new_order: bool) -> tuple[Tensor, ...]:
+    """q, k, v of shape (B, heads, L, head_channels) from (B, 3C, L).
+
+    Old order: each head holds its own q, k, v side by side. New order: all of q, then k, then v.
+    Contiguous, because torch's fused CPU kernel silently falls back to plain maths otherwise.
+    """
+    batch, width, length = qkv.shape
+    heads = width // (3 * head_channels)
+    if new_order:
+        parts = qkv.view(batch, 3, heads, head_channels, length).permute(1, 0, 2, 4, 3)
+    else:
+        parts = qkv.view(batch, heads, 3, head_channels, length).permute(2, 0, 1, 4, 3)
+    return parts.contiguous().unbind(0)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, with a residual connection."""
+
+    def __init__(self, layout: ADMLayout, build: Builder, channels: int):
+        super().__init__()
+        self.head_channels = layout.head_channels(channels)
+        self.new_order = layout.new_attention_order
+        self.norm = build.norm(channels)
+        self.qkv = build.pointwise(channels, 3 * channels)
+        self.proj_out = zeroed(build.pointwise(channels, channels))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        q, k, v = split_heads(self.qkv(self.norm(flat)), self.head_channels, self.new_order)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        h = self.proj_out(attended.transpose(2, 3).reshape(flat.shape))
+        return x + h.view(x.shape)
+
+
+class Stage(nn.Sequential):
+    """A run of blocks that all see the embedding; plain layers see the image only."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for block in self:
+            takes_embedding = isinstance(block, (ResBlock, Resample, AttentionBlock))
+            x = block(x, emb) if takes_embedding else block(x)
+        return x

@@ -1,0 +1,117 @@
+"""The half-U-Net classifier on noisy inputs (Dhariwal & Nichol 2021, section 4 and appendix I)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import Builder, split_heads, timestep_embedding, zeroed
+from .encoder import encoder_stages, middle_stage, time_embedding
+from .layout import ClassifierLayout
+
+
+class HalfUNet(nn.Module):
+    """Class logits from x_t and t: the U-Net's encoder and middle, then a pool.
+
+    Computes in the dtype of its input. `operations` as for the U-Net.
+    """
+
+    def __init__(
+        self,
+        layout: ClassifierLayout,
+        operations: Any = None,
+        dtype: Any = None,
+        device: Any = None,
+    ):
+        super().__init__()
+        self.layout = layout
+        build = Builder(operations, dtype, device)
+        self.time_embed = time_embedding(layout, build)
+        self.input_blocks, outputs = encoder_stages(layout, build)
+        self.middle_block = middle_stage(layout, build, outputs[-1])
+        self.out = _head(layout, build, outputs[-1], sum(outputs) + outputs[-1])
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """x (B, in_channels, H, W), t (B,) in 0..999 -> logits (B, classes).
+
+        Raises ValueError when the attention pool was trained at another size.
+        """
+        self.check_size(x.shape[-2:])
+        return self.out(self.features(x, t))
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raises ValueError when H, W `size` is not one the pool can take."""
+        layout = self.layout
+        side = layout.image_size
+        factor = 2 ** (len(layout.channel_mult) - 1)
+        if layout.pool == "attention" and tuple(size) != (side, side):
+            raise ValueError(
+                f"This classifier's attention pool takes {side}x{side} inputs (width x height); "
+                f"the image or latent is {size[1]}x{size[0]}. "
+                f"Make it {side}x{side}, or use a classifier with another pool."
+            )
+        if any(length % factor for length in size):
+            raise ValueError(
+                f"This classifier halves its input {len(layout.channel_mult) - 1} times, so width "
+                f"and height must be multiples of {factor}; they are {size[1]}x{size[0]}."
+            )
+
+    def features(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the pool reads: the last map (B, C, h, w), or every stage's mean (B, sum of C)."""
+        emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
+        spatial = self.layout.pool.startswith("spatial")
+        means = []
+        for stage in (*self.input_blocks, self.middle_block):
+            x = stage(x, emb)
+            if spatial:
+                means.append(x.mean(dim=(2, 3)))
+        return torch.cat(means, dim=1) if spatial else x
+
+
+class AttentionPool(nn.Module):
+    """One attention query, the mean token, reads all positions (Radford et al. 2021, sec. 2.4).
+
+    Only that query's output is used, so only that query is computed.
+    """
+
+    def __init__(self, build: Builder, tokens: int, channels: int, head_channels: int, classes: int):
+        super().__init__()
+        self.head_channels = head_channels
+        self.positional_embedding = build.parameter(channels, tokens + 1)
+        if not self.positional_embedding.is_meta:
+            nn.init.normal_(self.positional_embedding, std=channels**-0.5)
+        self.qkv_proj = build.pointwise(channels, 3 * channels)
+        self.c_proj = build.pointwise(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2)
+        tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
+        tokens = tokens + self.positional_embedding.to(tokens)
+        q, k, v = split_heads(self.qkv_proj(tokens), self.head_channels, new_order=True)
+        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        return self.c_proj(pooled.transpose(2, 3).reshape(len(x), -1, 1))[:, :, 0]
+
+
+def _head(layout: ClassifierLayout, build: Builder, channels: int, features: int) -> nn.Sequential:
+    classes = layout.out_channels
+    if layout.pool == "attention":
+        assert layout.image_size is not None  # the layout checks it
+        side = layout.image_size // 2 ** (len(layout.channel_mult) - 1)
+        pool = AttentionPool(build, side * side, channels, layout.head_channels(channels), classes)
+        return nn.Sequential(build.norm(channels), nn.SiLU(), pool)
+    if layout.pool == "adaptive":
+        return nn.Sequential(
+            build.norm(channels),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d((1, 1)),
+            zeroed(build.conv(channels, classes, 1)),
+            nn.Flatten(),
+        )
+    if layout.pool == "spatial":
+        return nn.Sequential(build.linear(features, 2048), nn.ReLU(), build.linear(2048, classes))
+    return nn.Sequential(
+        build.linear(features, 2048), build.norm(2048), nn.SiLU(), build.linear(2048, classes)
+    )

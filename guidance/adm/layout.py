@@ -1,0 +1,112 @@
+"""Hyperparameters of the ADM networks: what a checkpoint's tensors must agree with.
+
+Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 3
+and appendix I (the "ablated diffusion model", ADM).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADMLayout:
+    """What the U-Net and the half-U-Net classifier have in common.
+
+    `attention_levels` counts resolutions from 0 (full size); the original lists the same thing
+    as downsampling factors, 2 ** level. Heads: `num_head_channels` wins when it is given,
+    otherwise every attention block has `num_heads` heads.
+    """
+
+    in_channels: int = 3
+    model_channels: int
+    out_channels: int
+    num_res_blocks: int
+    channel_mult: tuple[float, ...]
+    attention_levels: tuple[int, ...] = ()
+    image_size: int | None = None
+    num_heads: int = 1
+    num_head_channels: int | None = 64
+    new_attention_order: bool = False
+    scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for level, channels in enumerate(self.level_channels):
+            if channels <= 0 or channels % 32:
+                raise ValueError(
+                    f"channel_mult gives {channels} channels at level {level}; "
+                    "the group norms need a positive multiple of 32."
+                )
+        attended = {self.level_channels[level] for level in (*self.attention_levels, -1)}
+        for channels in attended:
+            if channels % self.head_channels(channels):
+                raise ValueError(
+                    f"{channels} channels cannot be split into heads of "
+                    f"{self.head_channels(channels)}; choose another num_head_channels."
+                )
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of each resolution level, finest first."""
+        return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    @property
+    def embed_channels(self) -> int:
+        """Width of the time (and class) embedding."""
+        return 4 * self.model_channels
+
+    def head_channels(self, channels: int) -> int:
+        """Channels per attention head in a block of `channels` channels."""
+        if self.num_head_channels is None:
+            return channels // self.num_heads
+        return self.num_head_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetLayout(ADMLayout):
+    """The diffusion U-Net. `num_classes` rows of class embedding, None for no class input.
+
+    `null_class` is the row that stands for "no label" in a model trained with label dropout
+    (OpenAI's have none).
+    """
+
+    num_classes: int | None = None
+    null_class: int | None = None
+    image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        single, double = self.image_channels, 2 * self.image_channels
+        if self.in_channels not in (single, double) or self.out_channels not in (single, double):
+            raise ValueError(
+                f"A model of {single}-channel images takes {single} or {double} channels and gives "
+                f"{single} or {double}; these are {self.in_channels} and {self.out_channels}."
+            )
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the second half of the output channels is the variance."""
+        return self.out_channels == 2 * self.image_channels
+
+    @property
+    def upsampler(self) -> bool:
+        """Whether the input carries a low-resolution image beside x_t."""
+        return self.in_channels == 2 * self.image_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierLayout(ADMLayout):
+    """The half-U-Net classifier; `out_channels` is the number of classes."""
+
+    pool: str = "attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool not in POOLS:
+            raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}.")
+        if self.pool == "attention" and self.image_size is None:
+            raise ValueError("pool 'attention' needs image_size, the side of its input in pixels.")

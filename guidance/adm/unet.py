@@ -1,0 +1,90 @@
+"""The ADM diffusion U-Net (Dhariwal & Nichol 2021, section 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import (
+    AttentionBlock,
+    Builder,
+    Resample,
+    ResBlock,
+    Stage,
+    timestep_embedding,
+    upsample,
+    zeroed,
+)
+from .encoder import encoder_stages, middle_stage, time_embedding
+from .layout import UNetLayout
+
+
+class UNet(nn.Module):
+    """Predicts eps, and the variance channels when they are learned, from x_t and t.
+
+    `operations` is any namespace with torch.nn's Conv1d, Conv2d, Linear, GroupNorm, Embedding.
+    The network computes in the dtype of its input.
+    """
+
+    def __init__(
+        self, layout: UNetLayout, operations: Any = None, dtype: Any = None, device: Any = None
+    ):
+        super().__init__()
+        self.layout = layout
+        build = Builder(operations, dtype, device)
+        self.time_embed = time_embedding(layout, build)
+        if layout.num_classes is not None:
+            self.label_emb = build.embedding(layout.num_classes, layout.embed_channels)
+        self.input_blocks, skips = encoder_stages(layout, build)
+        self.middle_block = middle_stage(layout, build, skips[-1])
+        self.output_blocks = _decoder_stages(layout, build, skips)
+        self.out = nn.Sequential(
+            build.norm(layout.level_channels[0]),
+            nn.SiLU(),
+            zeroed(build.conv(layout.level_channels[0], layout.out_channels)),
+        )
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (B, in_channels, H, W), t (B,) in 0..999, y (B,) class rows -> (B, out_channels, H, W).
+
+        Raises ValueError when a class is given to an unconditional model, or none to a
+        conditional one.
+        """
+        if (y is None) != (self.layout.num_classes is None):
+            wants = "needs" if y is None else "takes no"
+            raise ValueError(f"This diffusion model {wants} class labels.")
+        emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
+        if y is not None:
+            emb = emb + self.label_emb(y).to(emb.dtype)
+        skips = []
+        for stage in self.input_blocks:
+            x = stage(x, emb)
+            skips.append(x)
+        x = self.middle_block(x, emb)
+        for stage in self.output_blocks:
+            x = stage(torch.cat([x, skips.pop()], dim=1), emb)
+        return self.out(x)
+
+
+def _decoder_stages(layout: UNetLayout, build: Builder, skips: list[int]) -> nn.ModuleList:
+    skips = list(skips)
+    channels = skips[-1]
+    stages = []
+    for level, width in reversed(list(enumerate(layout.level_channels))):
+        for index in range(layout.num_res_blocks + 1):
+            blocks: list[nn.Module] = [ResBlock(layout, build, channels + skips.pop(), width)]
+            channels = width
+            if level in layout.attention_levels:
+                blocks.append(AttentionBlock(layout, build, channels))
+            if level and index == layout.num_res_blocks:
+                blocks.append(_double(layout, build, channels))
+            stages.append(Stage(*blocks))
+    return nn.ModuleList(stages)
+
+
+def _double(layout: UNetLayout, build: Builder, channels: int) -> nn.Module:
+    if layout.resblock_updown:
+        return ResBlock(layout, build, channels, channels, upsample)
+    return Resample(build, channels, up=True)
