@@ -29,7 +29,11 @@ def main(arguments: list[str]) -> int:
     job, *rest = arguments
     make_venv()
     install(job)
-    return subprocess.call([venv_python(), ROOT / "scripts" / f"{job}.py", *rest], cwd=ROOT)
+    command = [str(venv_python()), str(ROOT / "scripts" / f"{job}.py"), *rest]
+    if os.name == "nt":
+        return subprocess.call(command)
+    # In our place, so that Ctrl-C and the exit status are the job's own.
+    os.execv(command[0], command)
 
 
 def venv_python() -> Path:
@@ -90,4 +94,7 @@ def pip(*arguments: str, output: int | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; run it again to go on.")

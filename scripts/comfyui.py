@@ -32,13 +32,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACK = "classifier-guidance"
 LEASH = Path(__file__).with_name("leash.py")
-HOW_TO_GET_ONE = "install one with `comfy install`, or name a checkout in COMFYUI_PATH"
+OLDEST_VERSION = (0, 19, 0)
 
 Progress = Callable[[str, int, int], None]  # (title of the node, steps done, steps in all)
 
 
 class ComfyUIError(Exception):
     """ComfyUI could not be found, started or used."""
+
+
+class NoComfyUI(ComfyUIError):
+    """There is no ComfyUI here that would do; the message says how to get one."""
 
 
 class WorkflowRejected(ComfyUIError):
@@ -72,22 +76,31 @@ class ComfyUI:
         return f"ComfyUI {self.version} at {tilde(self.path)} (from {self.found_by})"
 
 
-def find_comfyui() -> ComfyUI | None:
-    """The ComfyUI that COMFYUI_PATH names, else comfy-cli's workspace, else None.
+def find_comfyui() -> ComfyUI:
+    """The ComfyUI that COMFYUI_PATH names, else comfy-cli's workspace.
 
-    Raises ComfyUIError where COMFYUI_PATH names something that is not a ComfyUI.
+    Raises NoComfyUI where there is none or it is too old, and ComfyUIError where COMFYUI_PATH names
+    something else.
     """
     named = os.environ.get("COMFYUI_PATH")
     if named:
-        found = read_comfyui(Path(named).expanduser(), "COMFYUI_PATH")
-        if found is None:
+        comfyui = read_comfyui(Path(named).expanduser(), "COMFYUI_PATH")
+        if comfyui is None:
             raise ComfyUIError(
                 f"COMFYUI_PATH is {named!r}, where there is no main.py with comfyui_version.py; "
                 "name the folder of a ComfyUI checkout."
             )
-        return found
-    workspace = comfy_cli_workspace()
-    return read_comfyui(workspace, "comfy-cli") if workspace else None
+    else:
+        workspace = comfy_cli_workspace()
+        comfyui = read_comfyui(workspace, "comfy-cli") if workspace else None
+        if comfyui is None:
+            raise NoComfyUI(
+                "No ComfyUI found: get one with `comfy install`, or name a checkout in COMFYUI_PATH"
+            )
+    if version_numbers(comfyui.version) < OLDEST_VERSION:
+        oldest = ".".join(map(str, OLDEST_VERSION))
+        raise NoComfyUI(f"{comfyui} is too old: get {oldest} or later with `comfy update comfy`")
+    return comfyui
 
 
 def read_comfyui(path: Path, found_by: str) -> ComfyUI | None:
@@ -97,6 +110,11 @@ def read_comfyui(path: Path, found_by: str) -> ComfyUI | None:
         return None
     version = re.search(r"__version__\s*=\s*[\"']([^\"']+)", version_file.read_text("utf-8"))
     return ComfyUI(path.resolve(), version.group(1) if version else "unknown", found_by)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """ "0.33.0" as (0, 33, 0)."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def comfy_cli_workspace() -> Path | None:
@@ -373,6 +391,12 @@ def follow(process: subprocess.Popen, progress: Progress | None) -> dict:
         elif kind == "progress" and progress is not None:
             title = titles.get(event["node"], event["node"])
             progress(title, int(event["completed"]), int(event["total"]))
+        elif kind == "queued" and event.get("validation_warnings"):
+            # ComfyUI runs the valid branches and drops the others, which is no success.
+            node_errors = event["validation_warnings"]
+            raise WorkflowRejected(
+                f"Part of it is not valid: {json.dumps(node_errors)}", node_errors
+            )
         elif kind == "envelope":
             envelope = event
     return envelope
@@ -414,5 +438,6 @@ def tail(text: str, lines: int = 30) -> str:
 
 
 if __name__ == "__main__":
-    found = find_comfyui()
-    print(found.path if found else "")
+    # For run.py: the folder of the ComfyUI that would be used, or nothing.
+    with contextlib.suppress(NoComfyUI):
+        print(find_comfyui().path)

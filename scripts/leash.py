@@ -15,7 +15,8 @@ import threading
 
 def end_with_parent(child: subprocess.Popen) -> None:
     """Wait for the parent to let go of our standard input, then end the child's whole tree."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):
+        pass
     if sys.platform == "win32":
         subprocess.run(["taskkill", "/T", "/F", "/PID", str(child.pid)], capture_output=True)
     else:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def names_tests(argument: str) -> bool:
     """Whether a pytest argument is a file, a folder or a test in one."""
-    return not argument.startswith("-") and (ROOT / argument.split("::")[0]).exists()
+    return not argument.startswith("-") and Path(argument.split("::")[0]).exists()
 
 
 def main(arguments: list[str]) -> int:
     """Run pytest, over all of tests/ unless the arguments name some of it."""
+    os.chdir(ROOT)
     chosen = arguments if any(map(names_tests, arguments)) else ["tests", *arguments]
-    command = [sys.executable, "-m", "pytest", "-c", "tests/pytest.ini", "--durations=10"]
-    return subprocess.call(command + chosen, cwd=ROOT)
+    return pytest.main(["-c", "tests/pytest.ini", "--durations=10", *chosen])
 
 
 if __name__ == "__main__":
+    # Python put this folder first, and it has modules whose names others use, `test` for one.
+    sys.path.remove(str(Path(__file__).resolve().parent))
     sys.exit(main(sys.argv[1:]))

@@ -42,8 +42,10 @@ def load_module(name: str, file: Path):
 sys.meta_path.insert(0, OnePackage("guidance", ROOT / "guidance" / "__init__.py"))
 comfyui_tools = load_module("comfyui", ROOT / "scripts" / "comfyui.py")
 
-found_comfyui = comfyui_tools.find_comfyui()
-NO_COMFYUI = f"no ComfyUI found; {comfyui_tools.HOW_TO_GET_ONE}"
+try:
+    found_comfyui = comfyui_tools.find_comfyui()
+except comfyui_tools.NoComfyUI as reason:
+    found_comfyui, no_comfyui = None, str(reason)
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,7 @@ def root() -> Path:
 def comfyui():
     """The ComfyUI on this machine (path, version, found_by); skips where there is none."""
     if found_comfyui is None:
-        pytest.skip(NO_COMFYUI)
+        pytest.skip(no_comfyui)
     return found_comfyui
 
 
@@ -75,7 +77,7 @@ def pytest_terminal_summary(terminalreporter):
     """Say at the end, after pytest's own summary, which ComfyUI was used and what was skipped."""
     result = yield
     terminalreporter.section("what was tested")
-    terminalreporter.line(str(found_comfyui) if found_comfyui else NO_COMFYUI)
+    terminalreporter.line(str(found_comfyui) if found_comfyui else no_comfyui)
     reasons = Counter(skip_reason(report) for report in terminalreporter.stats.get("skipped", []))
     terminalreporter.line(f"{sum(reasons.values())} skipped")
     for reason, count in reasons.most_common():
