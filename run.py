@@ -74,7 +74,7 @@ def pip_install(name: str, arguments: list[str], files: list[Path] | None = None
     if stamp.exists() and stamp.read_text("utf-8") == wanted:
         return
     print("Installing", " ".join(arguments), "into", VENV, "...", flush=True)
-    if pip("install", *arguments) != 0:
+    if pip("install", "--disable-pip-version-check", *arguments) != 0:
         sys.exit("pip could not install this; its own words are above.")
     stamp.write_text(wanted, "utf-8")
 

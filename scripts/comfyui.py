@@ -1,12 +1,4 @@
-"""Find a ComfyUI on this machine, start one for this pack alone, and run workflows in it.
-
-comfy-cli does the finding, the launching and the running. `ComfyServer` is what the demo and the
-tests use:
-
-    with ComfyServer(find_comfyui()) as server:
-        run = server.run("example_workflows/classifier_guided_digits.json")
-        print(run.images, server.log)
-"""
+"""Find a ComfyUI on this machine. comfy-cli knows where it is."""
 
 from __future__ import annotations
 
@@ -15,26 +7,13 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import site
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PACK = "classifier-guidance"
-LEASH = Path(__file__).with_name("leash.py")
 OLDEST_VERSION = (0, 19, 0)
-
-Progress = Callable[[str, int, int], None]  # (title of the node, steps done, steps in all)
 
 
 class ComfyUIError(Exception):
@@ -43,25 +22,6 @@ class ComfyUIError(Exception):
 
 class NoComfyUI(ComfyUIError):
     """There is no ComfyUI here that would do; the message says how to get one."""
-
-
-class WorkflowRejected(ComfyUIError):
-    """A workflow did not pass validation. `node_errors` says what is wrong, node by node."""
-
-    def __init__(self, message: str, node_errors: Any = None):
-        super().__init__(message)
-        self.node_errors = node_errors
-
-
-class WorkflowFailed(ComfyUIError):
-    """A node raised while a workflow ran. `details` is what ComfyUI says about it."""
-
-    def __init__(self, message: str, details: dict | None = None):
-        super().__init__(message)
-        self.details = details or {}
-
-
-# ---------------------------------------------------------------------------------------- finding
 
 
 @dataclass(frozen=True)
@@ -113,7 +73,7 @@ def read_comfyui(path: Path, found_by: str) -> ComfyUI | None:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """ "0.33.0" as (0, 33, 0)."""
+    """The version "0.33.0" as (0, 33, 0)."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
@@ -146,275 +106,6 @@ def tilde(path: Path) -> str:
     return str(path)
 
 
-# ---------------------------------------------------------------------------------------- serving
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run of a workflow."""
-
-    prompt_id: str
-    outputs: dict[str, dict[str, list]]  # node id -> what the node showed, as in /history
-    images: list[Path] = field(default_factory=list)  # files saved under output/, in order
-
-
-class ComfyServer:
-    """A headless ComfyUI with this pack and no other, on a free loopback port.
-
-    It works in a temporary base directory (`base`, with input/, output/, models/), so neither the
-    user's ComfyUI folder nor a server they have running is touched.
-    """
-
-    def __init__(self, comfyui: ComfyUI, *, extra_arguments: tuple[str, ...] = ()):
-        self.comfyui = comfyui
-        self.extra_arguments = extra_arguments
-        self.port = 0
-        self._cleanup = contextlib.ExitStack()
-
-    @property
-    def url(self) -> str:
-        """Where the server listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> str:
-        """All that the server has written so far."""
-        return self._log_path.read_text("utf-8", errors="replace")
-
-    def __enter__(self) -> ComfyServer:
-        with contextlib.ExitStack() as cleanup:
-            folder = cleanup.enter_context(
-                # On Windows a file can stay locked a moment after its process has ended.
-                tempfile.TemporaryDirectory(prefix=f"{PACK}-", ignore_cleanup_errors=True)
-            )
-            self.base = make_base_directory(Path(folder).resolve() / "base")
-            self._home = self.base.parent / "home"
-            self._home.mkdir()
-            self._log_path = self.base.parent / "server.log"
-            self.port = free_port()
-            self._process = cleanup.enter_context(self._launched())
-            self._wait_until_ready()
-            self._cleanup = cleanup.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._cleanup.close()
-
-    @contextlib.contextmanager
-    def _launched(self) -> Iterator[subprocess.Popen]:
-        # In the foreground, as our own child: `launch --background` keeps one server per user on
-        # record, refuses while the user's own is running, and `comfy stop` ends the one on record.
-        command = comfy("--skip-prompt", f"--workspace={self.comfyui.path}", "launch", "--")
-        command += self._server_arguments()
-        with self._log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(LEASH), *command],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-            )
-        try:
-            yield process
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
-
-    def _server_arguments(self) -> list[str]:
-        arguments = ["--port", str(self.port), "--base-directory", str(self.base)]
-        arguments += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
-        arguments += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-        if not has_accelerator():
-            arguments.append("--cpu")
-        return arguments + list(self.extra_arguments)
-
-    def _environment(self) -> dict[str, str]:
-        return os.environ | {
-            "DO_NOT_TRACK": "1",
-            # comfy-cli starts the server with the Python of VIRTUAL_ENV, before the workspace's.
-            "VIRTUAL_ENV": sys.prefix,
-            # comfy-cli notes the last workspace and every run in the home directory. Those notes
-            # are the user's: ours go to a home of our own.
-            "HOME": str(self._home),
-            "USERPROFILE": str(self._home),
-            "PYTHONUSERBASE": site.getuserbase(),
-            # Not empty: comfy-cli then fetches no model knowledge from the network at launch.
-            "COMFY_KNOWLEDGE_FILE": os.devnull,
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONIOENCODING": "utf-8",
-        }
-
-    def _wait_until_ready(self, seconds: float = 300.0) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                raise ComfyUIError(f"{self.comfyui} ended while starting:\n{tail(self.log)}")
-            with contextlib.suppress(OSError):
-                self.request("/object_info")
-                return
-            time.sleep(0.25)
-        raise ComfyUIError(
-            f"{self.comfyui} did not answer within {seconds:.0f} s:\n{tail(self.log)}"
-        )
-
-    def request(self, path: str, body: Any = None, *, timeout: float = 60.0) -> tuple[int, Any]:
-        """GET `path`, or POST `body` to it as JSON; the status and the decoded answer.
-
-        For what `run` does not show, e.g. the server's own words on a prompt that it rejects.
-        """
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data=data, headers={"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return response.status, decoded(response.read())
-        except urllib.error.HTTPError as error:
-            return error.code, decoded(error.read())
-
-    def run(
-        self,
-        workflow: dict | str | Path,
-        *,
-        progress: Progress | None = None,
-        silence_seconds: int = 600,
-    ) -> Run:
-        """Run a workflow, saved by the page or in API form, to its end.
-
-        Raises WorkflowRejected or WorkflowFailed, or ComfyUIError where the server says nothing
-        for `silence_seconds`.
-        """
-        path = Path(workflow) if isinstance(workflow, (str, Path)) else self._written(workflow)
-        command = comfy("--skip-prompt", "run", "--workflow", str(path), "--wait", "--json")
-        command += ["--where", "local", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--timeout", str(silence_seconds)]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=self._environment(),
-        )
-        with process:
-            try:
-                envelope = follow(process, progress)
-            except BaseException:
-                process.kill()
-                raise
-            said = process.stderr.read() if process.stderr else ""
-        if not envelope.get("ok"):
-            raise run_error(envelope, said)
-        return self._finished(envelope["data"]["prompt_id"])
-
-    def _written(self, workflow: dict) -> Path:
-        path = self.base.parent / "workflow.json"
-        path.write_text(json.dumps(workflow), "utf-8")
-        return path
-
-    def _finished(self, prompt_id: str) -> Run:
-        # The history also has what cached nodes show, and text, which comfy-cli leaves out.
-        _, history = self.request(f"/history/{prompt_id}")
-        outputs = history[prompt_id]["outputs"]
-        images = [
-            self.base / "output" / image["subfolder"] / image["filename"]
-            for shown in outputs.values()
-            for image in shown.get("images", [])
-            if image.get("type") == "output"
-        ]
-        return Run(prompt_id, outputs, images)
-
-
-def make_base_directory(base: Path) -> Path:
-    """A base directory for ComfyUI in which this pack and its demo models are at hand."""
-    for name in ("input", "output", "temp", "user", "custom_nodes"):
-        (base / name).mkdir(parents=True)
-    link_folder(base / "custom_nodes" / PACK, ROOT)
-    for model in (ROOT / "models").glob("*/*.safetensors"):
-        # File by file: what a test saves beside them must not land in the repository.
-        link_file(base / "models" / model.parent.name / model.name, model)
-    return base
-
-
-def link_folder(link: Path, target: Path) -> None:
-    """Make `link` lead to the folder `target`."""
-    try:
-        link.symlink_to(target, target_is_directory=True)
-    except OSError:
-        # Windows gives symbolic links to few users, junctions to all.
-        subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True)
-
-
-def link_file(link: Path, target: Path) -> None:
-    """Make `link` lead to the file `target`, by a copy where links are not allowed."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(target)
-    except OSError:
-        shutil.copyfile(target, link)
-
-
-def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def has_accelerator() -> bool:
-    """Whether torch sees something faster than the CPU here."""
-    import torch
-
-    xpu = getattr(torch, "xpu", None)
-    return (
-        torch.cuda.is_available()
-        or torch.backends.mps.is_available()
-        or (xpu is not None and xpu.is_available())
-    )
-
-
-# ------------------------------------------------------------------------- reading comfy-cli
-
-
-def follow(process: subprocess.Popen, progress: Progress | None) -> dict:
-    """Pass a `comfy run --json` stream's progress on, and return its closing envelope."""
-    titles: dict[str, str] = {}
-    envelope: dict = {}
-    assert process.stdout is not None
-    for line in process.stdout:
-        event = decoded(line)
-        kind = event.get("type") if isinstance(event, dict) else None
-        if kind == "executing":
-            titles[event["node"]] = event["title"]
-        elif kind == "progress" and progress is not None:
-            title = titles.get(event["node"], event["node"])
-            progress(title, int(event["completed"]), int(event["total"]))
-        elif kind == "queued" and event.get("validation_warnings"):
-            # ComfyUI runs the valid branches and drops the others, which is no success.
-            node_errors = event["validation_warnings"]
-            raise WorkflowRejected(
-                f"Part of it is not valid: {json.dumps(node_errors)}", node_errors
-            )
-        elif kind == "envelope":
-            envelope = event
-    return envelope
-
-
-def run_error(envelope: dict, said: str) -> ComfyUIError:
-    """The exception for a `comfy run` that did not succeed."""
-    error = envelope.get("error") or {}
-    details = error.get("details") or {}
-    message = error.get("message") or f"comfy run ended without a result: {tail(said)}"
-    if "node_errors" in details or "errors" in details:
-        node_errors = details.get("node_errors") or details.get("errors")
-        return WorkflowRejected(f"{message}: {json.dumps(node_errors)}", node_errors)
-    if error.get("code") and envelope.get("error"):
-        return WorkflowFailed(message, details)
-    return ComfyUIError(message)
-
-
 def last_json_line(text: str) -> dict:
     """The last line of `text` that is a JSON object, or an empty one."""
     for line in reversed(text.splitlines()):
@@ -439,5 +130,9 @@ def tail(text: str, lines: int = 30) -> str:
 
 if __name__ == "__main__":
     # For run.py: the folder of the ComfyUI that would be used, or nothing.
-    with contextlib.suppress(NoComfyUI):
+    try:
         print(find_comfyui().path)
+    except NoComfyUI:
+        pass
+    except ComfyUIError as error:
+        sys.exit(f"error: {error}")

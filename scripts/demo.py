@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from comfyui import ComfyServer, ComfyUI, ComfyUIError, NoComfyUI, find_comfyui, tilde
+from comfy_server import ComfyServer
+from comfyui import ComfyUI, ComfyUIError, NoComfyUI, find_comfyui, tilde
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "example_workflows" / "classifier_guided_digits.json"
@@ -31,11 +32,10 @@ ENLARGE = 2
 LABEL, SCALE = 0, 1  # ClassifierGuidance
 SEED, AFTER_GENERATE, STEPS = 0, 1, 2  # KSampler
 
-sys.path.append(str(ROOT))  # for `guidance`; last, because nodes/ is a common name
-
 
 def main() -> int:
     """Run the demo and return its exit status."""
+    sys.path.append(str(ROOT))  # for `guidance`; last, because nodes/ is a common name
     template = json.loads(TEMPLATE.read_text("utf-8"))
     labels = [int(label) for label in widgets(template, "ClassifierGuidance")[LABEL].split(",")]
     try:

@@ -18,34 +18,31 @@ ROOT = TESTS.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not in (ROOT, TESTS)]
 
 
-class OnePackage(importlib.abc.MetaPathFinder):
-    """Finds one package in a folder that is not on sys.path."""
+# What tests import from the repository all the same.
+MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
+for name in ("comfyui", "comfy_run", "comfy_server", "demo"):
+    MODULES[name] = ROOT / "scripts" / f"{name}.py"
 
-    def __init__(self, name: str, file: Path):
-        self.name, self.file = name, file
+
+class RepositoryModules(importlib.abc.MetaPathFinder):
+    """Finds these modules, in folders that are not on sys.path."""
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != self.name:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.file)
+        """The module's place, for the names above."""
+        file = MODULES.get(fullname)
+        return file and importlib.util.spec_from_file_location(fullname, file)
 
 
-def load_module(name: str, file: Path):
-    """Import `file` as the module `name`, whatever sys.path says."""
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+sys.meta_path.insert(0, RepositoryModules())
 
-
-sys.meta_path.insert(0, OnePackage("guidance", ROOT / "guidance" / "__init__.py"))
-comfyui_tools = load_module("comfyui", ROOT / "scripts" / "comfyui.py")
+import comfyui as finder  # noqa: E402 (found by the line above)
 
 try:
-    found_comfyui = comfyui_tools.find_comfyui()
-except comfyui_tools.NoComfyUI as reason:
+    found_comfyui = finder.find_comfyui()
+except finder.NoComfyUI as reason:
     found_comfyui, no_comfyui = None, str(reason)
+except finder.ComfyUIError as error:
+    raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +65,9 @@ def server(comfyui):
 
     One for all tests, in a base directory of its own (`server.base`).
     """
-    with comfyui_tools.ComfyServer(comfyui) as running:
+    from comfy_server import ComfyServer
+
+    with ComfyServer(comfyui) as running:
         yield running
 
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from comfyui import WorkflowFailed, WorkflowRejected
+from comfy_run import WorkflowFailed, WorkflowRejected
 
 
 def white(size=16, count=2):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+import comfy_run
 import comfyui as tools
 
 
@@ -82,6 +83,6 @@ def test_run_error_tells_rejected_from_failed():
         "error": {"code": "prompt_rejected", "message": "m", "details": {"node_errors": []}}
     }
     failed = {"error": {"code": "execution_error", "message": "m", "details": {"node_id": "1"}}}
-    assert isinstance(tools.run_error(rejected, ""), tools.WorkflowRejected)
-    assert isinstance(tools.run_error(failed, ""), tools.WorkflowFailed)
-    assert "no envelope" in str(tools.run_error({}, "no envelope"))
+    assert isinstance(comfy_run.run_error(rejected, ""), comfy_run.WorkflowRejected)
+    assert isinstance(comfy_run.run_error(failed, ""), comfy_run.WorkflowFailed)
+    assert "no envelope" in str(comfy_run.run_error({}, "no envelope"))
