@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -89,25 +88,25 @@ def sample_embedded(template: dict, labels: list[int]) -> np.ndarray:
     from guidance.__main__ import main as guidance_command
 
     count = len(SEEDS) * len(labels)
-    with tempfile.TemporaryDirectory() as folder:
-        samples = Path(folder) / "samples.npz"
-        arguments = {
-            "model": MODEL,
-            "classifier": CLASSIFIER,
-            "label": ",".join(map(str, labels)),
-            "scale": widgets(template, "ClassifierGuidance")[SCALE],
-            "method": "ddim",
-            "respacing": "ddim50",
-            "num-samples": count,
-            "batch-size": count,
-            "seed": SEEDS[0],
-            "output": samples,
-        }
-        command = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-        if guidance_command(["sample", *command]) != 0:
-            raise ValueError("the sampler ended with the error above")
-        with np.load(samples) as saved:
-            return saved["arr_0"]
+    samples = GRID.with_suffix(".npz")
+    samples.parent.mkdir(exist_ok=True)
+    arguments = {
+        "model": MODEL,
+        "classifier": CLASSIFIER,
+        "label": ",".join(map(str, labels)),
+        "scale": widgets(template, "ClassifierGuidance")[SCALE],
+        "method": "ddim",
+        "respacing": "ddim50",
+        "num-samples": count,
+        "batch-size": count,
+        "seed": SEEDS[0],
+        "output": samples,
+    }
+    command = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    if guidance_command(["sample", *command]) != 0:
+        raise ValueError("the sampler ended with the error above.")
+    with np.load(samples) as saved:
+        return saved["arr_0"]
 
 
 def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
