@@ -93,7 +93,9 @@ class ResBlock(nn.Module):
             nn.Dropout(layout.dropout),
             zeroed(build.conv(outputs, outputs)),
         )
-        self.skip_connection = nn.Identity() if inputs == outputs else build.conv(inputs, outputs, 1)
+        self.skip_connection = (
+            nn.Identity() if inputs == outputs else build.conv(inputs, outputs, 1)
+        )
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         norm, act, conv = self.in_layers

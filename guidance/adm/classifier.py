@@ -77,7 +77,9 @@ class AttentionPool(nn.Module):
     Only that query's output is used, so only that query is computed.
     """
 
-    def __init__(self, build: Builder, tokens: int, channels: int, head_channels: int, classes: int):
+    def __init__(
+        self, build: Builder, tokens: int, channels: int, head_channels: int, classes: int
+    ):
         super().__init__()
         self.head_channels = head_channels
         self.positional_embedding = build.parameter(channels, tokens + 1)

@@ -1,0 +1,209 @@
+"""The only room that opens model files: detect, describe, load strictly, save.
+
+Files: `.safetensors`, and `.pt` / `.pth` read with `weights_only=True`. The pack's own files
+hold everything in their metadata; OpenAI's are recognised from their tensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .adm import ADMLayout, ClassifierLayout, HalfUNet, UNet, UNetLayout
+from .adm.detect import detect_layout, released_schedule
+from .files import replaced
+from .noise import SCHEDULE_NAMES
+
+METADATA_KEY = "classifier_guidance"
+SUFFIXES = (".safetensors", ".pt", ".pth")
+KINDS: dict[str, Any] = {"classifier": ClassifierLayout, "diffusion": UNetLayout}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class CheckpointError(ValueError):
+    """A model file that cannot be used; the message says which, why, and what would do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a file holds: everything but the weights."""
+
+    kind: str
+    layout: ADMLayout
+    noise_schedule: str
+    labels: tuple[str, ...] | None = None
+    space: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    source: str = "tensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model file, read: its description and its tensors."""
+
+    path: Path
+    description: Description
+    tensors: dict[str, Tensor]
+
+    def network(self, operations: Any = None, dtype: torch.dtype | None = None) -> Any:
+        """The network with the file's weights, frozen, in eval mode; strict about its keys."""
+        build = HalfUNet if self.description.kind == "classifier" else UNet
+        # on the meta device and then assigned: the weights are never allocated twice
+        network = build(self.description.layout, operations, device="meta")  # type: ignore[arg-type]
+        tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
+        self._check(network.state_dict(), tensors)
+        network.load_state_dict(tensors, strict=True, assign=True)
+        return network.eval().requires_grad_(False)
+
+    def _check(self, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+        wrong = sorted(wanted.keys() ^ found.keys())
+        wrong += [
+            k for k in sorted(wanted.keys() & found.keys()) if wanted[k].shape != found[k].shape
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{self.path.name} does not fit the {self.description.kind} network it was taken "
+                f"for: {len(wrong)} tensors are missing, extra or of another shape, first "
+                f"{wrong[0]!r}. Use a file made for this pack, or guided-diffusion's own."
+            )
+
+
+def read_checkpoint(
+    path: str | Path, kind: str | None = None, noise_schedule: str = "auto"
+) -> Checkpoint:
+    """Reads the file and finds out what it is.
+
+    `kind` "classifier" or "diffusion" refuses the other; `noise_schedule` other than "auto"
+    overrides what the file or the rule says. Raises CheckpointError with one sentence.
+    """
+    path = Path(path)
+    tensors, metadata = _read_tensors(path)
+    description = _describe(path, tensors, metadata)
+    if kind is not None and description.kind != kind:
+        node = {"classifier": "a noisy classifier", "diffusion": "an ADM diffusion model"}
+        raise CheckpointError(
+            f"{path.name} is {node[description.kind]}, not {node[kind]}; "
+            f"choose {node[kind]} here, and load this file with the other loader."
+        )
+    if noise_schedule != "auto":
+        if noise_schedule not in SCHEDULE_NAMES:
+            raise CheckpointError(
+                f"noise_schedule is {noise_schedule!r}; expected auto, {', '.join(SCHEDULE_NAMES)}."
+            )
+        description = Description(**{**_shallow(description), "noise_schedule": noise_schedule})
+    return Checkpoint(path, description, tensors)
+
+
+def save_checkpoint(
+    path: str | Path, tensors: dict[str, Tensor], description: Description, dtype: str | None = None
+) -> None:
+    """Writes a .safetensors file whose metadata holds the description; atomic.
+
+    dtype "fp32", "bf16" or "fp16" converts the tensors; None keeps them.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise CheckpointError(f"The output is {path}; its name must end in .safetensors.")
+    target = DTYPES[dtype] if dtype else None
+    saved = {k: v.detach().to("cpu", target).contiguous() for k, v in tensors.items()}
+    with replaced(path) as temporary:
+        save_file(saved, temporary, {METADATA_KEY: _to_json(description)})
+
+
+def _to_json(description: Description) -> str:
+    values = _shallow(description)
+    values["layout"] = asdict(description.layout)
+    del values["source"]
+    return json.dumps({"format": 1, **values})
+
+
+def _shallow(description: Description) -> dict[str, Any]:
+    return {name: getattr(description, name) for name in description.__dataclass_fields__}
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist or is not a file; choose an existing model file."
+        )
+    if path.suffix not in SUFFIXES:
+        raise CheckpointError(f"{path.name} is not one of {', '.join(SUFFIXES)}.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_pickle(path), {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            keys = list(file.keys())
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path.name} is not a whole safetensors file ({error}); download or copy it again."
+        ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds more than tensors (it may run code when opened), so it was not "
+            "opened; get it as .safetensors or from its original source."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path.name} is not a whole torch file ({type(error).__name__}); download it again."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path.name} is not a plain dictionary of tensors (a state dict).")
+    return content
+
+
+def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Description:
+    if METADATA_KEY in metadata:
+        return _from_metadata(path, metadata[METADATA_KEY])
+    layout = detect_layout({key: tuple(value.shape) for key, value in tensors.items()})
+    if layout is None:
+        raise CheckpointError(
+            f"{path.name} is neither an ADM diffusion model nor an ADM classifier "
+            "(guided-diffusion's tensor names were not found in it)."
+        )
+    kind = "classifier" if isinstance(layout, ClassifierLayout) else "diffusion"
+    space = "rgb" if layout.in_channels in (3, 6) else None
+    schedule = released_schedule(layout)
+    return Description(kind=kind, layout=layout, noise_schedule=schedule, space=space)
+
+
+def _from_metadata(path: Path, text: str) -> Description:
+    try:
+        values = json.loads(text)
+        kind = values["kind"]
+        names = KINDS[kind].__dataclass_fields__
+        layout = {k: _hashable(v) for k, v in values["layout"].items() if k in names}
+        return Description(
+            kind=kind,
+            layout=KINDS[kind](**layout),
+            noise_schedule=values["noise_schedule"],
+            labels=tuple(values["labels"]) if values.get("labels") else None,
+            space=values.get("space"),
+            training=values.get("training") or {},
+            source="metadata",
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"The description inside {path.name} cannot be used ({error}); "
+            "save the model again with this pack."
+        ) from error
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

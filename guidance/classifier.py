@@ -1,0 +1,148 @@
+"""A classifier of noisy images, p(y | x_t, t), seen from a sampler's coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .labels import class_names
+from .noise import NoiseSchedule, per_image, vp_scale
+
+# fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
+FP16_LOSS_SCALE = 1024.0
+
+
+class NoisyClassifier:
+    """`network(x_vp, t) -> logits` with its noise schedule, the names of its classes, its space.
+
+    `network` is any torch module in the ADM convention: x_vp (B, C, H, W) variance preserving,
+    t (B,) float timesteps that may be fractional, logits (B, classes). `noise_schedule` is
+    "linear", "cosine" or a 1-D tensor of alpha_bar. `space` is "rgb" or a latent format's name;
+    None means that it is not checked against the model.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        noise_schedule: str | Tensor | NoiseSchedule,
+        labels: Sequence[str] | None = None,
+        space: str | None = None,
+    ):
+        if not isinstance(noise_schedule, NoiseSchedule):
+            noise_schedule = NoiseSchedule(noise_schedule)
+        self.schedule: NoiseSchedule = noise_schedule
+        self.network = network
+        self.labels = tuple(labels) if labels is not None else None
+        self.space = space
+
+    def with_network(self, network: nn.Module) -> NoisyClassifier:
+        """The same classifier computed by another copy of its network."""
+        return NoisyClassifier(network, self.schedule, self.labels, self.space)
+
+    @property
+    def layout(self) -> Any:
+        """The network's ADM layout, or None for other networks."""
+        return getattr(self.network, "layout", None)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, where the network or the labels tell it."""
+        if self.labels is not None:
+            return len(self.labels)
+        return self.layout.out_channels if self.layout is not None else None
+
+    @property
+    def channels(self) -> int | None:
+        """Input channels, where the network tells them."""
+        return self.layout.in_channels if self.layout is not None else None
+
+    def name(self, index: int) -> str:
+        """What class `index` is called; its number where it has no name."""
+        names = class_names(self.num_classes or 0, self.labels)
+        return names[index] if names else str(index)
+
+    @torch.no_grad()
+    def log_probs(self, x: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0) -> Tensor:
+        """log p(y | x) of every class, (B, classes), at least fp32.
+
+        x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,).
+        """
+        return self._log_probs(x, *_levels(x, sigma, alpha))
+
+    def gradient(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        label: Tensor | int,
+        alpha: Tensor | float = 1.0,
+    ) -> Tensor:
+        """grad_x log p(label | x), of x's shape and dtype, in the sampler's own coordinates.
+
+        Arguments as for `log_probs`; label is an int or LongTensor (B,). Works inside
+        torch.inference_mode and under no_grad. Raises ValueError for a label that is not a class
+        or does not fit the batch (Dhariwal & Nichol 2021, algorithm 1 and 2).
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            use_ordinary_weights(self.network)
+            # a clone made here is an ordinary tensor, whatever mode x was made in
+            x_in = x.detach().clone().requires_grad_(True)
+            log_probs = self._log_probs(x_in, *_levels(x_in, sigma, alpha))
+            chosen = log_probs.gather(1, self._label_column(label, log_probs)).sum()
+            scale = FP16_LOSS_SCALE if _dtype(self.network, x) == torch.float16 else 1.0
+            (gradient,) = torch.autograd.grad(chosen * scale, x_in)
+        return gradient if scale == 1.0 else (gradient.float() / scale).to(x.dtype)
+
+    def _log_probs(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
+        dtype = _dtype(self.network, x)
+        x_vp = x / per_image(vp_scale(sigma, alpha), x)
+        t = self.schedule.timestep(sigma / alpha).to(torch.promote_types(dtype, torch.float32))
+        logits = self.network(x_vp.to(dtype), t)
+        # in fp16 the gradients of unlikely classes underflow to exactly zero
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+    def _label_column(self, label: Tensor | int, log_probs: Tensor) -> Tensor:
+        batch, classes = log_probs.shape
+        index = torch.as_tensor(label, dtype=torch.long).clone()
+        if index.ndim > 1 or (index.ndim == 1 and len(index) not in (1, batch)):
+            raise ValueError(
+                f"label has shape {tuple(index.shape)}; expected one, or {batch} of them."
+            )
+        # labels that sit on a GPU were checked when they were parsed: looking would stall the step
+        if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
+            raise ValueError(
+                f"label is {index.tolist()}, but the classes go from 0 to {classes - 1}."
+            )
+        return index.to(log_probs.device).expand(batch)[:, None]
+
+
+def use_ordinary_weights(network: nn.Module) -> None:
+    """Replaces weights that were made or moved in inference mode by ordinary copies.
+
+    torch cannot save inference tensors for backward, and ComfyUI loads, moves and reloads models
+    inside inference mode. One copy at a time, and only after such a move. Call it outside
+    inference mode.
+    """
+    for module in network.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.is_inference():
+                module._parameters[name] = nn.Parameter(weight.clone(), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()
+
+
+def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
+    floats = (p.dtype for p in network.parameters() if p.is_floating_point())
+    return next(floats, x.dtype)
+
+
+def _levels(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
+    """sigma, alpha as (B,) on x's device; float64 where the device has it, for exact timesteps."""
+    exact = torch.float32 if x.device.type == "mps" else torch.float64
+    batch = len(x)
+    # clone: a sampler's sigma may be an inference tensor
+    tensors = (torch.as_tensor(level).clone().to(x.device, exact) for level in levels)
+    return tuple(level.reshape(-1).expand(batch) for level in tensors)

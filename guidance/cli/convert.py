@@ -1,0 +1,24 @@
+"""python -m guidance convert"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..checkpoint import DTYPES, read_checkpoint, save_checkpoint
+
+HELP = "turn a .pt file into .safetensors that says what it holds"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a .pt, .pth or .safetensors file")
+    parser.add_argument("target", help="the .safetensors file to write")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: as in the source")
+    parser.add_argument("--noise-schedule", choices=("auto", "linear", "cosine"), default="auto")
+
+
+def run(args: argparse.Namespace) -> None:
+    checkpoint = read_checkpoint(args.source, noise_schedule=args.noise_schedule)
+    checkpoint.network()  # a file that does not fit its network is refused here, not at use
+    save_checkpoint(args.target, checkpoint.tensors, checkpoint.description, args.dtype)
+    about = checkpoint.description
+    print(f"{args.target}: {about.kind}, noise schedule {about.noise_schedule}")

@@ -1,0 +1,83 @@
+"""python -m guidance evaluate"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..evaluation import Score, judge_samples
+from ..files import replaced
+from ..generation import Job, generate, with_scales
+from ..loading import load_classifier
+from . import options
+from .sample import add_sampling, load_models, sampling_options
+
+HELP = "judge how well samples follow their class over a range of scales"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_sampling(parser)
+    parser.set_defaults(model=None)
+    for action in parser._actions:
+        if action.dest == "model":
+            action.required = False
+    parser.add_argument("--judge", required=True, help="classifier of clean images")
+    parser.add_argument("--samples", nargs="*", default=[], help=".npz files to judge as they are")
+    scales = options.numbers("0,1,2,4,8")
+    parser.add_argument("--scales", type=options.numbers, default=scales, help="of the classifier")
+    parser.add_argument("--cfg-scales", type=options.numbers, default=scales, help="of CFG")
+    parser.add_argument("--num-samples", type=int, default=500)
+    parser.add_argument("--output", help="also write the rows to this .json file")
+
+
+def run(args: argparse.Namespace) -> None:
+    if not args.model and not args.samples:
+        raise ValueError("evaluate needs --model to draw from, or --samples to judge.")
+    options.set_threads(args)
+    judge = load_classifier(args.judge)
+    rows = [_judge_file(judge, file) for file in args.samples]
+    if args.model:
+        rows += _judge_scales(args, judge)
+    print(table(rows))
+    if args.output:
+        with replaced(args.output) as temporary:
+            temporary.write_text(json.dumps(rows, indent=1))
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| guidance | scale | judge accuracy | diversity |", "|---|---|---|---|"]
+    for row in rows:
+        scale = "" if row["scale"] is None else f"{row['scale']:g}"
+        lines.append(
+            f"| {row['guidance']} | {scale} | {row['accuracy']:.3f} | {row['diversity']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _row(guidance: str, scale: float | None, score: Score) -> dict:
+    return {"guidance": guidance, "scale": scale, **vars(score)}
+
+
+def _judge_file(judge, file: str) -> dict:
+    with np.load(file, allow_pickle=False) as arrays:
+        return _row(Path(file).name, None, judge_samples(judge, arrays["arr_0"], arrays["arr_1"]))
+
+
+def _judge_scales(args: argparse.Namespace, judge) -> list[dict]:
+    model, classifier = load_models(args)
+    job = Job(num_samples=args.num_samples, label="all", **sampling_options(args))
+    runs = []
+    if classifier is not None:
+        cfg = 0.0 if model.layout.null_class is not None else 1.0
+        runs += [("classifier", scale, with_scales(job, scale, cfg)) for scale in args.scales]
+    if model.layout.null_class is not None:
+        runs += [("CFG", cfg, with_scales(job, 0.0, cfg)) for cfg in args.cfg_scales]
+    rows = []
+    for guidance, scale, what in runs:
+        drawn = generate(model, classifier, what, args.image_size, f"{guidance} {scale:g}")
+        rows.append(_row(guidance, scale, judge_samples(judge, *drawn)))
+    return rows

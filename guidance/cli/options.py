@@ -1,0 +1,81 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """ "1,2,2.5" -> (1.0, 2.0, 2.5)."""
+    return tuple(float(part) for part in text.split(",") if part.strip())
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """ "1,2" -> (1, 2)."""
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def device(name: str | None = None) -> torch.device:
+    """The named device, else the accelerator if torch sees one, else the CPU."""
+    if name:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, mps, ...; default: the fastest there is")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
+def add_network(parser: argparse.ArgumentParser, channels: int, mult: str) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--channels", type=int, default=channels, help="width of the finest level")
+    group.add_argument("--channel-mult", type=numbers, default=numbers(mult), help="width factors")
+    group.add_argument("--res-blocks", type=int, default=1, help="residual blocks per level")
+    group.add_argument("--attention-levels", type=integers, default=(2,), help="0 is full size")
+    group.add_argument("--head-channels", type=int, default=32, help="channels per head")
+    group.add_argument("--dropout", type=float, default=0.0)
+
+
+def network_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The part of a layout that `add_network` asked for."""
+    return {
+        "model_channels": args.channels,
+        "channel_mult": args.channel_mult,
+        "num_res_blocks": args.res_blocks,
+        "attention_levels": args.attention_levels,
+        "num_head_channels": args.head_channels,
+        "dropout": args.dropout,
+    }
+
+
+def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> None:
+    parser.add_argument(
+        "--data", required=True, help=".npz (arr_0, arr_1) or folder of class folders"
+    )
+    parser.add_argument("--output", required=True, help="the .safetensors file to write")
+    parser.add_argument("--image-size", type=int, help="side in pixels; needed for folders")
+    parser.add_argument("--noise-schedule", choices=("linear", "cosine"), default="linear")
+    parser.add_argument("--save-dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--steps", type=int, default=steps)
+    group.add_argument("--batch-size", type=int, default=64)
+    group.add_argument("--lr", type=float, default=3e-4)
+    group.add_argument("--weight-decay", type=float, default=decay)
+    group.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--shift", type=int, default=0, help="random moves by up to this many pixels"
+    )
+    group.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
+    add_device(parser)

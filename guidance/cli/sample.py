@@ -1,0 +1,90 @@
+"""python -m guidance sample"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..generation import Job, generate
+from ..images import check_output, save_samples
+from ..loading import load_adm, load_classifier
+from ..sampling import METHODS
+from . import options
+
+HELP = "draw images with classifier guidance, classifier-free guidance, or both"
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options that `evaluate` has too."""
+    parser.add_argument("--model", required=True, help="ADM diffusion model (.safetensors, .pt)")
+    parser.add_argument("--classifier", help="noisy classifier to follow")
+    parser.add_argument("--method", choices=METHODS, default="ddim")
+    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
+    parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's")
+    parser.add_argument("--no-clip", action="store_true", help="do not clip x0 to [-1, 1]")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
+    schedules = ("auto", "linear", "cosine")
+    parser.add_argument("--noise-schedule", choices=schedules, default="auto", help="the model's")
+    parser.add_argument("--classifier-schedule", choices=schedules, default="auto")
+    options.add_device(parser)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_sampling(parser)
+    parser.add_argument("--output", required=True, help=".png (a grid) or .npz (arr_0, arr_1)")
+    parser.add_argument("--label", default="random", help="index, name, list of them, random, all")
+    parser.add_argument("--scale", type=float, default=1.0, help="classifier guidance")
+    parser.add_argument(
+        "--cfg",
+        type=float,
+        help="classifier-free guidance: 0 unconditional, 1 conditional, above: stronger; "
+        "left out: 0 with a classifier if the model can, else 1",
+    )
+    parser.add_argument("--num-samples", type=int, default=50)
+    parser.add_argument("--columns", type=int, help="images in a row of the grid")
+
+
+def run(args: argparse.Namespace) -> None:
+    check_output(args.output)
+    options.set_threads(args)
+    model, classifier = load_models(args)
+    job = Job(
+        num_samples=args.num_samples,
+        label=args.label,
+        scale=args.scale,
+        cfg=_cfg(args.cfg, model, classifier),
+        **sampling_options(args),
+    )
+    images, labels = generate(model, classifier, job, args.image_size)
+    save_samples(args.output, images, labels, args.columns)
+    print(f"{args.output}: {len(images)} images of {images.shape[2]}x{images.shape[1]}")
+
+
+def load_models(args: argparse.Namespace):
+    """The diffusion model, and the classifier or None."""
+    where = {"dtype": args.dtype, "device": options.device(args.device)}
+    model = load_adm(args.model, noise_schedule=args.noise_schedule, **where)
+    if args.classifier is None:
+        return model, None
+    schedule = args.classifier_schedule
+    return model, load_classifier(args.classifier, noise_schedule=schedule, **where)
+
+
+def sampling_options(args: argparse.Namespace) -> dict:
+    """What of a Job `add_sampling` asked for."""
+    return {
+        "batch_size": args.batch_size,
+        "method": args.method,
+        "eta": args.eta,
+        "respacing": args.respacing,
+        "seed": args.seed,
+        "clip_denoised": not args.no_clip,
+    }
+
+
+def _cfg(cfg: float | None, model, classifier) -> float:
+    if cfg is not None:
+        return cfg
+    return 0.0 if classifier is not None and model.layout.null_class is not None else 1.0

@@ -1,0 +1,83 @@
+"""python -m guidance train-diffusion"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from ..adm import UNetLayout
+from ..checkpoint import Description, save_checkpoint
+from ..noise import NoiseSchedule
+from ..training.data import LabelledImages, load_images
+from ..training.loop import Recipe
+from ..training.train_diffusion import train_diffusion
+from . import options
+
+HELP = "train a diffusion model, with label dropout so that CFG works"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    options.add_training(parser, steps=20_000, decay=0.0)
+    options.add_network(parser, channels=32, mult="1,2,3,3")
+    parser.add_argument("--unconditional", action="store_true", help="learn without labels")
+    parser.add_argument("--p-uncond", type=float, default=0.1, help="share of labels dropped")
+    parser.add_argument("--fixed-variance", action="store_true", help="do not learn the variance")
+
+
+def run(args: argparse.Namespace) -> None:
+    options.set_threads(args)
+    data = load_images(args.data, args.image_size)
+    recipe = Recipe(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        weight_decay=args.weight_decay,
+        ema=args.ema,
+        seed=args.seed,
+        bf16=args.bf16,
+    )
+    layout = _layout(args, data)
+    started = time.monotonic()
+    network, losses = train_diffusion(
+        data,
+        layout,
+        NoiseSchedule(args.noise_schedule),
+        recipe,
+        p_uncond=args.p_uncond,
+        shift=args.shift,
+        device=str(options.device(args.device)),
+    )
+    training = {
+        "images": len(data),
+        "steps": args.steps,
+        "batch_size": args.batch_size,
+        "p_uncond": args.p_uncond,
+        "seed": args.seed,
+        "seconds": round(time.monotonic() - started),
+        "loss": sum(losses[-200:]) / len(losses[-200:]),
+    }
+    description = Description(
+        kind="diffusion",
+        layout=layout,
+        noise_schedule=args.noise_schedule,
+        labels=None if args.unconditional else data.names,
+        space="rgb",
+        training=training,
+    )
+    save_checkpoint(args.output, network.state_dict(), description, args.save_dtype)
+    print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
+
+
+def _layout(args: argparse.Namespace, data: LabelledImages) -> UNetLayout:
+    channels, size = data.images.shape[1], data.images.shape[-1]
+    classes = None if args.unconditional else len(data.names)
+    null_class = classes if classes and args.p_uncond > 0 else None
+    return UNetLayout(
+        **options.network_options(args),
+        in_channels=channels,
+        image_channels=channels,
+        out_channels=channels if args.fixed_variance else 2 * channels,
+        image_size=size,
+        num_classes=classes if null_class is None else null_class + 1,
+        null_class=null_class,
+    )

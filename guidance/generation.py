@@ -1,0 +1,153 @@
+"""Many images, batch by batch: what `sample` and `evaluate` share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .classifier import NoisyClassifier
+from .diffusion import DiffusionModel
+from .images import to_uint8
+from .labels import parse_labels
+from .respacing import respaced_timesteps
+from .sampling import Guide, Step, chain, sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier."""
+
+    num_samples: int
+    batch_size: int = 50
+    label: str = "random"
+    cfg: float = 1.0
+    scale: float = 0.0
+    method: str = "ddim"
+    eta: float = 0.0
+    respacing: str = "ddim50"
+    seed: int = 0
+    clip_denoised: bool = True
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"num_samples is {self.num_samples} and batch_size {self.batch_size}; "
+                "both must be at least 1."
+            )
+
+
+def generate(
+    model: DiffusionModel,
+    classifier: NoisyClassifier | None,
+    job: Job,
+    image_size: int | None = None,
+    title: str = "sample",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, H, W, C) and the labels asked for (N,); shows a progress bar.
+
+    Draws follow guided-diffusion: for each batch the random labels, then x_T, then one noise
+    per step, from one generator.
+    """
+    size = image_size or model.layout.image_size
+    if size is None:
+        raise ValueError("The file does not say how large its images are; give --image-size.")
+    generator = torch.Generator(model.device).manual_seed(job.seed)
+    steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps(job.respacing, 1000))
+    wanted = _fixed_labels(model, classifier, job)
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    with tqdm(total=job.num_samples * len(steps), desc=title, unit="eval", mininterval=0.5) as bar:
+        while len(labels) < job.num_samples:
+            count = min(job.batch_size, job.num_samples - len(labels))
+            batch = _batch_labels(model, classifier, wanted, len(labels), count, generator)
+            shape = (count, model.layout.image_channels, size, size)
+            drawn = _draw(model, classifier, job, steps, batch, shape, generator, bar)
+            images.append(to_uint8(drawn))
+            labels += batch.tolist() if batch is not None else [0] * count
+    return np.concatenate(images), np.array(labels, dtype=np.int64)
+
+
+def _draw(
+    model: DiffusionModel,
+    classifier: NoisyClassifier | None,
+    job: Job,
+    steps: Sequence[Step],
+    labels: Tensor | None,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    bar: Any,
+) -> Tensor:
+    x = torch.randn(shape, generator=generator, device=model.device)
+
+    def noise(like: Tensor) -> Tensor:
+        bar.update(len(like))
+        return torch.randn(like.shape, generator=generator, device=like.device)
+
+    guides = []
+    if classifier is not None and job.scale and labels is not None:
+        guides.append(Guide(classifier, labels, job.scale))
+    return sample(
+        model,
+        x,
+        steps,
+        method=job.method,
+        eta=job.eta,
+        labels=labels if model.num_classes else None,
+        cfg=job.cfg,
+        guides=guides,
+        clip_denoised=job.clip_denoised,
+        noise=noise,
+    )
+
+
+def _classes(model: DiffusionModel, classifier: NoisyClassifier | None) -> int:
+    counts = {model.num_classes, (classifier.num_classes or 0) if classifier else 0} - {0}
+    if len(counts) > 1:
+        raise ValueError(
+            f"The diffusion model has {model.num_classes} classes and the classifier "
+            f"{classifier.num_classes if classifier else 0}; both must mean the same ones."
+        )
+    return counts.pop() if counts else 0
+
+
+def _fixed_labels(
+    model: DiffusionModel, classifier: NoisyClassifier | None, job: Job
+) -> list[int] | None:
+    """The classes to go through in turn, or None for random ones."""
+    classes = _classes(model, classifier)
+    if job.label == "random":
+        return None
+    if classes == 0:
+        raise ValueError("Neither the model nor a classifier knows classes; leave --label out.")
+    if job.label == "all":
+        return list(range(classes))
+    names = (classifier.labels if classifier else None) or model.labels
+    return parse_labels(job.label, classes, names)
+
+
+def _batch_labels(
+    model: DiffusionModel,
+    classifier: NoisyClassifier | None,
+    wanted: list[int] | None,
+    start: int,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor | None:
+    classes = _classes(model, classifier)
+    if wanted is not None:
+        turn = [wanted[index % len(wanted)] for index in range(start, start + count)]
+        return torch.tensor(turn, device=model.device)
+    if classes == 0:
+        return None
+    return torch.randint(0, classes, (count,), generator=generator, device=model.device)
+
+
+def with_scales(job: Job, scale: float, cfg: float) -> Job:
+    """The same job at other strengths."""
+    return replace(job, scale=scale, cfg=cfg)

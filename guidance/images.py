@@ -1,0 +1,64 @@
+"""Pictures in and out: grids, and the .npz format of guided-diffusion's evaluator."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .files import replaced
+
+SMALL_IMAGE = 64
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C), rounded down as the original does."""
+    pixels = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """One picture uint8 (H, W, C) of all `images` (B, h, w, C), row by row."""
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(count**0.5)
+    rows = math.ceil(count / columns)
+    sheet = np.full(
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 64, np.uint8
+    )
+    for index, image in enumerate(images):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_samples(
+    path: str | Path, images: np.ndarray, labels: np.ndarray, columns: int | None
+) -> None:
+    """Writes .npz (arr_0 images, arr_1 labels) or a .png grid, by the name's ending; atomic."""
+    path = Path(path)
+    with replaced(path) as temporary:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, arr_0=images, arr_1=labels)
+        else:
+            save_grid(temporary, images, columns)
+
+
+def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Writes a .png; small images are shown at twice their size."""
+    sheet = grid(images, columns)
+    picture = Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet)
+    if images.shape[1] <= SMALL_IMAGE:
+        picture = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.NEAREST)
+    picture.save(path, format="PNG")
+
+
+def check_output(path: str | Path) -> None:
+    """Raises ValueError unless the name ends in .png or .npz: before the work, not after it."""
+    if Path(path).suffix not in (".png", ".npz"):
+        raise ValueError(f"output is {path}; its name must end in .png (a grid) or .npz (arrays).")

@@ -1,0 +1,107 @@
+"""Noise schedules, and the coordinates that samplers carry images in.
+
+Everything here is written for x = alpha * x0 + sigma * eps. Variance exploding (EPS, V and EDM
+samplers in ComfyUI): alpha = 1. Flow: alpha = 1 - sigma. Variance preserving (VP; Ho et al. 2020,
+eq. 4): alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar). The noise-to-signal ratio
+sigma / alpha is the same in all of them, and is what finds a timestep.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SCHEDULE_NAMES = ("linear", "cosine")
+NUM_TIMESTEPS = 1000
+
+
+def linear_betas(steps: int = NUM_TIMESTEPS) -> np.ndarray:
+    """beta from 1e-4 to 0.02 in 1000 steps, stretched for other counts (Ho et al. 2020, sec. 4)."""
+    stretch = NUM_TIMESTEPS / steps
+    return np.linspace(stretch * 1e-4, stretch * 2e-2, steps, dtype=np.float64)
+
+
+def cosine_betas(steps: int = NUM_TIMESTEPS, offset: float = 0.008) -> np.ndarray:
+    """alpha_bar = cos^2, betas at most 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    share = np.arange(steps + 1, dtype=np.float64) / steps
+    alpha_bar = np.cos((share + offset) / (1 + offset) * math.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+def alpha_bars(schedule: str | Tensor) -> Tensor:
+    """alpha_bar of every timestep, float64 (T,), from "linear", "cosine" or the values themselves.
+
+    Raises ValueError for another name, or for values that do not fall from below 1 to above 0.
+    """
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULE_NAMES:
+            raise ValueError(
+                f"noise_schedule is {schedule!r}; expected one of {', '.join(SCHEDULE_NAMES)} "
+                "or a 1-D tensor of alpha_bar."
+            )
+        betas = linear_betas() if schedule == "linear" else cosine_betas()
+        return torch.from_numpy(np.cumprod(1 - betas))
+    values = torch.as_tensor(schedule, dtype=torch.float64).detach().cpu()
+    inside = values.ndim == 1 and len(values) > 1 and bool(((values > 0) & (values < 1)).all())
+    if not inside or not bool((values.diff() < 0).all()):
+        raise ValueError(
+            f"noise_schedule is a tensor of shape {tuple(values.shape)}; expected a 1-D tensor of "
+            "alpha_bar values that strictly fall and stay between 0 and 1."
+        )
+    return values
+
+
+class NoiseSchedule:
+    """A discrete schedule of alpha_bar, and the way from a noise-to-signal ratio to a timestep."""
+
+    def __init__(self, schedule: str | Tensor):
+        self.name = schedule if isinstance(schedule, str) else "custom"
+        self.alpha_bar = alpha_bars(schedule)
+        self.ratios = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        self.max_ratio = float(self.ratios[-1])
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.alpha_bar)
+
+    def timestep(self, ratio: Tensor) -> Tensor:
+        """The timestep, fractional, where sigma / alpha is `ratio`; clamped to 0..T-1.
+
+        Linear in log(ratio) between neighbours. Any shape and float dtype, kept.
+        """
+        table = self._log_ratios(ratio)
+        wanted = ratio.log().clamp(table[0], table[-1])
+        above = torch.searchsorted(table, wanted.contiguous()).clamp(1, len(table) - 1)
+        low, high = table[above - 1], table[above]
+        return (above - 1) + (wanted - low) / (high - low)
+
+    def _log_ratios(self, like: Tensor) -> Tensor:
+        key = (like.device, like.dtype)
+        if key not in self._tables:
+            self._tables[key] = self.ratios.log().to(dtype=like.dtype).to(like.device)
+        return self._tables[key]
+
+
+def vp_scale(sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
+    """What x = alpha x0 + sigma eps is divided by to become x_vp: sqrt(alpha^2 + sigma^2)."""
+    return (alpha**2 + sigma**2) ** 0.5
+
+
+def sigma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
+    """The variance-exploding sigma of a timestep: sqrt((1 - alpha_bar) / alpha_bar)."""
+    return ((1 - alpha_bar) / alpha_bar) ** 0.5
+
+
+def alpha_bar_from_sigma(sigma: Tensor) -> Tensor:
+    """Inverse of `sigma_from_alpha_bar`: 1 / (1 + sigma^2)."""
+    return 1 / (1 + sigma**2)
+
+
+def per_image(values: Tensor | float, like: Tensor) -> Tensor | float:
+    """Values (B,) shaped (B, 1, ...) so that they multiply `like` (B, ...); numbers pass."""
+    if isinstance(values, Tensor) and values.ndim == 1:
+        return values.view(-1, *[1] * (like.ndim - 1))
+    return values

@@ -1,0 +1,179 @@
+"""DDPM and DDIM steps in VP coordinates, and the loop over them.
+
+DDPM: Ho et al. 2020, eq. 6-7, with the learned variance of Nichol & Dhariwal 2021, eq. 15.
+DDIM: Song et al. 2021, eq. 12 and 16. Guidance: Dhariwal & Nichol 2021, algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .classifier import NoisyClassifier
+from .classifier_free import classifier_free
+from .classifier_guidance import guide_denoised, mean_shift
+from .diffusion import DiffusionModel
+
+METHODS = ("ddim", "ddpm")
+Noise = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reverse step of a (respaced) chain, from alpha_bar to alpha_bar_prev > alpha_bar.
+
+    `floor` is the variance used where the posterior's own is zero, in the chain's last step:
+    the posterior variance one step earlier.
+    """
+
+    timestep: int
+    alpha_bar: float
+    alpha_bar_prev: float
+    floor: float
+
+    @property
+    def last(self) -> bool:
+        return self.alpha_bar_prev >= 1.0
+
+    @property
+    def beta(self) -> float:
+        return 1 - self.alpha_bar / self.alpha_bar_prev
+
+    @property
+    def log_variance_range(self) -> tuple[float, float]:
+        """log beta_tilde (clipped) and log beta: the ends of the learned range."""
+        low = posterior_variance(self.alpha_bar, self.alpha_bar_prev) or self.floor
+        return math.log(low), math.log(self.beta)
+
+
+def posterior_variance(alpha_bar: float, alpha_bar_prev: float) -> float:
+    """beta_tilde = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta (Ho et al. 2020, eq. 7)."""
+    return (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+
+
+def chain(alpha_bar: Sequence[float], timesteps: Sequence[int]) -> list[Step]:
+    """The steps through ascending `timesteps` of the schedule `alpha_bar`, noisiest first."""
+    values = [float(alpha_bar[t]) for t in timesteps]
+    previous = [1.0, *values[:-1]]
+    floor = posterior_variance(values[1], values[0]) if len(values) > 1 else 1 - values[0]
+    steps = [
+        Step(t, now, prev, floor) for t, now, prev in zip(timesteps, values, previous, strict=True)
+    ]
+    return steps[::-1]
+
+
+def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
+    """(x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
+    return x * (1 / alpha_bar) ** 0.5 - eps * (1 / alpha_bar - 1) ** 0.5
+
+
+def ddpm_variance(step: Step, v: Tensor | None, like: Tensor) -> Tensor:
+    """Sigma: between beta_tilde and beta as the network's `v` in [-1, 1] says; beta without it."""
+    low, high = step.log_variance_range
+    if v is None:
+        return torch.full_like(like[:1], step.floor if step.last else step.beta)
+    share = (v + 1) / 2
+    return (share * high + (1 - share) * low).exp()
+
+
+def ddpm_step(
+    x: Tensor, x0: Tensor, variance: Tensor, step: Step, shift: Tensor | float, noise: Tensor
+) -> Tensor:
+    """x_{t-1} ~ N(mu_tilde(x_t, x0) + shift, variance); without noise in the last step."""
+    ab, prev, beta = step.alpha_bar, step.alpha_bar_prev, step.beta
+    mean = (beta * prev**0.5 / (1 - ab)) * x0 + ((1 - prev) * (1 - beta) ** 0.5 / (1 - ab)) * x
+    mean = mean + shift
+    return mean if step.last else mean + variance.sqrt() * noise
+
+
+def ddim_step(x: Tensor, x0: Tensor, step: Step, eta: float, noise: Tensor) -> Tensor:
+    """The implicit step at eta 0, with the variance of DDPM's posterior at eta 1."""
+    ab, prev = step.alpha_bar, step.alpha_bar_prev
+    eps = (x * (1 / ab) ** 0.5 - x0) / (1 / ab - 1) ** 0.5
+    sigma = eta * posterior_variance(ab, prev) ** 0.5
+    mean = x0 * prev**0.5 + eps * (1 - prev - sigma**2) ** 0.5
+    return mean if step.last or sigma == 0 else mean + sigma * noise
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A classifier, the class of each image (B,) and the scale it is followed with."""
+
+    classifier: NoisyClassifier
+    labels: Tensor
+    scale: float
+
+    def gradient(self, x: Tensor, step: Step) -> Tensor:
+        """grad log p(y | x_t) at x_t (B, ...) in VP coordinates."""
+        ab = step.alpha_bar
+        return self.classifier.gradient(x, (1 - ab) ** 0.5, self.labels, ab**0.5)
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel,
+    x: Tensor,
+    steps: Iterable[Step],
+    *,
+    method: str = "ddim",
+    eta: float = 0.0,
+    labels: Tensor | None = None,
+    cfg: float = 1.0,
+    guides: Sequence[Guide] = (),
+    clip_denoised: bool = True,
+    noise: Noise = torch.randn_like,
+) -> Tensor:
+    """Images x0 (B, C, H, W) from x_T ~ N(0, I), by `method` "ddim" or "ddpm".
+
+    labels (B,) condition the model with classifier-free guidance of scale `cfg`; `guides` add
+    classifier guidance (algorithm 2 for ddim, algorithm 1 for ddpm). x0 is clipped to [-1, 1]
+    before classifier guidance, as in the original. `noise(x)` is drawn once in every step, also
+    where it is not used, so that equal seeds give the original's draws.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    for step in steps:
+        eps, v = _predict(model, x, step, labels, cfg)
+        x0 = predict_x0(x, eps, step.alpha_bar)
+        x0 = x0.clamp(-1, 1) if clip_denoised else x0
+        drawn = noise(x)
+        pulls = [(g.scale, g.gradient(x, step)) for g in guides if g.scale != 0]
+        if method == "ddpm":
+            variance = ddpm_variance(step, v, x)
+            shift = sum((mean_shift(g, variance, w) for w, g in pulls), torch.zeros_like(x))
+            x = ddpm_step(x, x0, variance, step, shift, drawn)
+        else:
+            sigma, alpha = (1 - step.alpha_bar) ** 0.5, step.alpha_bar**0.5
+            for w, g in pulls:
+                x0 = guide_denoised(x0, g, sigma, w, alpha)
+            x = ddim_step(x, x0, step, eta, drawn)
+    return x
+
+
+def _predict(
+    model: DiffusionModel, x: Tensor, step: Step, labels: Tensor | None, cfg: float
+) -> tuple[Tensor, Any]:
+    """eps after classifier-free guidance, and the variance of the conditional prediction."""
+    t = torch.full((len(x),), float(step.timestep), device=x.device)
+    if labels is None or cfg == 0:
+        return model(x, t, model.null_labels(len(x)))
+    if cfg == 1:
+        return model(x, t, labels)
+    both = torch.cat([labels, _required_null(model, len(x))])
+    eps, v = model(torch.cat([x, x]), torch.cat([t, t]), both)
+    cond, uncond = eps.chunk(2)
+    return classifier_free(cond, uncond, cfg), None if v is None else v.chunk(2)[0]
+
+
+def _required_null(model: DiffusionModel, batch: int) -> Tensor:
+    null = model.null_labels(batch)
+    if null is None:
+        raise ValueError(
+            "This diffusion model has no classes, so cfg cannot be used; leave it out."
+        )
+    return null

@@ -1,0 +1,1 @@
+"""Training what guidance needs: a noisy classifier, a diffusion model with label dropout."""

@@ -1,0 +1,213 @@
+"""guidance against OpenAI's modules (PyPI guided-diffusion-sdk): same weights, same seeds."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from guidance import DiffusionModel, NoisyClassifier
+from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.noise import NoiseSchedule
+from guidance.respacing import respaced_timesteps
+from guidance.sampling import Guide, chain, sample
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    reference_unet = pytest.importorskip("guided_diffusion.unet")
+    from guided_diffusion import gaussian_diffusion, respace
+
+BAR = 1e-4
+CLASSES = 5
+SIZE = 32
+
+
+def randomised(network):
+    """Random weights everywhere, also where training would start from zero."""
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return network.eval()
+
+
+def unet_pair(**options):
+    """OpenAI's U-Net and ours with the same weights."""
+    heads = {"num_heads": 2, "num_head_channels": options.pop("head_channels", 32)}
+    common = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2, 3)}
+    common |= {"num_classes": CLASSES, "out_channels": 6, **options}
+    new_order = common.pop("new_order", False)
+    theirs = randomised(
+        reference_unet.UNetModel(
+            image_size=SIZE,
+            in_channels=3,
+            attention_resolutions=(2, 4),
+            use_scale_shift_norm=common.get("scale_shift_norm", True),
+            resblock_updown=common.get("resblock_updown", True),
+            use_new_attention_order=new_order,
+            **{k: v for k, v in common.items() if k not in ("scale_shift_norm", "resblock_updown")},
+            **heads,
+        )
+    )
+    if heads["num_head_channels"] == -1:
+        heads["num_head_channels"] = None
+    layout = UNetLayout(
+        **common, **heads, attention_levels=(1, 2), new_attention_order=new_order, image_size=SIZE
+    )
+    ours = UNet(layout).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def classifier_pair(pool):
+    """OpenAI's half-U-Net and ours with the same weights."""
+    common = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2, 4), "pool": pool}
+    theirs = randomised(
+        reference_unet.EncoderUNetModel(
+            image_size=SIZE,
+            in_channels=3,
+            out_channels=CLASSES,
+            attention_resolutions=(2, 4),
+            num_head_channels=32,
+            use_scale_shift_norm=True,
+            resblock_updown=True,
+            **common,
+        )
+    )
+    layout = ClassifierLayout(
+        **common,
+        out_channels=CLASSES,
+        attention_levels=(1, 2),
+        num_head_channels=32,
+        image_size=SIZE,
+    )
+    ours = HalfUNet(layout).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return theirs, ours
+
+
+def noisy_inputs():
+    torch.manual_seed(1)
+    return torch.randn(3, 3, SIZE, SIZE), torch.tensor([0.0, 417.0, 999.0]), torch.tensor([0, 2, 4])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"new_order": True},
+        {"head_channels": -1},
+        {"head_channels": -1, "new_order": True},
+        {"scale_shift_norm": False},
+        {"resblock_updown": False},
+        {"num_classes": None, "out_channels": 3},
+        {"channel_mult": (1, 1, 2), "num_res_blocks": 2},
+    ],
+    ids=str,
+)
+def test_unet_outputs(options):
+    theirs, ours = unet_pair(**options)
+    x, t, y = noisy_inputs()
+    y = None if options.get("num_classes", 1) is None else y
+    with torch.no_grad():
+        expected = theirs(x, t, y)
+        assert expected.abs().max() > 0.1
+        assert (ours(x, t, y) - expected).abs().max() < BAR
+
+
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+def test_classifier_outputs_and_gradient(pool):
+    theirs, ours = classifier_pair(pool)
+    x, t, y = noisy_inputs()
+    x_in = x.clone().requires_grad_(True)
+    logits = theirs(x_in, t)
+    chosen = torch.log_softmax(logits, dim=-1)[range(len(y)), y].sum()
+    (expected,) = torch.autograd.grad(chosen, x_in)
+    assert expected.abs().max() > 1e-6
+
+    schedule = NoiseSchedule("linear")
+    ab = schedule.alpha_bar[t.long()]
+    classifier = NoisyClassifier(ours, schedule)
+    got = classifier.gradient(x, (1 - ab).sqrt(), y, ab.sqrt())
+    log_probs = classifier.log_probs(x, (1 - ab).sqrt(), ab.sqrt())
+    assert (log_probs - logits.log_softmax(dim=-1)).abs().max() < BAR
+    assert (got - expected).abs().max() < BAR * expected.abs().max()
+
+
+def their_diffusion(schedule, respacing):
+    return respace.SpacedDiffusion(
+        use_timesteps=respace.space_timesteps(1000, respacing),
+        betas=gaussian_diffusion.get_named_beta_schedule(schedule, 1000),
+        model_mean_type=gaussian_diffusion.ModelMeanType.EPSILON,
+        model_var_type=gaussian_diffusion.ModelVarType.LEARNED_RANGE,
+        loss_type=gaussian_diffusion.LossType.MSE,
+        rescale_timesteps=False,
+    )
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize(
+    ("method", "respacing", "eta"),
+    [("ddim", "ddim25", 0.0), ("ddim", "ddim25", 0.7), ("ddpm", "25", 0.0)],
+)
+def test_guided_run(method, respacing, eta, schedule, clip):
+    their_unet, our_unet = unet_pair()
+    their_classifier, our_classifier = classifier_pair("attention")
+    scale = 3.0
+    y = torch.tensor([0, 3])
+
+    def cond_fn(x, t, y=None):
+        with torch.enable_grad():
+            x_in = x.detach().requires_grad_(True)
+            log_probs = torch.log_softmax(their_classifier(x_in, t), dim=-1)
+            selected = log_probs[range(len(y)), y.view(-1)]
+            return torch.autograd.grad(selected.sum(), x_in)[0] * scale
+
+    diffusion = their_diffusion(schedule, respacing)
+    loop = diffusion.ddim_sample_loop if method == "ddim" else diffusion.p_sample_loop
+    torch.manual_seed(7)
+    expected = loop(
+        their_unet,
+        (2, 3, SIZE, SIZE),
+        clip_denoised=clip,
+        model_kwargs={"y": y},
+        cond_fn=cond_fn,
+        device="cpu",
+        **({"eta": eta} if method == "ddim" else {}),
+    )
+    model = DiffusionModel(our_unet, schedule)
+    torch.manual_seed(7)
+    got = sample(
+        model,
+        torch.randn(2, 3, SIZE, SIZE),
+        chain(model.schedule.alpha_bar.tolist(), respaced_timesteps(respacing)),
+        method=method,
+        eta=eta,
+        labels=y,
+        guides=[Guide(NoisyClassifier(our_classifier, schedule), y, scale)],
+        clip_denoised=clip,
+    )
+    difference = (got - expected).abs().max().item()
+    size = expected.abs().max().item()
+    print(f"{method} {respacing} eta {eta} {schedule}: {difference:.2e} of {size:.2f}")
+    # without clipping a random network sends x far outside the range of images
+    assert difference < BAR * max(1.0, size if not clip else 1.0)
+
+
+@pytest.mark.parametrize("text", ["250", "25", "1", "1000", "10,15,20", "7", "3,1,4"])
+def test_respacing(text):
+    assert respaced_timesteps(text) == sorted(respace.space_timesteps(1000, text))
+
+
+@pytest.mark.parametrize("count", [2, 25, 50, 100, 250, 1000])
+def test_ddim_respacing(count):
+    text = f"ddim{count}"
+    assert respaced_timesteps(text) == sorted(respace.space_timesteps(1000, text))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_noise_schedules(name):
+    betas = torch.from_numpy(gaussian_diffusion.get_named_beta_schedule(name, 1000))
+    expected = torch.cumprod(1 - betas, dim=0)
+    assert (NoiseSchedule(name).alpha_bar - expected).abs().max() < 1e-12
