@@ -128,7 +128,7 @@ def use_ordinary_weights(network: nn.Module) -> None:
     for module in network.modules():
         for name, weight in module._parameters.items():
             if weight is not None and weight.is_inference():
-                module._parameters[name] = nn.Parameter(weight.clone(), requires_grad=False)
+                module._parameters[name] = nn.Parameter(weight.clone(), weight.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_inference():
                 module._buffers[name] = buffer.clone()
@@ -144,5 +144,5 @@ def _levels(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
     exact = torch.float32 if x.device.type == "mps" else torch.float64
     batch = len(x)
     # clone: a sampler's sigma may be an inference tensor
-    tensors = (torch.as_tensor(level).clone().to(x.device, exact) for level in levels)
+    tensors = (torch.as_tensor(level, dtype=exact, device=x.device).clone() for level in levels)
     return tuple(level.reshape(-1).expand(batch) for level in tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -62,7 +63,7 @@ def _parse_one(part: str, num_classes: int, names: tuple[str, ...] | None) -> in
     whole = [index for index, name in enumerate(folded) if name == wanted]
     if len(whole) == 1:
         return whole[0]
-    if part.lstrip("+-").isdecimal():
+    if re.fullmatch(r"[+-]?\d{1,9}", part):
         return _checked_index(int(part), num_classes)
     found = whole or [index for index, name in enumerate(folded) if name.startswith(wanted)]
     if len(found) == 1:

@@ -45,13 +45,26 @@ def alpha_bars(schedule: str | Tensor) -> Tensor:
         betas = linear_betas() if schedule == "linear" else cosine_betas()
         return torch.from_numpy(np.cumprod(1 - betas))
     values = torch.as_tensor(schedule, dtype=torch.float64).detach().cpu()
-    inside = values.ndim == 1 and len(values) > 1 and bool(((values > 0) & (values < 1)).all())
-    if not inside or not bool((values.diff() < 0).all()):
+    wrong = _what_is_wrong(values)
+    if wrong:
         raise ValueError(
-            f"noise_schedule is a tensor of shape {tuple(values.shape)}; expected a 1-D tensor of "
-            "alpha_bar values that strictly fall and stay between 0 and 1."
+            f"noise_schedule {wrong}; expected a 1-D tensor of at least two alpha_bar values that "
+            "strictly fall and stay between 0 and 1."
         )
     return values
+
+
+def _what_is_wrong(values: Tensor) -> str | None:
+    if values.ndim != 1 or len(values) < 2:
+        return f"is a tensor of shape {tuple(values.shape)}"
+    outside = values[~((values > 0) & (values < 1))]
+    if len(outside):
+        return f"holds {outside[0].item():.6g}"
+    rising = (values.diff() >= 0).nonzero()
+    if len(rising):
+        index = int(rising[0])
+        return f"holds {values[index + 1].item():.6g} after {values[index].item():.6g}"
+    return None
 
 
 class NoiseSchedule:
