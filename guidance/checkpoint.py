@@ -24,8 +24,16 @@ from .noise import SCHEDULE_NAMES
 
 METADATA_KEY = "classifier_guidance"
 SUFFIXES = (".safetensors", ".pt", ".pth")
+TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a bare pickle as torch wrote before 1.6
 KINDS: dict[str, Any] = {"classifier": ClassifierLayout, "diffusion": UNetLayout}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The torch dtype of "fp32", "bf16" or "fp16"; ValueError for another name."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 class CheckpointError(ValueError):
@@ -55,24 +63,38 @@ class Checkpoint:
 
     def network(self, operations: Any = None, dtype: torch.dtype | None = None) -> Any:
         """The network with the file's weights, frozen, in eval mode; strict about its keys."""
-        build = HalfUNet if self.description.kind == "classifier" else UNet
-        # on the meta device and then assigned: the weights are never allocated twice
-        network = build(self.description.layout, operations, device="meta")  # type: ignore[arg-type]
+        network = self._build(operations)
+        self._check(network.state_dict(), self.tensors)
         tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
-        self._check(network.state_dict(), tensors)
         network.load_state_dict(tensors, strict=True, assign=True)
         return network.eval().requires_grad_(False)
+
+    def _build(self, operations: Any) -> Any:
+        """The network on the meta device: its weights are assigned, never allocated twice."""
+        build = HalfUNet if self.description.kind == "classifier" else UNet
+        layout = self.description.layout
+        try:
+            if layout.num_res_blocks * len(layout.channel_mult) > len(self.tensors):
+                raise ValueError("more blocks than the file has tensors")
+            return build(layout, operations, device="meta")  # type: ignore[arg-type]
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.path.name} describes a network that cannot be built ({_brief(error)}); "
+                "save the model again with this pack."
+            ) from error
 
     def _check(self, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
         wrong = sorted(wanted.keys() ^ found.keys())
         wrong += [
-            k for k in sorted(wanted.keys() & found.keys()) if wanted[k].shape != found[k].shape
+            k
+            for k in sorted(wanted.keys() & found.keys())
+            if wanted[k].shape != found[k].shape or not found[k].is_floating_point()
         ]
         if wrong:
             raise CheckpointError(
                 f"{self.path.name} does not fit the {self.description.kind} network it was taken "
-                f"for: {len(wrong)} tensors are missing, extra or of another shape, first "
-                f"{wrong[0]!r}. Use a file made for this pack, or guided-diffusion's own."
+                f"for: {len(wrong)} tensors are missing, extra, of another shape or not floats, "
+                f"first {wrong[0][:80]!r}. Use a file of this pack, or guided-diffusion's own."
             )
 
 
@@ -111,10 +133,21 @@ def save_checkpoint(
     """
     if Path(path).suffix != ".safetensors":
         raise CheckpointError(f"The output is {path}; its name must end in .safetensors.")
-    target = DTYPES[dtype] if dtype else None
-    saved = {k: v.detach().to("cpu", target).contiguous() for k, v in tensors.items()}
+    target = dtype_named(dtype) if dtype else None
+    saved = _unshared({k: v.detach().to("cpu", target).contiguous() for k, v in tensors.items()})
     with replaced(path) as temporary:
         save_file(saved, temporary, {METADATA_KEY: _to_json(description)})
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copies of those whose memory another one has: safetensors refuses them."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in tensors.items():
+        storage = value.untyped_storage().data_ptr()
+        result[key] = value.clone() if storage in seen else value
+        seen.add(storage)
+    return result
 
 
 def _to_json(description: Description) -> str:
@@ -145,13 +178,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = list(file.keys())
             return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is not a whole safetensors file ({error}); download or copy it again."
+            f"{path.name} is not a whole safetensors file ({_brief(error)}); "
+            "download or copy it again."
         ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if not file.read(2).startswith(TORCH_STARTS):
+            raise CheckpointError(
+                f"{path.name} is not a torch file (perhaps a web page that was saved under its "
+                "name); download it again."
+            )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
@@ -159,13 +199,31 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path.name} holds more than tensors (it may run code when opened), so it was not "
             "opened; get it as .safetensors or from its original source."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged bytes can make the reader fail in any way
         raise CheckpointError(
             f"{path.name} is not a whole torch file ({type(error).__name__}); download it again."
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path.name} is not a plain dictionary of tensors (a state dict).")
-    return content
+    if not isinstance(content, dict) or not all(_is_entry(*item) for item in content.items()):
+        raise CheckpointError(
+            f"{path.name} is not a plain dictionary of tensors; save the network's state_dict()."
+        )
+    hollow = [key for key, value in content.items() if not _is_stored(value)]
+    if hollow:
+        raise CheckpointError(
+            f"{path.name} claims a tensor {hollow[0][:80]!r} larger than what it holds, so it was "
+            "not used; get it from its original source."
+        )
+    return {key: value.detach() for key, value in content.items()}
+
+
+def _is_entry(key: Any, value: Any) -> bool:
+    plain = isinstance(value, Tensor) and value.layout is torch.strided
+    return isinstance(key, str) and plain and value.device.type == "cpu"
+
+
+def _is_stored(value: Tensor) -> bool:
+    """Whether each element is in the file: expanded tensors of any size fit into a few bytes."""
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Description:
@@ -189,20 +247,45 @@ def _from_metadata(path: Path, text: str) -> Description:
         kind = values["kind"]
         names = KINDS[kind].__dataclass_fields__
         layout = {k: _hashable(v) for k, v in values["layout"].items() if k in names}
+        network = KINDS[kind](**layout)
         return Description(
             kind=kind,
-            layout=KINDS[kind](**layout),
-            noise_schedule=values["noise_schedule"],
-            labels=tuple(values["labels"]) if values.get("labels") else None,
+            layout=network,
+            noise_schedule=_known_schedule(values["noise_schedule"]),
+            labels=_labels(values.get("labels"), network),
             space=values.get("space"),
             training=values.get("training") or {},
             source="metadata",
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"The description inside {path.name} cannot be used ({error}); "
+            f"The description inside {path.name} cannot be used ({_brief(error)}); "
             "save the model again with this pack."
         ) from error
+
+
+def _known_schedule(name: Any) -> str:
+    if name not in SCHEDULE_NAMES:
+        raise ValueError(f"noise_schedule is {name!r}, expected one of {', '.join(SCHEDULE_NAMES)}")
+    return name
+
+
+def _labels(values: Any, layout: ADMLayout) -> tuple[str, ...] | None:
+    if not values:
+        return None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("labels is not a list of names")
+    if len(values) != layout.class_count:
+        raise ValueError(f"there are {len(values)} labels for {layout.class_count} classes")
+    return tuple(values)
+
+
+def _brief(error: Exception) -> str:
+    """The error in one line of at most 160 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"{text} is missing or unknown"
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _hashable(value: Any) -> Any:

@@ -28,8 +28,7 @@ class DiffusionModel:
     @property
     def num_classes(self) -> int:
         """Classes that can be asked for, the null class left out; 0 for an unconditional model."""
-        rows = self.layout.num_classes or 0
-        return rows - (self.layout.null_class is not None)
+        return self.layout.class_count
 
     @property
     def device(self) -> torch.device:

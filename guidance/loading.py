@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import DTYPES, Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, dtype_named, read_checkpoint
 from .classifier import NoisyClassifier
 from .diffusion import DiffusionModel
 
@@ -25,8 +25,9 @@ def load_classifier(
     dtype is "fp32", "bf16" or "fp16". Raises CheckpointError with one sentence for a file that
     is missing, damaged, unsafe or something else.
     """
+    wanted = dtype_named(dtype)
     checkpoint = read_checkpoint(path, "classifier", noise_schedule)
-    return build_classifier(checkpoint, DTYPES[dtype], device, operations)
+    return build_classifier(checkpoint, wanted, device, operations)
 
 
 def build_classifier(
@@ -49,8 +50,9 @@ def load_adm(
     device: torch.device | str = "cpu",
 ) -> DiffusionModel:
     """An ADM diffusion model from a file; arguments and errors as for `load_classifier`."""
+    wanted = dtype_named(dtype)
     checkpoint = read_checkpoint(path, "diffusion", noise_schedule)
-    network = checkpoint.network(dtype=DTYPES[dtype]).to(device)
+    network = checkpoint.network(dtype=wanted).to(device)
     return DiffusionModel(
         network, checkpoint.description.noise_schedule, checkpoint.description.labels
     )

@@ -26,7 +26,7 @@ def detect_layout(shapes: Shapes) -> ADMLayout | None:
         encoder = _encoder(shapes)
         is_unet = any(key.startswith("output_blocks.") for key in shapes)
         return _unet(shapes, encoder) if is_unet else _classifier(shapes, encoder)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
         return None
 
 
@@ -39,6 +39,8 @@ def released_schedule(layout: ADMLayout) -> str:
 def _encoder(shapes: Shapes) -> dict:
     model_channels = shapes["time_embed.0.weight"][1]
     count = 1 + max(int(m[1]) for k in shapes if (m := re.match(r"input_blocks\.(\d+)\.", k)))
+    if count > len(shapes):
+        raise ValueError(f"input block {count - 1} cannot exist among {len(shapes)} tensors")
     levels, depth = _levels(shapes, count)
     width = [_output(shapes, index) for index in range(1, count)]
     first = [level * (depth + 1) for level in range(levels)]

@@ -35,24 +35,47 @@ class ADMLayout:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.num_res_blocks < 1 or not self.channel_mult:
+            raise ValueError(
+                f"num_res_blocks is {self.num_res_blocks} and channel_mult {self.channel_mult}; "
+                "a network needs at least one of each."
+            )
         for level, channels in enumerate(self.level_channels):
             if channels <= 0 or channels % 32:
                 raise ValueError(
                     f"channel_mult gives {channels} channels at level {level}; "
                     "the group norms need a positive multiple of 32."
                 )
+        outside = [n for n in self.attention_levels if not 0 <= n < len(self.channel_mult)]
+        if outside:
+            raise ValueError(
+                f"attention_levels holds {outside[0]}, but the {len(self.channel_mult)} levels of "
+                f"channel_mult are counted from 0 to {len(self.channel_mult) - 1}."
+            )
+        heads = self.num_heads if self.num_head_channels is None else self.num_head_channels
+        if heads < 1:
+            raise ValueError(
+                f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}; "
+                "what is given must be at least 1."
+            )
         attended = {self.level_channels[level] for level in (*self.attention_levels, -1)}
         for channels in attended:
-            if channels % self.head_channels(channels):
+            if channels % heads:
+                name = "num_head_channels" if self.num_head_channels else "num_heads"
                 raise ValueError(
-                    f"{channels} channels cannot be split into heads of "
-                    f"{self.head_channels(channels)}; choose another num_head_channels."
+                    f"{channels} channels cannot be split evenly by {name} {heads}; "
+                    "choose a divisor."
                 )
 
     @property
     def level_channels(self) -> tuple[int, ...]:
         """Channels of each resolution level, finest first."""
         return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    @property
+    def class_count(self) -> int:
+        """Classes that can be asked for."""
+        raise NotImplementedError
 
     @property
     def embed_channels(self) -> int:
@@ -86,6 +109,16 @@ class UNetLayout(ADMLayout):
                 f"A model of {single}-channel images takes {single} or {double} channels and gives "
                 f"{single} or {double}; these are {self.in_channels} and {self.out_channels}."
             )
+        if self.null_class is not None and not 0 <= self.null_class < (self.num_classes or 0):
+            raise ValueError(
+                f"null_class is {self.null_class}, which is none of the {self.num_classes or 0} "
+                "rows of num_classes."
+            )
+
+    @property
+    def class_count(self) -> int:
+        """Classes that can be asked for, the null class left out; 0 for an unconditional model."""
+        return (self.num_classes or 0) - (self.null_class is not None)
 
     @property
     def learned_variance(self) -> bool:
@@ -110,3 +143,8 @@ class ClassifierLayout(ADMLayout):
             raise ValueError(f"pool is {self.pool!r}; expected one of {', '.join(POOLS)}.")
         if self.pool == "attention" and self.image_size is None:
             raise ValueError("pool 'attention' needs image_size, the side of its input in pixels.")
+
+    @property
+    def class_count(self) -> int:
+        """Classes, one for each output."""
+        return self.out_channels

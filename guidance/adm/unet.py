@@ -50,8 +50,9 @@ class UNet(nn.Module):
         """x (B, in_channels, H, W), t (B,) in 0..999, y (B,) class rows -> (B, out_channels, H, W).
 
         Raises ValueError when a class is given to an unconditional model, or none to a
-        conditional one.
+        conditional one, and for a size that cannot be halved as often as the network does.
         """
+        self.check_size(x.shape[-2:])
         if (y is None) != (self.layout.num_classes is None):
             wants = "needs" if y is None else "takes no"
             raise ValueError(f"This diffusion model {wants} class labels.")
@@ -66,6 +67,15 @@ class UNet(nn.Module):
         for stage in self.output_blocks:
             x = stage(torch.cat([x, skips.pop()], dim=1), emb)
         return self.out(x)
+
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raises ValueError when H, W `size` does not come back from the halvings."""
+        halvings = len(self.layout.channel_mult) - 1
+        if any(length % 2**halvings for length in size):
+            raise ValueError(
+                f"This diffusion model halves its input {halvings} times, so width and height must "
+                f"be multiples of {2**halvings}; they are {size[1]}x{size[0]}."
+            )
 
 
 def _decoder_stages(layout: UNetLayout, build: Builder, skips: list[int]) -> nn.ModuleList:

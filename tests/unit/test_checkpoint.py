@@ -1,0 +1,648 @@
+"""Model files: what they are recognised as, that they come back whole, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny_networks import (
+    CLASSES,
+    NAMES,
+    SIZE,
+    classifier_layout,
+    diffusion_model,
+    half_unet,
+    noisy_classifier,
+    unet,
+    unet_layout,
+    write_model,
+)
+
+from guidance import CheckpointError, load_adm, load_classifier
+from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.adm.detect import detect_layout, released_schedule
+from guidance.checkpoint import METADATA_KEY, Checkpoint, read_checkpoint
+
+MULTIPLIERS = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+
+
+def attended(size, resolutions=(32, 16, 8)):
+    return tuple(size.bit_length() - r.bit_length() for r in resolutions)
+
+
+def released_classifier(size, depth=2):
+    return ClassifierLayout(
+        model_channels=128,
+        out_channels=1000,
+        num_res_blocks=depth,
+        channel_mult=MULTIPLIERS[size],
+        attention_levels=attended(size),
+        image_size=size,
+        num_head_channels=64,
+    )
+
+
+def released_unet(size, channels=256, depth=2, classes=1000, mult=None, heads=None, **more):
+    options = {"out_channels": 6, "attention_levels": attended(size)} | more
+    return UNetLayout(
+        model_channels=channels,
+        num_res_blocks=depth,
+        channel_mult=MULTIPLIERS[mult or size],
+        image_size=size,
+        num_classes=classes,
+        num_heads=heads or 1,
+        num_head_channels=None if heads else 64,
+        **options,
+    )
+
+
+UPSAMPLER = {"channels": 192, "mult": 256, "in_channels": 6}
+RELEASED = {
+    "64x64_classifier": (released_classifier(64, depth=4), 65.4, "cosine"),
+    "128x128_classifier": (released_classifier(128), 42.6, "linear"),
+    "256x256_classifier": (released_classifier(256), 54.1, "linear"),
+    "512x512_classifier": (released_classifier(512), 54.4, "linear"),
+    "64x64_diffusion": (released_unet(64, 192, 3, new_attention_order=True), 296, "cosine"),
+    "128x128_diffusion": (released_unet(128, heads=4), 421, "linear"),
+    "256x256_diffusion": (released_unet(256), 554, "linear"),
+    "256x256_diffusion_uncond": (released_unet(256, classes=None), 553, "linear"),
+    "512x512_diffusion": (released_unet(512), 559, "linear"),
+    "64_256_upsampler": (released_unet(256, heads=4, **UPSAMPLER), 312, "linear"),
+    "128_512_upsampler": (
+        released_unet(512, attention_levels=(4, 5), **UPSAMPLER),
+        309,
+        "linear",
+    ),
+}
+
+
+def build(layout, device="meta"):
+    network = HalfUNet if isinstance(layout, ClassifierLayout) else UNet
+    return network(layout, device=device)
+
+
+def shapes_of(network):
+    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+
+@pytest.fixture(scope="module", params=RELEASED)
+def released(request):
+    """A released model's layout, network without memory, size in millions, and schedule."""
+    layout, millions, schedule = RELEASED[request.param]
+    return layout, build(layout), millions, schedule
+
+
+def test_a_released_model_has_the_published_size(released):
+    _, network, millions, _ = released
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert abs(count - millions) < (0.6 if millions > 100 else 0.06)
+
+
+def test_a_released_model_is_recognised_by_its_shapes(released):
+    layout, network, _, schedule = released
+    found = detect_layout(shapes_of(network))
+    assert found == layout
+    assert released_schedule(found) == schedule
+
+
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+@pytest.mark.parametrize("size", [64, 256])
+def test_every_pool_is_recognised(pool, size):
+    layout = replace(released_classifier(size), pool=pool)
+    assert detect_layout(shapes_of(build(layout))) == layout
+
+
+SMALL = {"model_channels": 64, "num_head_channels": 64, "image_size": 64, "attention_levels": (1,)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_res_blocks": 2},
+        {"channel_mult": (1, 1, 2), "num_res_blocks": 3},
+        {"channel_mult": (2,), "attention_levels": (), "image_size": None},
+        {"attention_levels": (), "image_size": None},
+        {"attention_levels": (0,), "image_size": 32},
+        {"resblock_updown": False},
+        {"scale_shift_norm": False},
+        {"scale_shift_norm": False, "resblock_updown": False, "num_res_blocks": 2},
+        {"in_channels": 4, "image_channels": 4, "out_channels": 4},
+        {"in_channels": 1, "image_channels": 1, "out_channels": 2},
+        {"num_classes": None},
+        {"in_channels": 6, "num_classes": None},
+        {"out_channels": 3},
+    ],
+    ids=str,
+)
+def test_small_diffusion_models_are_recognised(changes):
+    layout = unet_layout(**{**SMALL, "null_class": None, "num_classes": 10, **changes})
+    assert detect_layout(shapes_of(build(layout))) == layout
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"image_size": 32},
+        {"channel_mult": (1, 2, 4), "num_res_blocks": 2, "attention_levels": (1, 2)},
+        {"in_channels": 4, "out_channels": 7},
+        {"scale_shift_norm": False},
+        {"resblock_updown": False},
+    ],
+    ids=str,
+)
+def test_small_classifiers_are_recognised(changes):
+    layout = classifier_layout(**{**SMALL, **changes})
+    assert detect_layout(shapes_of(build(layout))) == layout
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {},
+        {"weight": (3, 3)},
+        {"time_embed.0.weight": (128,), "input_blocks.0.0.weight": (), "middle_block.1": ()},
+    ],
+)
+def test_other_networks_are_not_taken_for_adm(shapes):
+    assert detect_layout(shapes) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("input_blocks.99999999999.0.weight", (1,)),
+        ("time_embed.0.weight", (128, 0)),
+        ("out.2.positional_embedding", (64, 0)),
+        ("out.2.positional_embedding", ()),
+        ("input_blocks.1.0.out_layers.3.weight", (33, 33, 3, 3)),
+    ],
+)
+def test_strange_shapes_are_not_taken_for_adm(key, shape):
+    shapes = shapes_of(build(classifier_layout(**SMALL)))
+    assert detect_layout(shapes) is not None
+    assert detect_layout({**shapes, key: shape}) is None
+
+
+def same_weights(network, other):
+    ours, theirs = network.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+def test_a_classifier_comes_back_whole(tmp_path, pool):
+    network = half_unet(pool=pool)
+    path = write_model(tmp_path / "c.safetensors", network, schedule="cosine")
+    classifier = load_classifier(path)
+    assert classifier.labels == NAMES
+    assert (classifier.schedule.name, classifier.space) == ("cosine", "rgb")
+    assert classifier.layout == network.layout
+    assert same_weights(classifier.network, network)
+    assert not any(p.requires_grad for p in classifier.network.parameters())
+    assert not classifier.network.training
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_classes": None, "null_class": None},
+        {"null_class": None},
+        {"num_head_channels": None, "num_heads": 4, "new_attention_order": True, "dropout": 0.25},
+        {"scale_shift_norm": False, "resblock_updown": False, "channel_mult": (1, 1.5)},
+    ],
+    ids=str,
+)
+def test_a_diffusion_model_comes_back_whole(tmp_path, changes):
+    changes = {"attention_levels": (), **changes}
+    if changes.get("channel_mult") == (1, 1.5):
+        changes |= {"model_channels": 64}
+    network = unet(**changes)
+    classes = network.layout.class_count
+    names = tuple(f"class {n}" for n in range(classes)) or None
+    path = write_model(tmp_path / "d.safetensors", network, names, "cosine")
+    model = load_adm(path)
+    assert model.layout == network.layout
+    assert (model.labels, model.num_classes, model.schedule.name) == (names, classes, "cosine")
+    assert same_weights(model.network, network)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_the_dtype_is_kept_in_the_file_and_chosen_at_loading(tmp_path, name):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    network = half_unet()
+    path = write_model(tmp_path / "c.safetensors", network, dtype=name)
+    assert {t.dtype for t in read_checkpoint(path).tensors.values()} == {dtype}
+    assert same_weights(read_checkpoint(path).network(), network.to(dtype))
+    for other in ("fp32", "bf16", "fp16"):
+        loaded = load_classifier(path, dtype=other)
+        assert loaded.log_probs(torch.zeros(1, 3, SIZE, SIZE), 1.0).isfinite().all()
+
+
+def test_an_unknown_dtype_is_refused(tmp_path):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    with pytest.raises(ValueError, match="dtype is 'float32'; expected one of fp32, bf16, fp16"):
+        load_classifier(path, dtype="float32")
+
+
+def test_the_training_summary_comes_back(tmp_path):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()[METADATA_KEY])
+    about["training"] = {"steps": 7, "accuracy_by_timestep": {"0": 0.5}}
+    rewrite(path, about)
+    description = read_checkpoint(path).description
+    assert description.training == about["training"]
+    assert description.source == "metadata"
+
+
+def test_the_noise_schedule_can_be_overridden(tmp_path):
+    path = write_model(tmp_path / "c.safetensors", half_unet(), schedule="cosine")
+    assert load_classifier(path, noise_schedule="linear").schedule.name == "linear"
+    with pytest.raises(CheckpointError, match="'sqrt'; expected auto, linear, cosine"):
+        load_classifier(path, noise_schedule="sqrt")
+
+
+WIDE = {"model_channels": 64, "num_head_channels": 64, "image_size": 64}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("old_format", [True, False])
+def test_a_state_dict_is_read_and_recognised(tmp_path, suffix, old_format):
+    network = half_unet(**WIDE)
+    path = tmp_path / f"64x64_classifier{suffix}"
+    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=not old_format)
+    classifier = load_classifier(path)
+    assert classifier.layout == network.layout
+    assert same_weights(classifier.network, network)
+    assert (classifier.schedule.name, classifier.labels, classifier.space) == (
+        "cosine",
+        None,
+        "rgb",
+    )
+
+
+def test_a_latent_models_state_dict_has_no_known_space(tmp_path):
+    path = tmp_path / "latent.pt"
+    torch.save(half_unet(**WIDE, in_channels=4).state_dict(), path)
+    assert load_classifier(path).space is None
+
+
+def test_a_state_dict_of_parameters_loads_frozen(tmp_path):
+    network = half_unet(**WIDE).requires_grad_(True)
+    path = tmp_path / "c.pt"
+    torch.save(dict(network.named_parameters()), path)
+    loaded = load_classifier(path).network
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def rewrite(path, about):
+    """The same tensors under another description."""
+    text = about if isinstance(about, str) else json.dumps(about)
+    save_file(load_file(path), path, {METADATA_KEY: text})
+
+
+def described(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()[METADATA_KEY])
+
+
+def refused(path, kind=None, use=False):
+    """The one sentence that the file is refused with; `use` builds the network too."""
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint = read_checkpoint(path, kind)
+        if use:
+            checkpoint.network()
+    message = str(caught.value)
+    assert path.name in message
+    assert "\n" not in message
+    assert len(message) < 400
+    return message
+
+
+def test_a_missing_file(tmp_path):
+    assert "does not exist" in refused(tmp_path / "no.safetensors")
+    (tmp_path / "folder.pt").mkdir()
+    assert "choose an existing model file" in refused(tmp_path / "folder.pt")
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pkl", "model.bin", "model"])
+def test_a_file_of_another_suffix(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    assert ".safetensors, .pt, .pth" in refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 20_000])
+def test_a_truncated_safetensors_file(tmp_path, size):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    path.write_bytes(path.read_bytes()[:size])
+    assert "download or copy it again" in refused(path)
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
+def test_a_truncated_torch_file(tmp_path, share, old_format):
+    path = tmp_path / "c.pt"
+    torch.save(half_unet(**WIDE).state_dict(), path, _use_new_zipfile_serialization=not old_format)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert "download it again" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_a_web_page_saved_as_a_model(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    message = refused(path)
+    assert "again" in message
+    assert "may run code" not in message
+
+
+class WritesAFile:
+    """A pickle that creates a file when it is opened without care."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.marker),)
+
+
+class RunsACommand(WritesAFile):
+    def __reduce__(self):
+        return os.system, (f"echo > {self.marker}",)
+
+
+@pytest.mark.parametrize("trap", [WritesAFile, RunsACommand])
+@pytest.mark.parametrize("old_format", [True, False])
+def test_a_pickle_that_runs_code_is_not_opened(tmp_path, trap, old_format):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pt"
+    content = {**half_unet(**WIDE).state_dict(), "extra": trap(marker)}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    message = refused(path)
+    assert "may run code" in message and ".safetensors" in message
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists(), "the trap works, so its absence above means something"
+
+
+def test_a_diffusion_model_is_no_classifier_and_the_other_way_round(tmp_path):
+    diffusion = write_model(tmp_path / "d.safetensors", unet())
+    classifier = write_model(tmp_path / "c.safetensors", half_unet())
+    message = refused(diffusion, "classifier")
+    assert "is an ADM diffusion model, not a noisy classifier" in message
+    assert "other loader" in message
+    message = refused(classifier, "diffusion")
+    assert "is a noisy classifier, not an ADM diffusion model" in message
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_foreign_state_dict(tmp_path, suffix):
+    path = tmp_path / f"foreign{suffix}"
+    save = torch.save if suffix == ".pt" else save_file
+    save({"conv1.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(10, 8)}, path)
+    assert "neither an ADM diffusion model nor an ADM classifier" in refused(path)
+
+
+def broken(tensors, how):
+    tensors = dict(tensors)
+    key = "middle_block.0.in_layers.2.weight"
+    if how == "missing":
+        del tensors[key]
+    elif how == "extra":
+        tensors["middle_block.7.weight"] = torch.zeros(3)
+    elif how == "wrongly shaped":
+        tensors[key] = tensors[key][:, :-1].contiguous()
+    elif how == "integer":
+        tensors[key] = tensors[key].long()
+    return tensors
+
+
+@pytest.mark.parametrize("how", ["missing", "extra", "wrongly shaped", "integer"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_state_dict_that_does_not_fit(tmp_path, how, suffix):
+    path = tmp_path / f"c{suffix}"
+    if suffix == ".pt":
+        torch.save(broken(half_unet(**WIDE).state_dict(), how), path)
+    else:
+        write_model(path, half_unet())
+        about = described(path)
+        save_file(broken(load_file(path), how), path, {METADATA_KEY: json.dumps(about)})
+    message = refused(path, use=True)
+    assert "1 tensors are missing, extra, of another shape or not floats" in message
+    assert "first 'middle_block." in message
+    assert "guided-diffusion's own" in message
+
+
+@pytest.mark.parametrize("key", ["label_emb.weight", "time_embed.0.weight", "out.2.bias"])
+def test_an_expanded_tensor_is_refused_before_anything_is_allocated(tmp_path, key):
+    tensors = unet(**WIDE).state_dict()
+    tensors[key] = (
+        torch.zeros(1).expand(10**7, 256)
+        if key == "label_emb.weight"
+        else (torch.zeros(1).expand(10**6, 10**6))
+    )
+    path = tmp_path / "huge.pt"
+    torch.save(tensors, path)
+    message = refused(path)
+    assert repr(key) in message and "original source" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"step": 3},
+        {"state_dict": {"weight": torch.zeros(1)}},
+        [torch.zeros(1)],
+        torch.zeros(3),
+        {1: torch.zeros(1)},
+        {"weight": torch.zeros(1, device="meta")},
+        {"weight": torch.eye(2).to_sparse()},
+        "text",
+        None,
+    ],
+    ids=lambda value: str(value)[:30],
+)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+def test_what_is_no_dictionary_of_tensors(tmp_path, content):
+    path = tmp_path / "c.pt"
+    torch.save(content, path)
+    message = refused(path)
+    assert "is not a plain dictionary of tensors" in message and "state_dict()" in message
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_bytes_never_raise_anything_else(tmp_path):
+    path = tmp_path / "c.pt"
+    torch.save({"w": torch.arange(8.0)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    for index in range(2, len(content), 5):
+        path.write_bytes(content[:index] + bytes([content[index] ^ 0x2F]) + content[index + 1 :])
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("not json", "Expecting value"),
+        ("[]", ""),
+        ("null", ""),
+        ("3", ""),
+        ("{}", "'kind' is missing"),
+        ({"kind": "vae"}, "'vae'"),
+        ({"kind": ["classifier"]}, ""),
+        ({"kind": "x" * 5000}, "..."),
+        ({"noise_schedule": "sqrt"}, "noise_schedule is 'sqrt', expected one of linear, cosine"),
+        ({"noise_schedule": None}, "noise_schedule is None"),
+        ({"noise_schedule": []}, "noise_schedule is []"),
+        ({"layout": None}, ""),
+        ({"layout": {}}, "model_channels"),
+        ({"labels": "abc"}, "labels is not a list of names"),
+        ({"labels": [1, 2, 3]}, "labels is not a list of names"),
+        ({"labels": ["only one"]}, "1 labels for 3 classes"),
+        ({"labels": 7}, "labels is not a list of names"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_corrupt_description(tmp_path, change, said):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    rewrite(path, {**described(path), **change} if isinstance(change, dict) else change)
+    message = refused(path)
+    assert said in message and "save the model again" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_channels": 33},
+        {"model_channels": 0},
+        {"model_channels": "32"},
+        {"model_channels": 32 * 10**14},
+        {"model_channels": None},
+        {"num_res_blocks": 0},
+        {"num_res_blocks": 10**12},
+        {"num_res_blocks": 1.5},
+        {"channel_mult": []},
+        {"channel_mult": [1e400]},
+        {"channel_mult": 2},
+        {"channel_mult": [1, 3]},
+        {"attention_levels": [2]},
+        {"attention_levels": [-1]},
+        {"attention_levels": [0.5]},
+        {"num_head_channels": 0},
+        {"num_head_channels": 48},
+        {"num_head_channels": None, "num_heads": 0},
+        {"out_channels": 10**15},
+        {"in_channels": -3},
+        {"image_size": None},
+        {"image_size": 10**9},
+        {"pool": "mean"},
+        {"dropout": 2.0},
+    ],
+    ids=str,
+)
+def test_a_description_of_an_impossible_network(tmp_path, change):
+    path = write_model(tmp_path / "c.safetensors", half_unet(), labels=None)
+    about = described(path)
+    about["layout"] |= change
+    rewrite(path, about)
+    refused(path, use=True)
+
+
+def test_a_null_class_outside_the_classes(tmp_path):
+    path = write_model(tmp_path / "d.safetensors", unet(), labels=None)
+    about = described(path)
+    about["layout"]["null_class"] = CLASSES + 1
+    rewrite(path, about)
+    assert "null_class is 4, which is none of the 4 rows" in refused(path)
+
+
+def test_the_wrong_image_size_for_an_attention_pool(tmp_path):
+    classifier = load_classifier(write_model(tmp_path / "c.safetensors", half_unet()))
+    for call in (classifier.log_probs, lambda x, sigma: classifier.gradient(x, sigma, 0)):
+        with pytest.raises(ValueError) as caught:
+            call(torch.zeros(1, 3, 16, 16), 1.0)
+        assert re.search("8x8.* is 16x16.*Make it 8x8", str(caught.value))
+
+
+def test_a_diffusion_model_says_which_sizes_it_can_halve():
+    model = diffusion_model(num_classes=None, null_class=None)
+    with pytest.raises(ValueError, match="halves its input 1 times.* multiples of 2; they are 7x8"):
+        model(torch.zeros(1, 3, 8, 7), torch.zeros(1), None)
+
+
+def test_saving_under_another_suffix_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="c.pt; its name must end in .safetensors"):
+        write_model(tmp_path / "c.pt", half_unet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_creates_the_folder_and_keeps_the_usual_rights(tmp_path):
+    path = write_model(tmp_path / "new" / "c.safetensors", half_unet())
+    other = tmp_path / "plain"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch, error):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    before = path.read_bytes()
+
+    def half_written(tensors, target, metadata):
+        Path(target).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr("guidance.checkpoint.save_file", half_written)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        write_model(path, half_unet())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_can_be_saved_over_the_one_it_was_read_from(tmp_path):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    checkpoint = read_checkpoint(path)
+    write_model(path, checkpoint.network(), dtype="fp16")
+    assert same_weights(read_checkpoint(path).network(), half_unet().half())
+
+
+def test_tensors_that_share_memory_are_saved_apart(tmp_path):
+    network = half_unet()
+    shared = torch.zeros_like(network.time_embed[2].weight)
+    network.time_embed[2].weight = torch.nn.Parameter(shared, requires_grad=False)
+    twin = network.middle_block[0].emb_layers[1]
+    twin.weight = torch.nn.Parameter(shared[: len(twin.weight)], requires_grad=False)
+    loaded = load_classifier(write_model(tmp_path / "c.safetensors", network)).network
+    assert same_weights(loaded, network)
+
+
+def test_a_moved_file_is_still_the_same_model(tmp_path):
+    path = write_model(tmp_path / "c.safetensors", half_unet())
+    shutil.move(path, tmp_path / "renamed.safetensors")
+    x = torch.ones(1, 3, SIZE, SIZE)
+    expected = noisy_classifier().log_probs(x, 1.0)
+    got = load_classifier(tmp_path / "renamed.safetensors").log_probs(x, 1.0)
+    assert torch.equal(got, expected)
+
+
+def test_a_checkpoint_is_strict_about_its_own_tensors(tmp_path):
+    whole = read_checkpoint(write_model(tmp_path / "c.safetensors", half_unet()))
+    empty = Checkpoint(whole.path, whole.description, {})
+    with pytest.raises(CheckpointError, match="c.safetensors describes a network"):
+        empty.network()
