@@ -40,6 +40,8 @@ class Job:
                 f"num_samples is {self.num_samples} and batch_size {self.batch_size}; "
                 "both must be at least 1."
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
 
 
 def generate(
@@ -54,11 +56,10 @@ def generate(
     Draws follow guided-diffusion: for each batch the random labels, then x_T, then one noise
     per step, from one generator.
     """
-    size = image_size or model.layout.image_size
-    if size is None:
-        raise ValueError("The file does not say how large its images are; give --image-size.")
+    size = _checked_size(model, classifier, image_size)
     generator = torch.Generator(model.device).manual_seed(job.seed)
-    steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps(job.respacing, 1000))
+    timesteps = respaced_timesteps(job.respacing, len(model.schedule))
+    steps = chain(model.schedule.alpha_bar.tolist(), timesteps)
     wanted = _fixed_labels(model, classifier, job)
     images: list[np.ndarray] = []
     labels: list[int] = []
@@ -71,6 +72,26 @@ def generate(
             images.append(to_uint8(drawn))
             labels += batch.tolist() if batch is not None else [0] * count
     return np.concatenate(images), np.array(labels, dtype=np.int64)
+
+
+def _checked_size(
+    model: DiffusionModel, classifier: NoisyClassifier | None, image_size: int | None
+) -> int:
+    """The side of the images; ValueError when the models cannot work together or at it."""
+    size = model.layout.image_size if image_size is None else image_size
+    channels = model.layout.image_channels
+    if size is None:
+        raise ValueError("The file does not say how large its images are; give --image-size.")
+    if size < 1:
+        raise ValueError(f"image_size is {size}; it must be at least 1.")
+    if model.layout.upsampler:
+        raise ValueError("This model enlarges a small image; it cannot draw from noise alone.")
+    if classifier is not None and classifier.channels not in (None, channels):
+        raise ValueError(
+            f"The diffusion model's images have {channels} channels and the classifier's "
+            f"{classifier.channels}; both must be made for the same images."
+        )
+    return size
 
 
 def _draw(

@@ -58,6 +58,33 @@ def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Non
     picture.save(path, format="PNG")
 
 
+def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
+    """arr_0 uint8 (N, H, W, C), arr_1 int64 (N,) and the class names, or None, of an .npz file.
+
+    Raises ValueError that names the file when it is damaged, lacks an array, or they do not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes can make the reader fail in any way
+        raise ValueError(f"{path} is not a whole .npz file ({type(error).__name__}).") from error
+    if "arr_0" not in arrays or "arr_1" not in arrays:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)}; expected arr_0 (images) and arr_1 (labels)."
+        )
+    images, labels = arrays["arr_0"], arrays["arr_1"]
+    fit = images.ndim == 4 and images.dtype == np.uint8 and labels.shape == images.shape[:1]
+    if not fit or images.size == 0 or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise ValueError(
+            f"{path} has images {images.dtype} {images.shape} and labels {labels.dtype} "
+            f"{labels.shape}; expected uint8 (N, H, W, C) and N class indices from 0."
+        )
+    names = [str(name) for name in arrays["names"]] if "names" in arrays else None
+    return images, labels.astype(np.int64), names
+
+
 def check_output(path: str | Path) -> None:
     """Raises ValueError unless the name ends in .png or .npz: before the work, not after it."""
     if Path(path).suffix not in (".png", ".npz"):

@@ -57,7 +57,16 @@ def posterior_variance(alpha_bar: float, alpha_bar_prev: float) -> float:
 
 
 def chain(alpha_bar: Sequence[float], timesteps: Sequence[int]) -> list[Step]:
-    """The steps through ascending `timesteps` of the schedule `alpha_bar`, noisiest first."""
+    """The steps through ascending `timesteps` of the schedule `alpha_bar`, noisiest first.
+
+    Raises ValueError for timesteps that do not rise, or lie outside the schedule.
+    """
+    rising = all(low < high for low, high in zip(timesteps, timesteps[1:], strict=False))
+    if not timesteps or not rising or not 0 <= timesteps[0] <= timesteps[-1] < len(alpha_bar):
+        raise ValueError(
+            f"timesteps are {_shortened(timesteps)}; expected at least one, rising, from 0 to "
+            f"{len(alpha_bar) - 1}."
+        )
     values = [float(alpha_bar[t]) for t in timesteps]
     previous = [1.0, *values[:-1]]
     floor = posterior_variance(values[1], values[0]) if len(values) > 1 else 1 - values[0]
@@ -65,6 +74,10 @@ def chain(alpha_bar: Sequence[float], timesteps: Sequence[int]) -> list[Step]:
         Step(t, now, prev, floor) for t, now, prev in zip(timesteps, values, previous, strict=True)
     ]
     return steps[::-1]
+
+
+def _shortened(timesteps: Sequence[int]) -> str:
+    return str(list(timesteps[:8])) + ("..." if len(timesteps) > 8 else "")
 
 
 def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
@@ -137,6 +150,8 @@ def sample(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
     for step in steps:
         eps, v = _predict(model, x, step, labels, cfg)
         x0 = predict_x0(x, eps, step.alpha_bar)

@@ -6,11 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
-
 from ..evaluation import Score, judge_samples
 from ..files import replaced
 from ..generation import Job, generate, with_scales
+from ..images import load_samples
 from ..loading import load_classifier
 from . import options
 from .sample import add_sampling, load_models, sampling_options
@@ -63,8 +62,8 @@ def _row(guidance: str, scale: float | None, score: Score) -> dict:
 
 
 def _judge_file(judge, file: str) -> dict:
-    with np.load(file, allow_pickle=False) as arrays:
-        return _row(Path(file).name, None, judge_samples(judge, arrays["arr_0"], arrays["arr_1"]))
+    images, labels, _ = load_samples(file)
+    return _row(Path(file).name, None, judge_samples(judge, images, labels))
 
 
 def _judge_scales(args: argparse.Namespace, judge) -> list[dict]:
@@ -76,6 +75,11 @@ def _judge_scales(args: argparse.Namespace, judge) -> list[dict]:
         runs += [("classifier", scale, with_scales(job, scale, cfg)) for scale in args.scales]
     if model.layout.null_class is not None:
         runs += [("CFG", cfg, with_scales(job, 0.0, cfg)) for cfg in args.cfg_scales]
+    if not runs:
+        raise ValueError(
+            "There is no scale to go through: give --classifier, or a model trained with label "
+            "dropout."
+        )
     rows = []
     for guidance, scale, what in runs:
         drawn = generate(model, classifier, what, args.image_size, f"{guidance} {scale:g}")

@@ -19,9 +19,16 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def device(name: str | None = None) -> torch.device:
-    """The named device, else the accelerator if torch sees one, else the CPU."""
+    """The named device, else the accelerator if torch sees one, else the CPU.
+
+    Raises ValueError for a device that torch does not know or cannot use here.
+    """
     if name:
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device is {name!r}, which cannot be used: {reason[:200]}") from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -33,8 +40,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def set_threads(args: argparse.Namespace) -> None:
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.threads is None:
+        return
+    if args.threads < 1:
+        raise ValueError(f"threads is {args.threads}; it must be at least 1.")
+    torch.set_num_threads(args.threads)
 
 
 def add_network(parser: argparse.ArgumentParser, channels: int, mult: str) -> None:

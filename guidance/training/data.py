@@ -11,7 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from ..images import load_samples
+
+# what torchvision's ImageFolder reads
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".ppm",
+    ".pgm",
+    ".tif",
+    ".tiff",
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,8 @@ class LabelledImages:
 
     def split(self, held_out: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
         """A random share `held_out` of the images apart from the rest: (rest, held out)."""
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out is {held_out}; it must be at least 0 and below 1.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         count = round(held_out * len(self))
         return self._pick(order[count:]), self._pick(order[:count])
@@ -55,9 +70,16 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 def batches(data: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches, reshuffled at every pass; the last, smaller one of a pass is dropped."""
+    """Endless batches, reshuffled at every pass; the last, smaller one of a pass is dropped.
+
+    Raises ValueError at once when there are fewer images than one batch.
+    """
     if len(data) < size:
         raise ValueError(f"batch_size is {size}, but there are only {len(data)} training images.")
+    return _shuffled(data, size, seed)
+
+
+def _shuffled(data: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(data), generator=generator)
@@ -80,25 +102,16 @@ def shifted(images: Tensor, most: int) -> Tensor:
 
 
 def _from_npz(path: Path, image_size: int | None) -> LabelledImages:
-    with np.load(path, allow_pickle=False) as file:
-        if "arr_0" not in file or "arr_1" not in file:
-            raise ValueError(
-                f"{path} holds {sorted(file)}; expected arr_0 (images) and arr_1 (labels)."
-            )
-        images, labels = file["arr_0"], file["arr_1"]
-        names = [str(name) for name in file["names"]] if "names" in file else None
-    if images.ndim != 4 or images.dtype != np.uint8 or len(images) != len(labels):
-        raise ValueError(
-            f"{path} has images {images.dtype} {images.shape} and {len(labels)} labels; "
-            "expected uint8 (N, H, W, C) and N labels."
-        )
+    images, labels, names = load_samples(path)
     if image_size and images.shape[1:3] != (image_size, image_size):
         raise ValueError(
             f"{path} has {images.shape[2]}x{images.shape[1]} images, not {image_size}."
         )
     classes = names or [str(index) for index in range(int(labels.max()) + 1)]
+    if labels.max() >= len(classes):
+        raise ValueError(f"{path} has label {labels.max()}, but names only {len(classes)} classes.")
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    return LabelledImages(pixels, torch.from_numpy(labels.astype(np.int64)), tuple(classes))
+    return LabelledImages(pixels, torch.from_numpy(labels), tuple(classes))
 
 
 def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
@@ -111,11 +124,17 @@ def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
         (file, label)
         for label, name in enumerate(names)
         for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     ]
     if not found:
         raise ValueError(
             f"{folder} has no class folders with pictures ({', '.join(IMAGE_SUFFIXES)})."
+        )
+    empty = sorted(set(range(len(names))) - {label for _, label in found})
+    if empty:
+        raise ValueError(
+            f"{folder / names[empty[0]]} holds no pictures; remove the folder or fill it, since "
+            "every folder is a class."
         )
     pixels = np.stack([_read(file, image_size) for file, _ in found])
     labels = torch.tensor([label for _, label in found])
@@ -125,8 +144,11 @@ def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
 
 
 def _read(file: Path, size: int) -> np.ndarray:
-    with Image.open(file) as image:
-        rgb = image.convert("RGB")
+    try:
+        with Image.open(file) as image:
+            rgb = image.convert("RGB")
+    except Exception as error:  # damaged bytes can make the reader fail in any way
+        raise ValueError(f"{file} is not a whole picture ({type(error).__name__}).") from error
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     square = rgb.crop((left, top, left + side, top + side))

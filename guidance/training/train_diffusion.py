@@ -28,6 +28,8 @@ def train_diffusion(
     device: str = "cpu",
 ) -> tuple[UNet, list[float]]:
     """Trains on eps; with probability `p_uncond` a label becomes the layout's null class."""
+    if not 0 <= p_uncond <= 1:
+        raise ValueError(f"p_uncond is {p_uncond}; it is a share, from 0 to 1.")
     if layout.null_class is None and layout.num_classes is not None and p_uncond > 0:
         raise ValueError("p_uncond needs a layout with a null class.")
     torch.manual_seed(recipe.seed)

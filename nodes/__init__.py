@@ -1,0 +1,37 @@
+"""The pack's ComfyUI nodes, one file per family."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import comfy_adapter
+from .inspection import ClassifyImage
+from .loaders import ADMModelLoader, NoisyClassifierLoader
+from .sampling import ADMScheduler, SamplerADM
+from .steering import ADMClassLabel, ClassifierFreeGuidance, ClassifierGuidance
+
+NODES: list[type[io.ComfyNode]] = [
+    NoisyClassifierLoader,
+    ADMModelLoader,
+    ADMClassLabel,
+    ADMScheduler,
+    SamplerADM,
+    ClassifierGuidance,
+    ClassifierFreeGuidance,
+    ClassifyImage,
+]
+
+
+class ClassifierGuidanceExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def on_load(self) -> None:
+        """Makes the model folders known, the demo models among them."""
+        comfy_adapter.register_model_folders()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The pack's nodes."""
+        return NODES
+
+
+def extension() -> ComfyExtension:
+    """The extension that the entry point hands to ComfyUI."""
+    return ClassifierGuidanceExtension()

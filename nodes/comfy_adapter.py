@@ -1,0 +1,287 @@
+"""What the pack touches of ComfyUI's internals: models, placement, paths, coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..guidance.adm import UNet, UNetLayout
+from ..guidance.checkpoint import DTYPES, SUFFIXES, Checkpoint, CheckpointError, read_checkpoint
+from ..guidance.classifier import NoisyClassifier
+from ..guidance.labels import spread_labels
+from ..guidance.loading import build_classifier
+from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
+
+PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
+CLASSIFIERS = "classifiers"
+DIFFUSION_MODELS = "diffusion_models"
+DTYPE_NAMES = ["auto", *DTYPES]
+
+# Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
+VARIANCE_KEY = "adm_variance"
+GRADIENT_KEY = "classifier_guidance_gradient"
+
+
+# --- paths -----------------------------------------------------------------------------------
+
+
+def register_model_folders() -> None:
+    """models/classifiers as a model folder of its own, and the demo models in both lists."""
+    user_folder = Path(folder_paths.models_dir) / CLASSIFIERS
+    folder_paths.add_model_folder_path(CLASSIFIERS, str(user_folder))
+    folder_paths.add_model_folder_path(CLASSIFIERS, str(PACK_MODELS / CLASSIFIERS))
+    folder_paths.add_model_folder_path(DIFFUSION_MODELS, str(PACK_MODELS / DIFFUSION_MODELS))
+    # an empty set would mean every file; ComfyUI's own set includes .pkl
+    paths, _ = folder_paths.folder_names_and_paths[CLASSIFIERS]
+    folder_paths.folder_names_and_paths[CLASSIFIERS] = (paths, set(SUFFIXES))
+
+
+def model_names(folder: str) -> list[str]:
+    """What a loader offers."""
+    return folder_paths.get_filename_list(folder)
+
+
+def model_path(folder: str, name: str) -> str:
+    """Where the chosen file is; raises CheckpointError when it is gone."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        places = " or ".join(folder_paths.get_folder_paths(folder))
+        raise CheckpointError(f"There is no model file {name!r}; put it into {places}.")
+    return path
+
+
+def file_fingerprint(folder: str, name: str) -> str:
+    """Changes when the file is replaced, so that the node runs again."""
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        return "missing"
+    stat = Path(path).stat()
+    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+# --- classifiers -----------------------------------------------------------------------------
+
+
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Places a model whole or not at all.
+
+    A classifier is small, and its layers are plain torch modules: half of it on another device
+    would break its backward pass.
+    """
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> Any:
+        """Loads everything, whatever is left for it."""
+        return super().partially_load(device_to, 1e32, **options)
+
+    def partially_unload(self, device_to: Any, memory_to_free: float = 0, **options: Any) -> int:
+        """Frees nothing, which makes ComfyUI unload the whole model instead."""
+        return 0
+
+
+@dataclass(frozen=True)
+class PlacedClassifier:
+    """What a NOISY_CLASSIFIER socket carries: the classifier and who places its network."""
+
+    classifier: NoisyClassifier
+    patcher: Any
+    file_name: str
+
+    def on_device(self) -> NoisyClassifier:
+        """Loads the network onto the compute device; for use outside a sampling run."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        return self.classifier
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.patcher.load_device
+
+
+def load_classifier(name: str, noise_schedule: str, dtype: str) -> PlacedClassifier:
+    """The classifier of that name, in main memory until it is used."""
+    path = model_path(CLASSIFIERS, name)
+    checkpoint = read_checkpoint(path, "classifier", noise_schedule)
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    weights = _weight_dtype(checkpoint, dtype, device)
+    classifier = build_classifier(checkpoint, weights, offload)
+    patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
+    return PlacedClassifier(classifier, patcher, name)
+
+
+def _weight_dtype(checkpoint: Checkpoint, dtype: str, device: torch.device) -> torch.dtype:
+    """The asked one; "auto" is the file's own half precision where the device is fast in it."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    stored = next(iter(checkpoint.tensors.values())).dtype
+    management = comfy.model_management
+    if stored == torch.float16 and management.should_use_fp16(device):
+        return torch.float16
+    if stored == torch.bfloat16 and management.should_use_bf16(device):
+        return torch.bfloat16
+    return torch.float32
+
+
+# --- ADM models ------------------------------------------------------------------------------
+
+
+class Captured:
+    """What one model evaluation leaves for SamplerADM, beside the denoised image."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+
+class ComfyUNet(UNet):
+    """The U-Net as ComfyUI calls it: eps alone, the variance set aside for who asks."""
+
+    def __init__(self, layout: UNetLayout, dtype: Any, operations: Any, device: Any = None):
+        super().__init__(layout, operations, dtype, device)
+        self.dtype = dtype
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        y: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """x (B, C, H, W) and timesteps (B,) -> eps (B, C, H, W)."""
+        output = super().forward(x, timesteps, y)
+        if not self.layout.learned_variance:
+            return output
+        eps, variance = output.chunk(2, dim=1)
+        options = transformer_options or {}
+        if VARIANCE_KEY in options:
+            which = options.get("cond_or_uncond", [0])
+            options[VARIANCE_KEY].items += zip(
+                which, variance.float().chunk(len(which)), strict=True
+            )
+        return eps
+
+
+class ADMSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+    """OpenAI's noise schedules as a core model sampling."""
+
+    def __init__(self, schedule: NoiseSchedule):
+        super().__init__()
+        self.num_timesteps = len(schedule)
+        self.set_sigmas(sigma_from_alpha_bar(schedule.alpha_bar))
+
+
+class ADMModel(comfy.model_base.BaseModel):
+    """A core model around an ADM U-Net: pixels, eps, optional class labels."""
+
+    def __init__(self, config: Any, checkpoint: Checkpoint, device: Any = None):
+        super().__init__(config, comfy.model_base.ModelType.EPS, device, unet_model=ComfyUNet)
+        about = checkpoint.description
+        self.model_sampling = ADMSampling(NoiseSchedule(about.noise_schedule))
+        self.layout: UNetLayout = about.layout  # type: ignore[assignment]
+        self.labels = about.labels
+        self.file_name = checkpoint.path.name
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """The class labels as the U-Net's y; text conditioning is of no use here."""
+        if self.layout.num_classes is None:
+            return {}
+        labels = kwargs.get("adm_labels")
+        if labels is None:
+            raise ValueError(
+                f"{self.file_name} needs a class label, and the conditioning has none; "
+                "connect ADM Class Label to positive and negative."
+            )
+        chosen = spread_labels(labels, len(kwargs["noise"]))
+        return {"y": comfy.conds.CONDRegular(torch.tensor(chosen, device=kwargs["device"]))}
+
+
+def load_adm(
+    name: str, noise_schedule: str, clip_denoised: bool, dtype: str
+) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
+    """A core MODEL and a pixel-space VAE."""
+    checkpoint = read_checkpoint(model_path(DIFFUSION_MODELS, name), "diffusion", noise_schedule)
+    layout = checkpoint.description.layout
+    assert isinstance(layout, UNetLayout)
+    _refuse_unsupported(checkpoint.path.name, layout)
+    checkpoint.network()  # says what does not fit before anything is placed
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    model = ADMModel(_config(checkpoint, dtype, device), checkpoint, offload)
+    model.diffusion_model.load_state_dict(checkpoint.tensors, strict=True)
+    patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    if clip_denoised:
+        patcher.set_model_sampler_post_cfg_function(_clip)
+    return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+
+def _clip(args: dict) -> Tensor:
+    # after CFG and before classifier guidance, as in the original
+    return args["denoised"].clamp(-1, 1)
+
+
+def _refuse_unsupported(name: str, layout: UNetLayout) -> None:
+    if layout.upsampler:
+        raise CheckpointError(f"{name} is an ADM upsampler, which this version cannot run yet.")
+    if layout.image_channels != 3:
+        raise CheckpointError(
+            f"{name} makes images of {layout.image_channels} channels; only RGB (3) is supported."
+        )
+
+
+def _config(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
+    class Config(comfy.supported_models_base.BASE):
+        latent_format = comfy.latent_formats.ChromaRadiance
+        unet_extra_config: dict[str, Any] = {}
+        # a 256-channel U-Net keeps about this share of what ComfyUI assumes for Stable Diffusion
+        memory_usage_factor = 0.3 * checkpoint.description.layout.model_channels / 256
+
+    weights = _weight_dtype(checkpoint, dtype, device)
+    config = Config({"layout": checkpoint.description.layout})
+    compute = comfy.model_management.unet_manual_cast(weights, device)
+    config.set_inference_dtype(weights, compute)
+    return config
+
+
+def adm_model(patcher: Any) -> ADMModel | None:
+    """The ADM model inside a MODEL, or None if it is another kind of model."""
+    return patcher.model if isinstance(patcher.model, ADMModel) else None
+
+
+# --- coordinates -----------------------------------------------------------------------------
+
+
+def alpha_of(model_sampling: Any, sigma: Tensor, max_ratio: float) -> Tensor | float:
+    """alpha in x = alpha x0 + sigma eps: 1 - sigma for flow models, 1 for the others.
+
+    A flow starts at alpha 0, where sigma^2 / alpha has no value: there alpha is the one at which
+    sigma / alpha is `max_ratio`, the noisiest that the classifier knows.
+    """
+    if is_flow(model_sampling):
+        return torch.maximum(1 - sigma, sigma / max_ratio)
+    return 1.0
+
+
+def is_flow(model_sampling: Any) -> bool:
+    """Whether the sampler carries x = (1 - sigma) x0 + sigma eps."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def latent_channels(patcher: Any) -> int:
+    """Channels of what the sampler carries for this MODEL."""
+    return patcher.get_model_object("latent_format").latent_channels

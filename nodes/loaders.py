@@ -1,0 +1,87 @@
+"""Nodes that read model files."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import comfy_adapter as adapter
+from .types import CATEGORY, NoisyClassifierType
+
+SCHEDULES = ["auto", "linear", "cosine"]
+SCHEDULE_TOOLTIP = (
+    "The noise the model was trained with. auto: what the file says; for OpenAI's files, "
+    "cosine for 64x64 models and linear for the others."
+)
+DTYPE_TOOLTIP = "Precision of the weights. auto: the file's own where the device is fast in it."
+
+
+class NoisyClassifierLoader(io.ComfyNode):
+    """A noisy classifier from models/classifiers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="NoisyClassifierLoader",
+            display_name="Load Noisy Classifier",
+            category=CATEGORY,
+            description="Loads a classifier that was trained on noisy images, p(y | x_t, t), "
+            "from models/classifiers.",
+            search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
+            inputs=[
+                io.Combo.Input(
+                    "classifier_name",
+                    options=adapter.model_names(adapter.CLASSIFIERS),
+                    tooltip="A .safetensors, .pt or .pth file in models/classifiers.",
+                ),
+                io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
+                io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+            ],
+            outputs=[NoisyClassifierType.Output(display_name="classifier")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, classifier_name, **_):
+        return adapter.file_fingerprint(adapter.CLASSIFIERS, classifier_name)
+
+    @classmethod
+    def execute(cls, classifier_name, noise_schedule, dtype) -> io.NodeOutput:
+        return io.NodeOutput(adapter.load_classifier(classifier_name, noise_schedule, dtype))
+
+
+class ADMModelLoader(io.ComfyNode):
+    """An ADM diffusion model from models/diffusion_models, as a core MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADMModelLoader",
+            display_name="Load ADM Model",
+            category=CATEGORY,
+            description="Loads a pixel-space diffusion model of the ADM (guided-diffusion) family. "
+            "Works with every core sampler; decode with the VAE that comes with it.",
+            search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=adapter.model_names(adapter.DIFFUSION_MODELS),
+                    tooltip="An ADM model (.safetensors or .pt) in models/diffusion_models.",
+                ),
+                io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
+                io.Boolean.Input(
+                    "clip_denoised",
+                    default=True,
+                    tooltip="Keep the predicted image within -1..1 before classifier guidance, "
+                    "as the original does.",
+                ),
+                io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+            ],
+            outputs=[io.Model.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_name, **_):
+        return adapter.file_fingerprint(adapter.DIFFUSION_MODELS, model_name)
+
+    @classmethod
+    def execute(cls, model_name, noise_schedule, clip_denoised, dtype) -> io.NodeOutput:
+        return io.NodeOutput(*adapter.load_adm(model_name, noise_schedule, clip_denoised, dtype))

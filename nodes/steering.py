@@ -1,0 +1,152 @@
+"""Nodes that steer a model: class labels, classifier guidance, classifier-free guidance."""
+
+from __future__ import annotations
+
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from ..guidance.labels import parse_labels
+from . import comfy_adapter as adapter
+from .guide import KEY, ClassifierGuide, check_fit
+from .types import CATEGORY, NoisyClassifierType
+
+LABEL_TOOLTIP = (
+    "A class: its index (207) or its name (golden retriever; the beginning is enough when only "
+    "one class begins so). Several with commas: one for each image of the batch."
+)
+
+
+class ADMClassLabel(io.ComfyNode):
+    """The class that a conditional ADM model is asked for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADMClassLabel",
+            display_name="ADM Class Label",
+            category=CATEGORY,
+            description="Conditioning for an ADM model. Empty: no class, for unconditional models "
+            "and for models trained with label dropout (the negative of CFG).",
+            search_aliases=["class label", "class conditioning", "ImageNet class"],
+            inputs=[
+                io.Model.Input("model", tooltip="The ADM model whose classes are meant."),
+                io.String.Input("label", default="", tooltip=LABEL_TOOLTIP + " Empty: no class."),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, label) -> io.NodeOutput:
+        adm = adapter.adm_model(model)
+        if adm is None:
+            raise ValueError(
+                "model is not an ADM model, so it takes no class labels; use Load ADM Model for it."
+            )
+        # core expects a text embedding beside the options; an ADM model never reads it
+        return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
+
+
+def _labels(adm, label: str) -> list[int]:
+    layout, text = adm.layout, label.strip()
+    if layout.num_classes is None:
+        if text:
+            raise ValueError(
+                f"label is {text!r}, but {adm.file_name} is unconditional; "
+                "leave the label empty and choose the class on Classifier Guidance."
+            )
+        return [0]
+    if text:
+        return parse_labels(text, layout.num_classes - (layout.null_class is not None), adm.labels)
+    if layout.null_class is None:
+        raise ValueError(
+            f"label is empty, but {adm.file_name} was trained without label dropout and has no "
+            "null class: give a class and set cfg to 1. Classifier Guidance still applies."
+        )
+    return [layout.null_class]
+
+
+class ClassifierGuidance(io.ComfyNode):
+    """Follows the gradient of a noisy classifier at every step."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ClassifierGuidance",
+            display_name="Classifier Guidance",
+            category=CATEGORY,
+            description="Steers a model towards a class with the gradient of a noisy classifier: "
+            "denoised + scale * sigma^2 / alpha * grad log p(label | x).",
+            search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
+            inputs=[
+                io.Model.Input("model"),
+                NoisyClassifierType.Input("classifier"),
+                io.String.Input("label", default="0", tooltip=LABEL_TOOLTIP),
+                io.Float.Input(
+                    "scale",
+                    default=1.0,
+                    min=-1000.0,
+                    max=1000.0,
+                    step=0.1,
+                    round=0.001,
+                    tooltip="1 follows Bayes' rule; larger follows the class more, with less "
+                    "variety; 0 switches it off; negative steers away.",
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, classifier, label, scale) -> io.NodeOutput:
+        check_fit(classifier, model)
+        inner = classifier.classifier
+        labels = parse_labels(label, inner.num_classes, inner.labels)
+        if scale == 0:
+            return io.NodeOutput(model)
+        steered = model.clone()
+        # a number of its own for each node in a row, so that they add up
+        key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
+        steered.set_additional_models(key, [classifier.patcher])
+        steered.add_wrapper_with_key(
+            comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
+            key,
+            ClassifierGuide(inner, labels, scale, key),
+        )
+        return io.NodeOutput(steered)
+
+
+class ClassifierFreeGuidance(io.ComfyNode):
+    """Standard classifier-free guidance as a guider."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ClassifierFreeGuidance",
+            display_name="Classifier-Free Guidance",
+            category=CATEGORY,
+            description="uncond + cfg * (cond - uncond). At cfg 1 the negative is not computed.",
+            search_aliases=["CFG", "CFG guider", "classifier free"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                io.Float.Input(
+                    "cfg",
+                    default=4.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="0 is unconditional, 1 conditional only, larger follows more.",
+                ),
+            ],
+            outputs=[io.Guider.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, cfg) -> io.NodeOutput:
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(cfg)
+        return io.NodeOutput(guider)

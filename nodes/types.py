@@ -1,0 +1,6 @@
+"""The pack's own socket types."""
+
+from comfy_api.latest import io
+
+NoisyClassifierType = io.Custom("NOISY_CLASSIFIER")
+CATEGORY = "classifier guidance"

@@ -1,0 +1,55 @@
+"""Small random models of the real layouts, written as files that the loaders then read."""
+
+from __future__ import annotations
+
+import torch
+
+from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.checkpoint import Description, save_checkpoint
+
+CLASSES = 4
+SIZE = 16
+
+
+def randomised(network, seed: int, std: float):
+    """Random weights everywhere, also where training would start from zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.data.normal_(generator=generator).mul_(std)
+    return network
+
+
+def write_unet(path, *, classes=CLASSES + 1, null_class=CLASSES, schedule="linear", seed=0, **more):
+    """A U-Net file; classes None makes it unconditional."""
+    options = {"model_channels": 32, "out_channels": 6, "num_res_blocks": 1} | more
+    layout = UNetLayout(
+        **options,
+        channel_mult=(1, 2),
+        attention_levels=(1,),
+        num_head_channels=32,
+        image_size=SIZE,
+        num_classes=classes,
+        null_class=null_class if classes else None,
+    )
+    about = Description(kind="diffusion", layout=layout, noise_schedule=schedule, space="rgb")
+    save_checkpoint(path, randomised(UNet(layout), seed, 0.03).state_dict(), about)
+
+
+def write_classifier(path, *, classes=CLASSES, pool="attention", channels=3, seed=1, labels=None):
+    """A classifier file."""
+    layout = ClassifierLayout(
+        model_channels=32,
+        in_channels=channels,
+        out_channels=classes,
+        num_res_blocks=1,
+        channel_mult=(1, 2),
+        attention_levels=(1,),
+        num_head_channels=32,
+        image_size=SIZE,
+        pool=pool,
+    )
+    about = Description(
+        kind="classifier", layout=layout, noise_schedule="linear", labels=labels, space="rgb"
+    )
+    network = randomised(HalfUNet(layout), seed, 0.2)
+    save_checkpoint(path, network.state_dict(), about)
