@@ -21,7 +21,8 @@ class NoisyClassifier:
     `network` is any torch module in the ADM convention: x_vp (B, C, H, W) variance preserving,
     t (B,) float timesteps that may be fractional, logits (B, classes). `noise_schedule` is
     "linear", "cosine" or a 1-D tensor of alpha_bar. `space` is "rgb" or a latent format's name;
-    None means that it is not checked against the model.
+    None means that it is not checked against the model. Raises ValueError when labels are not as
+    many as the network's classes.
     """
 
     def __init__(
@@ -37,6 +38,10 @@ class NoisyClassifier:
         self.network = network
         self.labels = tuple(labels) if labels is not None else None
         self.space = space
+        if labels is not None and self.layout is not None:
+            classes = self.layout.class_count
+            if len(labels) != classes:
+                raise ValueError(f"labels names {len(labels)} classes; the network has {classes}.")
 
     def with_network(self, network: nn.Module) -> NoisyClassifier:
         """The same classifier computed by another copy of its network."""
@@ -52,7 +57,7 @@ class NoisyClassifier:
         """Number of classes, where the network or the labels tell it."""
         if self.labels is not None:
             return len(self.labels)
-        return self.layout.out_channels if self.layout is not None else None
+        return self.layout.class_count if self.layout is not None else None
 
     @property
     def channels(self) -> int | None:

@@ -28,6 +28,8 @@ class Recipe:
             raise ValueError(
                 f"steps is {self.steps}, batch_size {self.batch_size}; both must be >= 1."
             )
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1.")
 

@@ -215,6 +215,11 @@ def test_a_classifier_tells_what_it_knows():
     assert (unknown.num_classes, unknown.channels, unknown.name(2)) == (None, None, "2")
 
 
+def test_labels_that_are_not_as_many_as_the_classes_are_refused():
+    with pytest.raises(ValueError, match="labels names 2 classes; the network has 3"):
+        NoisyClassifier(half_unet(), "linear", ("cat", "dog"))
+
+
 def test_another_copy_of_the_network_keeps_everything_else():
     classifier = NoisyClassifier(half_unet(), "cosine", NAMES, "rgb")
     copy = classifier.with_network(half_unet(pool="spatial"))

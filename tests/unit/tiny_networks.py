@@ -54,7 +54,9 @@ def diffusion_model(schedule: str = "linear", **changes) -> DiffusionModel:
 
 
 def noisy_classifier(schedule: str = "linear", **changes) -> NoisyClassifier:
-    return NoisyClassifier(half_unet(**changes), schedule, NAMES)
+    network = half_unet(**changes)
+    labels = NAMES if network.layout.class_count == CLASSES else None
+    return NoisyClassifier(network, schedule, labels)
 
 
 def write_model(path, network: nn.Module, labels=NAMES, schedule: str = "linear", dtype=None):
