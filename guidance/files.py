@@ -9,6 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_target(path: str | Path, *suffixes: str) -> None:
+    """Raises ValueError when `path` cannot be written, or has another ending: before the work."""
+    path = Path(path)
+    if suffixes and path.suffix not in suffixes:
+        raise ValueError(f"output is {path}; its name must end in {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise ValueError(f"output is {path}, which is a folder; give the name of a file.")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"output is {path}, but {parent} is no folder that can be written to.")
+
+
 @contextmanager
 def replaced(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; moves it there when the block succeeds."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .files import replaced
+from .files import check_target, replaced
 
 SMALL_IMAGE = 64
 
@@ -86,6 +86,5 @@ def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | 
 
 
 def check_output(path: str | Path) -> None:
-    """Raises ValueError unless the name ends in .png or .npz: before the work, not after it."""
-    if Path(path).suffix not in (".png", ".npz"):
-        raise ValueError(f"output is {path}; its name must end in .png (a grid) or .npz (arrays).")
+    """Raises ValueError unless it can be written and its name ends in .png or .npz."""
+    check_target(path, ".png", ".npz")

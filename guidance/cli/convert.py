@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..checkpoint import DTYPES, read_checkpoint, save_checkpoint
+from ..files import check_target
 
 HELP = "turn a .pt file into .safetensors that says what it holds"
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_target(args.target, ".safetensors")
     checkpoint = read_checkpoint(args.source, noise_schedule=args.noise_schedule)
     checkpoint.network()  # a file that does not fit its network is refused here, not at use
     save_checkpoint(args.target, checkpoint.tensors, checkpoint.description, args.dtype)

@@ -6,8 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from ..classifier import NoisyClassifier
+from ..diffusion import DiffusionModel
 from ..evaluation import Score, judge_samples
-from ..files import replaced
+from ..files import check_target, replaced
 from ..generation import Job, generate, with_scales
 from ..images import load_samples
 from ..loading import load_classifier
@@ -35,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if not args.model and not args.samples:
         raise ValueError("evaluate needs --model to draw from, or --samples to judge.")
+    if args.output:
+        check_target(args.output)
     options.set_threads(args)
     judge = load_classifier(args.judge)
     rows = [_judge_file(judge, file) for file in args.samples]
@@ -61,27 +65,32 @@ def _row(guidance: str, scale: float | None, score: Score) -> dict:
     return {"guidance": guidance, "scale": scale, **vars(score)}
 
 
-def _judge_file(judge, file: str) -> dict:
+def _judge_file(judge: NoisyClassifier, file: str) -> dict:
     images, labels, _ = load_samples(file)
     return _row(Path(file).name, None, judge_samples(judge, images, labels))
 
 
-def _judge_scales(args: argparse.Namespace, judge) -> list[dict]:
+def _judge_scales(args: argparse.Namespace, judge: NoisyClassifier) -> list[dict]:
     model, classifier = load_models(args)
     job = Job(num_samples=args.num_samples, label="all", **sampling_options(args))
-    runs = []
-    if classifier is not None:
-        cfg = 0.0 if model.layout.null_class is not None else 1.0
-        runs += [("classifier", scale, with_scales(job, scale, cfg)) for scale in args.scales]
-    if model.layout.null_class is not None:
-        runs += [("CFG", cfg, with_scales(job, 0.0, cfg)) for cfg in args.cfg_scales]
-    if not runs:
-        raise ValueError(
-            "There is no scale to go through: give --classifier, or a model trained with label "
-            "dropout."
-        )
     rows = []
-    for guidance, scale, what in runs:
+    for guidance, scale, what in _runs(args, model, classifier, job):
         drawn = generate(model, classifier, what, args.image_size, f"{guidance} {scale:g}")
         rows.append(_row(guidance, scale, judge_samples(judge, *drawn)))
     return rows
+
+
+def _runs(
+    args: argparse.Namespace, model: DiffusionModel, classifier: NoisyClassifier | None, job: Job
+) -> list[tuple[str, float, Job]]:
+    """Name, scale and job of each row; without guidance both kinds are the same, drawn once."""
+    droppable = model.layout.null_class is not None
+    base = 0.0 if droppable else 1.0
+    runs = []
+    if classifier is not None:
+        runs += [("classifier", scale, with_scales(job, scale, base)) for scale in args.scales]
+    if droppable:
+        runs += [("CFG", scale, with_scales(job, 0.0, scale)) for scale in args.cfg_scales]
+    plain = with_scales(job, 0.0, base)
+    guided = [run for run in runs if run[2] != plain]
+    return [("none", 0.0, plain)] * (len(guided) < len(runs)) + guided

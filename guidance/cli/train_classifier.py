@@ -10,6 +10,7 @@ from torch import nn
 from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
 from ..checkpoint import Description, save_checkpoint
+from ..files import check_target
 from ..noise import NoiseSchedule
 from ..training.data import LabelledImages, load_images
 from ..training.loop import Recipe
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_target(args.output, ".safetensors")
     options.set_threads(args)
     data, held_out = load_images(args.data, args.image_size).split(args.held_out, args.seed)
     recipe = Recipe(

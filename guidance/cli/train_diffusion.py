@@ -7,6 +7,7 @@ import time
 
 from ..adm import UNetLayout
 from ..checkpoint import Description, save_checkpoint
+from ..files import check_target
 from ..noise import NoiseSchedule
 from ..training.data import LabelledImages, load_images
 from ..training.loop import Recipe
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_target(args.output, ".safetensors")
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
     recipe = Recipe(

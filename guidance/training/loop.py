@@ -55,8 +55,9 @@ def optimise(
             optimizer.step()
             _average(average, network, min(recipe.ema, (1 + step) / (10 + step)))
             losses.append(value.item())
+            recent = losses[-100:]
+            bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()
-            bar.set_postfix(loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
     return average, losses
 
 

@@ -25,6 +25,7 @@ def train_classifier(
     """Cross-entropy at uniformly drawn timesteps, or at t = 0 without noise when `clean`."""
     torch.manual_seed(recipe.seed)
     network = HalfUNet(layout, device=device)
+    network.check_size(data.images.shape[-2:])
     stream = batches(data, recipe.batch_size, recipe.seed)
     alpha_bar = schedule.alpha_bar.float().to(device)
 

@@ -34,6 +34,7 @@ def train_diffusion(
         raise ValueError("p_uncond needs a layout with a null class.")
     torch.manual_seed(recipe.seed)
     network = UNet(layout, device=device)
+    network.check_size(data.images.shape[-2:])
     stream = batches(data, recipe.batch_size, recipe.seed)
     variance = VarianceLoss(schedule, device) if layout.learned_variance else None
     alpha_bar = schedule.alpha_bar.float().to(device)
