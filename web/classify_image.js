@@ -1,31 +1,46 @@
 // Shows on the Classify Image node what the classifier saw.
 import { app } from "../../scripts/app.js";
-import { ComfyWidgets } from "../../scripts/widgets.js";
 
-const WIDGET = "classes";
+const WIDGET = "seen";
+const MIN_HEIGHT = 80;
 
-function show(node, lines) {
-  let widget = node.widgets?.find((candidate) => candidate.name === WIDGET);
-  if (!widget) {
-    widget = ComfyWidgets.STRING(node, WIDGET, ["STRING", { multiline: true }], app).widget;
-    widget.options.read_only = true;
-    // what is shown is not an input: neither the prompt nor a saved workflow carries it
-    widget.options.serialize = false;
-    widget.serialize = false;
-    if (widget.element) widget.element.readOnly = true;
-  }
-  widget.value = lines.join("\n");
-  node.setDirtyCanvas?.(true, true);
+function addDisplay(node) {
+  const element = document.createElement("textarea");
+  element.readOnly = true;
+  element.setAttribute("aria-label", "Classes that the classifier sees");
+  element.placeholder = "The classes appear here after a run.";
+  Object.assign(element.style, {
+    width: "100%",
+    minHeight: `${MIN_HEIGHT}px`,
+    boxSizing: "border-box",
+    resize: "none",
+    border: "none",
+    padding: "6px",
+    font: "12px monospace",
+    color: "var(--input-text, #ddd)",
+    background: "var(--comfy-input-bg, #222)",
+  });
+  const widget = node.addDOMWidget(WIDGET, "classifier_guidance_text", element, {
+    // what is shown is not an input: the prompt does not carry it
+    serialize: false,
+    getMinHeight: () => MIN_HEIGHT,
+    getValue: () => element.value,
+    setValue: (text) => (element.value = text ?? ""),
+  });
+  // nor does a saved workflow
+  widget.serialize = false;
+  return element;
 }
 
 app.registerExtension({
   name: "classifier-guidance.ClassifyImage",
   nodeCreated(node) {
     if (node.comfyClass !== "ClassifyImage") return;
+    const display = addDisplay(node);
     const onExecuted = node.onExecuted;
     node.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      if (output?.text) show(this, output.text);
+      if (output?.text) display.value = output.text.join("\n");
     };
   },
 });
