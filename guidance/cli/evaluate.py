@@ -20,11 +20,7 @@ HELP = "judge how well samples follow their class over a range of scales"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_sampling(parser)
-    parser.set_defaults(model=None)
-    for action in parser._actions:
-        if action.dest == "model":
-            action.required = False
+    add_sampling(parser, needs_model=False)
     parser.add_argument("--judge", required=True, help="classifier of clean images")
     parser.add_argument("--samples", nargs="*", default=[], help=".npz files to judge as they are")
     scales = options.numbers("0,1,2,4,8")
@@ -91,6 +87,11 @@ def _runs(
         runs += [("classifier", scale, with_scales(job, scale, base)) for scale in args.scales]
     if droppable:
         runs += [("CFG", scale, with_scales(job, 0.0, scale)) for scale in args.cfg_scales]
+    if not runs:
+        raise ValueError(
+            "There is no scale to go through: give --classifier, or a model trained with label "
+            "dropout."
+        )
     plain = with_scales(job, 0.0, base)
     guided = [run for run in runs if run[2] != plain]
     return [("none", 0.0, plain)] * (len(guided) < len(runs)) + guided
