@@ -15,7 +15,7 @@ HELP = "draw images with classifier guidance, classifier-free guidance, or both"
 
 def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> None:
     """Options that `evaluate` has too."""
-    parser.add_argument("--model", required=needs_model, help="ADM diffusion model (.safetensors, .pt)")
+    parser.add_argument("--model", required=needs_model, help="ADM diffusion model file")
     parser.add_argument("--classifier", help="noisy classifier to follow")
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
