@@ -83,7 +83,7 @@ def _fits(shapes: Shapes, levels: int, depth: int) -> bool:
             return False
         if level and not _can_halve(shapes, start):
             return False
-    return _has_up_at(shapes, depth)
+    return _decoder_agrees(shapes, levels, depth)
 
 
 def _can_halve(shapes: Shapes, block: int) -> bool:
@@ -94,14 +94,18 @@ def _can_halve(shapes: Shapes, block: int) -> bool:
     return not strided and not widens and not _has_attention(shapes, block)
 
 
-def _has_up_at(shapes: Shapes, depth: int) -> bool:
-    """Whether the U-Net's first doubling closes a level of `depth` + 1 output blocks."""
+def _decoder_agrees(shapes: Shapes, levels: int, depth: int) -> bool:
+    """Whether a U-Net's first doubling closes a level of `depth` + 1 output blocks.
+
+    A classifier has no decoder to tell, and a single level no doubling.
+    """
     ups = [
         int(m[1])
         for key in shapes
         if (m := re.match(r"output_blocks\.(\d+)\.[12]\.(in_layers\.0|conv)\.weight", key))
     ]
-    return not ups or min(ups) == depth
+    is_unet = any(key.startswith("output_blocks.") for key in shapes)
+    return min(ups) == depth if ups else levels == 1 or not is_unet
 
 
 def _is_strided(shapes: Shapes, block: int) -> bool:

@@ -136,6 +136,8 @@ SMALL = {"model_channels": 64, "num_head_channels": 64, "image_size": 64, "atten
         {"channel_mult": (1, 1, 2), "num_res_blocks": 3},
         {"channel_mult": (2,), "attention_levels": (), "image_size": None},
         {"attention_levels": (), "image_size": None},
+        {"channel_mult": (1, 1), "num_res_blocks": 3, "attention_levels": (), "image_size": None},
+        {"channel_mult": (1,), "num_res_blocks": 3, "attention_levels": (), "image_size": None},
         {"attention_levels": (0,), "image_size": 32},
         {"resblock_updown": False},
         {"scale_shift_norm": False},

@@ -246,7 +246,7 @@ def test_evaluate_prints_a_table_and_writes_its_rows(guidance):
     rows = json.loads(Path("rows.json").read_text())
     assert [(row["guidance"], row["scale"]) for row in rows] == [
         ("data.npz", None),
-        ("classifier", 0.0),
+        ("none", 0.0),
         ("classifier", 2.5),
         ("CFG", 1.0),
     ]
