@@ -19,23 +19,22 @@ def randomised(network, seed: int, std: float):
     return network
 
 
-def write_unet(path, *, classes=CLASSES + 1, null_class=CLASSES, schedule="linear", seed=0, **more):
-    """A U-Net file; classes None makes it unconditional."""
-    options = {"model_channels": 32, "out_channels": 6, "num_res_blocks": 1} | more
-    layout = UNetLayout(
-        **options,
-        channel_mult=(1, 2),
-        attention_levels=(1,),
-        num_head_channels=32,
-        image_size=SIZE,
-        num_classes=classes,
-        null_class=null_class if classes else None,
-    )
+def write_unet(
+    path, *, classes=CLASSES + 1, null_class=CLASSES, schedule="linear", seed=0, dtype=None, **more
+):
+    """A U-Net file; classes None makes it unconditional. `more` changes the layout."""
+    layout = {"model_channels": 32, "out_channels": 6, "num_res_blocks": 1}
+    layout |= {"channel_mult": (1, 2), "attention_levels": (1,), "num_head_channels": 32}
+    layout |= {"image_size": SIZE, "num_classes": classes}
+    layout |= {"null_class": null_class if classes else None}
+    layout = UNetLayout(**layout | more)
     about = Description(kind="diffusion", layout=layout, noise_schedule=schedule, space="rgb")
-    save_checkpoint(path, randomised(UNet(layout), seed, 0.03).state_dict(), about)
+    save_checkpoint(path, randomised(UNet(layout), seed, 0.03).state_dict(), about, dtype)
 
 
-def write_classifier(path, *, classes=CLASSES, pool="attention", channels=3, seed=1, labels=None):
+def write_classifier(
+    path, *, classes=CLASSES, pool="attention", channels=3, seed=1, labels=None, dtype=None
+):
     """A classifier file."""
     layout = ClassifierLayout(
         model_channels=32,
@@ -52,4 +51,30 @@ def write_classifier(path, *, classes=CLASSES, pool="attention", channels=3, see
         kind="classifier", layout=layout, noise_schedule="linear", labels=labels, space="rgb"
     )
     network = randomised(HalfUNet(layout), seed, 0.2)
-    save_checkpoint(path, network.state_dict(), about)
+    save_checkpoint(path, network.state_dict(), about, dtype)
+
+
+def write_released_unet(path, seed=0):
+    """An unconditional .pt without a description, as OpenAI's: its layout is in its tensors."""
+    layout = UNetLayout(
+        model_channels=64,
+        out_channels=6,
+        num_res_blocks=1,
+        channel_mult=(1, 1),
+        attention_levels=(0,),
+        image_size=32,
+    )
+    torch.save(randomised(UNet(layout), seed, 0.03).state_dict(), path)
+
+
+def write_released_classifier(path, seed=1):
+    """A classifier's .pt without a description, as OpenAI's."""
+    layout = ClassifierLayout(
+        model_channels=64,
+        out_channels=CLASSES,
+        num_res_blocks=1,
+        channel_mult=(1, 1),
+        attention_levels=(0,),
+        image_size=32,
+    )
+    torch.save(randomised(HalfUNet(layout), seed, 0.1).state_dict(), path)
