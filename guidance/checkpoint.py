@@ -233,7 +233,7 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     if layout is None:
         raise CheckpointError(
             f"{path.name} is neither an ADM diffusion model nor an ADM classifier "
-            "(guided-diffusion's tensor names were not found in it)."
+            "(guided-diffusion's tensor names were not found in it); choose a file that is one."
         )
     kind = "classifier" if isinstance(layout, ClassifierLayout) else "diffusion"
     space = "rgb" if layout.in_channels in (3, 6) else None

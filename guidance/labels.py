@@ -45,13 +45,16 @@ def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None
     return [_parse_one(part, num_classes, class_names(num_classes, names)) for part in parts]
 
 
-def spread_labels(labels: Sequence[int], batch: int) -> list[int]:
-    """One label for each image of a batch, from one for all or one for each; else LabelError."""
+def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> list[int]:
+    """One label for each image of a batch, from one for all or one for each; else LabelError.
+
+    The error calls them `name`.
+    """
     if len(labels) == 1:
         return list(labels) * batch
     if len(labels) != batch:
         raise LabelError(
-            f"label lists {len(labels)} classes, but the batch has {batch} images; "
+            f"{name} lists {len(labels)} classes, but the batch has {batch} images; "
             f"give one class for all of them, or {batch}."
         )
     return list(labels)

@@ -207,7 +207,14 @@ class ADMModel(comfy.model_base.BaseModel):
                 f"{self.file_name} needs a class label, and the conditioning has none; "
                 "connect ADM Class Label to positive and negative."
             )
-        chosen = spread_labels(labels, len(kwargs["noise"]))
+        outside = [label for label in labels if label >= self.layout.num_classes]
+        if outside:
+            raise ValueError(
+                f"The conditioning's class label is {outside[0]}, but the classes of "
+                f"{self.file_name} go from 0 to {self.layout.class_count - 1}; "
+                "connect this model to the ADM Class Label."
+            )
+        chosen = spread_labels(labels, len(kwargs["noise"]), "label of ADM Class Label")
         return {"y": comfy.conds.CONDRegular(torch.tensor(chosen, device=kwargs["device"]))}
 
 

@@ -15,6 +15,7 @@ from ..guidance.labels import spread_labels
 from . import comfy_adapter as adapter
 
 KEY = "classifier_guidance"
+NAME = "label of Classifier Guidance"
 
 
 def check_fit(placed: adapter.PlacedClassifier, model: Any) -> None:
@@ -41,7 +42,7 @@ class ClassifierGuide:
     ) -> Tensor:
         """The guider's denoised image (B, C, H, W) at x and sigma (B,), guided."""
         # before the big model runs: a label or size that does not fit is said at once
-        labels = torch.tensor(spread_labels(self.labels, len(x)))
+        labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
         denoised = executor(x, sigma, model_options, seed)
         sampling = executor.class_obj.inner_model.model_sampling

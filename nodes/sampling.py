@@ -132,7 +132,7 @@ def sample_adm(
         x_vp = x / to_vp
         if method == "ddpm":
             variance = ddpm_variance(step, asked.variance(x), x)
-            shift = variance * asked.gradient(x) * to_vp
+            shift = variance * asked.gradient(x) * to_vp * _drawn(extra_args)
             noise = _noise(draw, step.last, sigma, following, x)
             x_vp = ddpm_step(x_vp, denoised, variance, step, shift, noise)
         else:
@@ -142,12 +142,20 @@ def sample_adm(
     return x
 
 
+def _drawn(extra_args: dict) -> Tensor | float:
+    """The inpainting mask: what is masked out must not be guided either."""
+    mask = extra_args.get("denoise_mask")
+    return 1.0 if mask is None else mask
+
+
 def _noise(draw: Any, unused: bool, sigma: Tensor, following: Tensor, x: Tensor) -> Tensor:
     return torch.zeros_like(x) if unused else draw(sigma, following)
 
 
 def steps_of(sigmas: Tensor) -> list[Step]:
-    """The reverse steps between neighbouring sigmas."""
+    """The reverse steps between neighbouring sigmas; none for a single one."""
+    if len(sigmas) < 2:
+        return []
     alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.double().cpu())]
     floor = 1 - alpha_bar[-2]
     if len(alpha_bar) > 2:

@@ -48,7 +48,7 @@ class ADMClassLabel(io.ComfyNode):
         return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
 
 
-def _labels(adm, label: str) -> list[int]:
+def _labels(adm, label: str) -> list[int] | None:
     layout, text = adm.layout, label.strip()
     if layout.num_classes is None:
         if text:
@@ -56,7 +56,7 @@ def _labels(adm, label: str) -> list[int]:
                 f"label is {text!r}, but {adm.file_name} is unconditional; "
                 "leave the label empty and choose the class on Classifier Guidance."
             )
-        return [0]
+        return None
     if text:
         return parse_labels(text, layout.num_classes - (layout.null_class is not None), adm.labels)
     if layout.null_class is None:
