@@ -35,10 +35,12 @@ class ClassifyImage(io.ComfyNode):
     @classmethod
     def execute(cls, classifier, image, top_k) -> io.NodeOutput:
         inner = classifier.classifier
+        if inner.channels == 3:
+            image = image[..., :3]  # without its alpha, as core's VAEEncode takes it
         if inner.channels is not None and inner.channels != image.shape[-1]:
             raise ValueError(
-                f"{classifier.file_name} reads {inner.channels}-channel images; "
-                f"this one has {image.shape[-1]} channels."
+                f"{classifier.file_name} reads {inner.channels}-channel images, but this one has "
+                f"{image.shape[-1]} channels; use a classifier that was trained on such images."
             )
         # images are 0..1 (B, H, W, C); classifiers of pixel models read -1..1 (B, C, H, W)
         x = image.movedim(-1, 1) * 2 - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import comfy.k_diffusion.sampling
@@ -153,15 +154,28 @@ def _noise(draw: Any, unused: bool, sigma: Tensor, following: Tensor, x: Tensor)
 
 
 def steps_of(sigmas: Tensor) -> list[Step]:
-    """The reverse steps between neighbouring sigmas; none for a single one."""
+    """The reverse steps between neighbouring sigmas, none for a single one.
+
+    Raises ValueError for sigmas that do not fall.
+    """
     if len(sigmas) < 2:
         return []
+    _check_falling(sigmas.tolist())
     alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.double().cpu())]
     floor = 1 - alpha_bar[-2]
     if len(alpha_bar) > 2:
         floor = posterior_variance(alpha_bar[-3], alpha_bar[-2])
     pairs = zip(alpha_bar[:-1], alpha_bar[1:], strict=True)
     return [Step(-1, now, following, floor) for now, following in pairs]
+
+
+def _check_falling(sigmas: list[float]) -> None:
+    for number, (now, following) in enumerate(itertools.pairwise(sigmas), 1):
+        if following >= now:
+            raise ValueError(
+                f"sigmas go from {now:.5g} to {following:.5g} in step {number}, but ADM Sampler "
+                "needs each below the one before; use sigmas as ADM Scheduler gives them."
+            )
 
 
 class Asked:

@@ -448,6 +448,23 @@ def test_dual_cfg_guider(load, guided, label_of, style):
     assert not torch.equal(*outs)
 
 
+def test_dual_model_guider(load, guided, label_of):
+    """A conditional model against an unconditional one; the label is of the first."""
+    node = core("nodes_custom_sampler", "DualModelGuider")
+    outs = []
+    for model in (load("dropout.safetensors")[0], guided(load("dropout.safetensors")[0])):
+        (guider,) = node.execute(
+            model,
+            label_of(model, "1"),
+            cfg=3.0,
+            model_negative=load()[0],
+            negative=label_of(model, ""),
+        ).result
+        outs.append(with_guider(guider, sampler_named("euler"), few_sigmas(model)))
+    assert torch.isfinite(outs[1]).all()
+    assert not torch.equal(*outs)
+
+
 def few_sigmas(model, steps=4):
     import comfy.samplers
 
@@ -594,6 +611,30 @@ def test_sampler_adm_on_a_flow_model(call, other_model, method):
         ValueError, match=r"ADM Sampler .* flow model; use a core sampler \(euler\)"
     ):
         with_guider(guider, sampler, sigmas, torch.zeros_like(start), start=start)
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+@pytest.mark.parametrize("values", [[0.0, 1.0, 3.0], [3.0, 3.0, 0.0]], ids=["flipped", "repeated"])
+def test_sampler_adm_with_sigmas_that_do_not_fall(call, load, conditionings, method, values):
+    model, _ = load()
+    positive, negative = conditionings(model)
+    (guider,) = call(
+        "ClassifierFreeGuidance", model=model, positive=positive, negative=negative, cfg=1.0
+    )
+    (sampler,) = call("SamplerADM", method=method, eta=1.0)
+    said = f"sigmas go from {values[0]:.5g} to {values[1]:.5g} in step 1.*ADM Scheduler"
+    with pytest.raises(ValueError, match=said):
+        with_guider(guider, sampler, torch.tensor(values))
+
+
+def test_classify_image_leaves_alpha_out(call, load_classifier):
+    image = torch.rand(1, SIZE, SIZE, 4, generator=torch.Generator().manual_seed(0))
+    classifier = load_classifier()
+    with_alpha, without = (
+        call("ClassifyImage", classifier=classifier, image=x, top_k=4)
+        for x in (image, image[..., :3])
+    )
+    assert with_alpha == without
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "FLOW"])

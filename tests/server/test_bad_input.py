@@ -355,7 +355,7 @@ def test_classify_image_of_another_size(failure):
 def test_classify_image_with_another_number_of_channels(models, failure):
     write_classifier(models["classifiers"] / "latents.safetensors", channels=4)
     said = failure(classified(16, "latents.safetensors"), "seen")
-    has(said, "latents.safetensors", "4-channel", "3 channels")
+    has(said, "latents.safetensors", "4-channel", "3 channels", "use a classifier")
 
 
 @pytest.mark.parametrize(
