@@ -32,12 +32,15 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 class Builder:
     """Makes layers from an injected namespace (`torch.nn`, or ComfyUI's castable ops)."""
 
-    def __init__(self, operations: Any = None, dtype: Any = None, device: Any = None):
+    def __init__(
+        self, operations: Any = None, dtype: Any = None, device: Any = None, norm_groups: int = 32
+    ):
         self.operations = operations or nn
         self.where = {"dtype": dtype, "device": device}
+        self.norm_groups = norm_groups
 
     def norm(self, channels: int) -> nn.Module:
-        return self.operations.GroupNorm(32, channels, **self.where)
+        return self.operations.GroupNorm(self.norm_groups, channels, **self.where)
 
     def linear(self, inputs: int, outputs: int) -> nn.Module:
         return self.operations.Linear(inputs, outputs, **self.where)

@@ -28,7 +28,7 @@ class HalfUNet(nn.Module):
     ):
         super().__init__()
         self.layout = layout
-        build = Builder(operations, dtype, device)
+        build = Builder(operations, dtype, device, layout.norm_groups)
         self.time_embed = time_embedding(layout, build)
         self.input_blocks, outputs = encoder_stages(layout, build)
         self.middle_block = middle_stage(layout, build, outputs[-1])

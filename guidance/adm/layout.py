@@ -17,7 +17,8 @@ class ADMLayout:
 
     `attention_levels` counts resolutions from 0 (full size); the original lists the same thing
     as downsampling factors, 2 ** level. Heads: `num_head_channels` wins when it is given,
-    otherwise every attention block has `num_heads` heads.
+    otherwise every attention block has `num_heads` heads. `norm_groups` is 32 in the original;
+    narrow networks need fewer, because a group of one channel forgets that channel's mean.
     """
 
     in_channels: int = 3
@@ -33,6 +34,7 @@ class ADMLayout:
     scale_shift_norm: bool = True
     resblock_updown: bool = True
     dropout: float = 0.0
+    norm_groups: int = 32
 
     def __post_init__(self) -> None:
         if self.num_res_blocks < 1 or not self.channel_mult:
@@ -40,11 +42,13 @@ class ADMLayout:
                 f"num_res_blocks is {self.num_res_blocks} and channel_mult {self.channel_mult}; "
                 "a network needs at least one of each."
             )
+        if self.norm_groups < 1:
+            raise ValueError(f"norm_groups is {self.norm_groups}; it must be at least 1.")
         for level, channels in enumerate(self.level_channels):
-            if channels <= 0 or channels % 32:
+            if channels <= 0 or channels % self.norm_groups:
                 raise ValueError(
                     f"channel_mult gives {channels} channels at level {level}; "
-                    "the group norms need a positive multiple of 32."
+                    f"the group norms need a positive multiple of {self.norm_groups}."
                 )
         outside = [n for n in self.attention_levels if not 0 <= n < len(self.channel_mult)]
         if outside:

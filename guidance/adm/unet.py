@@ -33,7 +33,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         self.layout = layout
-        build = Builder(operations, dtype, device)
+        build = Builder(operations, dtype, device, layout.norm_groups)
         self.time_embed = time_embedding(layout, build)
         if layout.num_classes is not None:
             self.label_emb = build.embedding(layout.num_classes, layout.embed_channels)

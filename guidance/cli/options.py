@@ -54,6 +54,7 @@ def add_network(parser: argparse.ArgumentParser, channels: int, mult: str) -> No
     group.add_argument("--res-blocks", type=int, default=1, help="residual blocks per level")
     group.add_argument("--attention-levels", type=integers, default=(2,), help="0 is full size")
     group.add_argument("--head-channels", type=int, default=32, help="channels per head")
+    group.add_argument("--norm-groups", type=int, default=8, help="of the group norms")
     group.add_argument("--dropout", type=float, default=0.0)
 
 
@@ -65,6 +66,7 @@ def network_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_res_blocks": args.res_blocks,
         "attention_levels": args.attention_levels,
         "num_head_channels": args.head_channels,
+        "norm_groups": args.norm_groups,
         "dropout": args.dropout,
     }
 
