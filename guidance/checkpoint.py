@@ -23,6 +23,7 @@ from .files import replaced
 from .noise import SCHEDULE_NAMES
 
 METADATA_KEY = "classifier_guidance"
+FORMAT = 1
 SUFFIXES = (".safetensors", ".pt", ".pth")
 TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a bare pickle as torch wrote before 1.6
 KINDS: dict[str, Any] = {"classifier": ClassifierLayout, "diffusion": UNetLayout}
@@ -154,7 +155,7 @@ def _to_json(description: Description) -> str:
     values = _shallow(description)
     values["layout"] = asdict(description.layout)
     del values["source"]
-    return json.dumps({"format": 1, **values})
+    return json.dumps({"format": FORMAT, **values})
 
 
 def _shallow(description: Description) -> dict[str, Any]:
@@ -244,6 +245,8 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
 def _from_metadata(path: Path, text: str) -> Description:
     try:
         values = json.loads(text)
+        if values.get("format", FORMAT) > FORMAT:
+            raise ValueError(f"format {values['format']}, newer than {FORMAT}: update the pack")
         kind = values["kind"]
         names = KINDS[kind].__dataclass_fields__
         layout = {k: _hashable(v) for k, v in values["layout"].items() if k in names}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 
 from ..adm import UNetLayout
-from ..checkpoint import Description, save_checkpoint
+from ..checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
 from ..files import check_target
 from ..noise import NoiseSchedule
 from ..training.data import LabelledImages, load_images
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_network(parser, channels=32, mult="1,2,3,3")
     parser.add_argument("--unconditional", action="store_true", help="learn without labels")
     parser.add_argument("--p-uncond", type=float, default=0.1, help="share of labels dropped")
+    parser.add_argument("--init", help="a model file whose training goes on")
     parser.add_argument("--fixed-variance", action="store_true", help="do not learn the variance")
 
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         bf16=args.bf16,
     )
     layout = _layout(args, data)
+    earlier = _earlier(args.init, layout) if args.init else None
     started = time.monotonic()
     network, losses = train_diffusion(
         data,
@@ -48,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         p_uncond=args.p_uncond,
         shift=args.shift,
         device=str(options.device(args.device)),
+        weights=earlier.tensors if earlier else None,
     )
     training = {
         "images": len(data),
@@ -55,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         "batch_size": args.batch_size,
         "p_uncond": args.p_uncond,
         "seed": args.seed,
+        "before": earlier.description.training if earlier else None,
         "seconds": round(time.monotonic() - started),
         "loss": sum(losses[-200:]) / len(losses[-200:]),
     }
@@ -68,6 +73,20 @@ def run(args: argparse.Namespace) -> None:
     )
     save_checkpoint(args.output, network.state_dict(), description, args.save_dtype)
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
+
+
+def _earlier(file: str, layout: UNetLayout) -> Checkpoint:
+    """The file whose training goes on; its network has to be the one that was asked for."""
+    checkpoint = read_checkpoint(file, "diffusion")
+    found, wanted = asdict(checkpoint.description.layout), asdict(layout)
+    different = [name for name, value in wanted.items() if found[name] != value]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{file} has {name} {found[name]}, but the options ask for {wanted[name]}; "
+            "continue a training with the network options it began with."
+        )
+    return checkpoint
 
 
 def _layout(args: argparse.Namespace, data: LabelledImages) -> UNetLayout:

@@ -26,8 +26,12 @@ def train_diffusion(
     p_uncond: float = 0.1,
     shift: int = 0,
     device: str = "cpu",
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[UNet, list[float]]:
-    """Trains on eps; with probability `p_uncond` a label becomes the layout's null class."""
+    """Trains on eps; with probability `p_uncond` a label becomes the layout's null class.
+
+    `weights` (a state dict of the same layout) continues an earlier training.
+    """
     if not 0 <= p_uncond <= 1:
         raise ValueError(f"p_uncond is {p_uncond}; it is a share, from 0 to 1.")
     if layout.null_class is None and layout.num_classes is not None and p_uncond > 0:
@@ -35,6 +39,8 @@ def train_diffusion(
     torch.manual_seed(recipe.seed)
     network = UNet(layout, device=device)
     network.check_size(data.images.shape[-2:])
+    if weights is not None:
+        network.load_state_dict(weights)
     stream = batches(data, recipe.batch_size, recipe.seed)
     variance = VarianceLoss(schedule, device) if layout.learned_variance else None
     alpha_bar = schedule.alpha_bar.float().to(device)

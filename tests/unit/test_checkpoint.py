@@ -506,6 +506,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path):
         ("3", ""),
         ("{}", "'kind' is missing"),
         ({"kind": "vae"}, "'vae'"),
+        ({"format": 2}, "format 2, newer than 1: update the pack"),
         ({"kind": ["classifier"]}, ""),
         ({"kind": "x" * 5000}, "..."),
         ({"noise_schedule": "sqrt"}, "noise_schedule is 'sqrt', expected one of linear, cosine"),

@@ -105,6 +105,19 @@ def test_train_diffusion_without_dropout_or_classes(guidance, options, classes, 
     assert layout.learned_variance == ("--fixed-variance" not in options)
 
 
+def test_train_diffusion_goes_on_where_an_earlier_training_ended(guidance):
+    first = ["--data", "@data.npz", "--output", "first.safetensors"]
+    guidance("train-diffusion", *first, *TRAINING)
+    more = ["--data", "@data.npz", "--output", "second.safetensors", "--init", "first.safetensors"]
+    guidance("train-diffusion", *more, *TRAINING, "--lr", "1e-9", "--seed", "1")
+    earlier, later = (read_checkpoint(f"{name}.safetensors") for name in ("first", "second"))
+    for name, tensor in earlier.tensors.items():
+        assert torch.allclose(tensor, later.tensors[name], atol=1e-6)
+    assert later.description.training["before"] == earlier.description.training
+    said = guidance("train-diffusion", *more, *TRAINING, "--norm-groups", "16", status=1)
+    assert "norm_groups 8" in said and "16" in said
+
+
 @pytest.mark.parametrize("command", ["train-classifier", "train-diffusion"])
 def test_a_training_repeats_with_its_seed(guidance, command):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
