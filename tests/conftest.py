@@ -72,12 +72,23 @@ def server(comfyui):
         yield running
 
 
+RESULTS: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def say_at_the_end():
+    """`say_at_the_end(line)` adds a line to the last words of the run."""
+    return RESULTS.append
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
     """Say at the end, after pytest's own summary, which ComfyUI was used and what was skipped."""
     result = yield
     terminalreporter.section("what was tested")
     terminalreporter.line(str(found_comfyui) if found_comfyui else no_comfyui)
+    for line in RESULTS:
+        terminalreporter.line(line)
     reasons = Counter(skip_reason(report) for report in terminalreporter.stats.get("skipped", []))
     terminalreporter.line(f"{sum(reasons.values())} skipped")
     for reason, count in reasons.most_common():
