@@ -348,7 +348,7 @@ def test_an_error_is_one_line_and_leaves_nothing(guidance, arguments, said):
         (["--data", "@data.npz", "--steps", "0"], "steps is 0"),
         (["--data", "@data.npz", "--batch-size", "100"], "only 2"),
         (["--data", "@data.npz", "--attention-levels", "2"], "attention_levels holds 2"),
-        (["--data", "@data.npz", "--channel-mult", "1,1.2"], "multiple of 32"),
+        (["--data", "@data.npz", "--channel-mult", "1,1.2"], "multiple of 8"),
         (["--data", "@data.npz", "--head-channels", "24"], "num_head_channels 24"),
         (["--data", "@data.npz", "--ema", "1"], "ema is 1.0"),
         (["--data", "@data.npz", "--output", "c.pt"], "c.pt; its name must end in .safetensors"),
