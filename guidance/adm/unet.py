@@ -77,14 +77,6 @@ class UNet(nn.Module):
                 f"be multiples of {2**halvings}; they are {size[1]}x{size[0]}."
             )
 
-    def _check_size(self, size: tuple[int, ...]) -> None:
-        factor = 2 ** (len(self.layout.channel_mult) - 1)
-        if any(length % factor for length in size):
-            raise ValueError(
-                f"This diffusion model needs a width and a height that are multiples of {factor}; "
-                f"they are {size[1]}x{size[0]}."
-            )
-
 
 def _decoder_stages(layout: UNetLayout, build: Builder, skips: list[int]) -> nn.ModuleList:
     skips = list(skips)

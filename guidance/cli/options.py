@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ..training.loop import Recipe
+
 
 def numbers(text: str) -> tuple[float, ...]:
     """ "1,2,2.5" -> (1.0, 2.0, 2.5)."""
@@ -91,3 +93,16 @@ def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> N
     )
     group.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
     add_device(parser)
+
+
+def recipe(args: argparse.Namespace) -> Recipe:
+    """The optimisation that `add_training` asked for."""
+    return Recipe(
+        steps=args.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        weight_decay=args.weight_decay,
+        ema=args.ema,
+        seed=args.seed,
+        bf16=args.bf16,
+    )

@@ -13,7 +13,6 @@ from ..checkpoint import Description, save_checkpoint
 from ..files import check_target
 from ..noise import NoiseSchedule
 from ..training.data import LabelledImages, load_images
-from ..training.loop import Recipe
 from ..training.train_classifier import accuracy, train_classifier
 from . import options
 
@@ -34,15 +33,7 @@ def run(args: argparse.Namespace) -> None:
     check_target(args.output, ".safetensors")
     options.set_threads(args)
     data, held_out = load_images(args.data, args.image_size).split(args.held_out, args.seed)
-    recipe = Recipe(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.lr,
-        weight_decay=args.weight_decay,
-        ema=args.ema,
-        seed=args.seed,
-        bf16=args.bf16,
-    )
+    recipe = options.recipe(args)
     layout = ClassifierLayout(
         **options.network_options(args),
         in_channels=data.images.shape[1],

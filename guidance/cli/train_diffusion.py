@@ -11,7 +11,6 @@ from ..checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoi
 from ..files import check_target
 from ..noise import NoiseSchedule
 from ..training.data import LabelledImages, load_images
-from ..training.loop import Recipe
 from ..training.train_diffusion import train_diffusion
 from . import options
 
@@ -31,15 +30,7 @@ def run(args: argparse.Namespace) -> None:
     check_target(args.output, ".safetensors")
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
-    recipe = Recipe(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.lr,
-        weight_decay=args.weight_decay,
-        ema=args.ema,
-        seed=args.seed,
-        bf16=args.bf16,
-    )
+    recipe = options.recipe(args)
     layout = _layout(args, data)
     earlier = _earlier(args.init, layout) if args.init else None
     started = time.monotonic()
