@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .labels import class_names
-from .noise import NoiseSchedule, per_image, vp_scale
+from .noise import NoiseSchedule, levels_like, per_image, vp_scale
+from .strength import smoothed_target
 
 # fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
 FP16_LOSS_SCALE = 1024.0
@@ -75,7 +76,7 @@ class NoisyClassifier:
 
         x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,).
         """
-        return self._log_probs(x, *_levels(x, sigma, alpha))
+        return self._log_probs(x, *levels_like(x, sigma, alpha))
 
     def gradient(
         self,
@@ -90,15 +91,34 @@ class NoisyClassifier:
         torch.inference_mode and under no_grad. Raises ValueError for a label that is not a class
         or does not fit the batch (Dhariwal & Nichol 2021, algorithm 1 and 2).
         """
+        return self.gradient_and_log_probs(x, sigma, label, alpha)[0]
+
+    def gradient_and_log_probs(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        label: Tensor | int,
+        alpha: Tensor | float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """As `gradient`, and log p(y | x) of every class (B, classes), from one evaluation.
+
+        label_smoothing: see `guidance.strength.smoothed_target`.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
             # a clone made here is an ordinary tensor, whatever mode x was made in
             x_in = x.detach().clone().requires_grad_(True)
-            log_probs = self._log_probs(x_in, *_levels(x_in, sigma, alpha))
-            chosen = log_probs.gather(1, self._label_column(label, log_probs)).sum()
+            log_probs = self._log_probs(x_in, *levels_like(x_in, sigma, alpha))
+            index = self._label_column(label, log_probs)
+            chosen = log_probs.gather(1, index).sum()
+            if label_smoothing:
+                target = smoothed_target(index[:, 0], log_probs.shape[1], label_smoothing)
+                chosen = (target.to(log_probs) * log_probs).sum()
             scale = FP16_LOSS_SCALE if _dtype(self.network, x) == torch.float16 else 1.0
             (gradient,) = torch.autograd.grad(chosen * scale, x_in)
-        return gradient if scale == 1.0 else (gradient.float() / scale).to(x.dtype)
+            log_probs = log_probs.detach()
+        return (gradient if scale == 1.0 else (gradient.float() / scale).to(x.dtype)), log_probs
 
     def _log_probs(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
         dtype = _dtype(self.network, x)
@@ -142,12 +162,3 @@ def use_ordinary_weights(network: nn.Module) -> None:
 def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
     floats = (p.dtype for p in network.parameters() if p.is_floating_point())
     return next(floats, x.dtype)
-
-
-def _levels(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
-    """sigma, alpha as (B,) on x's device; float64 where the device has it, for exact timesteps."""
-    exact = torch.float32 if x.device.type == "mps" else torch.float64
-    batch = len(x)
-    # clone: a sampler's sigma may be an inference tensor
-    tensors = (torch.as_tensor(level, dtype=exact, device=x.device).clone() for level in levels)
-    return tuple(level.reshape(-1).expand(batch) for level in tensors)

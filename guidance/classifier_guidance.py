@@ -2,9 +2,53 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from .noise import per_image
+from .classifier import NoisyClassifier
+from .noise import levels_like, per_image, within_range
+from .strength import Strength
+
+
+def classifier_term(
+    classifier: NoisyClassifier,
+    x: Tensor,
+    denoised: Tensor,
+    sigma: Tensor | float,
+    label: Tensor | int,
+    strength: Strength,
+    alpha: Tensor | float = 1.0,
+) -> Tensor:
+    """What guidance adds to the denoised image (B, ...) at x = alpha x0 + sigma eps.
+
+    scale * (sigma^2 / alpha) * grad_x log p(label | x), shaped by the options of `strength`; finite
+    and continuous also where sigma / alpha is beyond the classifier's range. Raises ValueError
+    when the gradient is not finite.
+    """
+    sigma, alpha = levels_like(x, sigma, alpha)
+    near = within_range(sigma, alpha, classifier.schedule.max_ratio)
+    gradient, log_probs = classifier.gradient_and_log_probs(
+        x, near[0], label, near[1], strength.label_smoothing
+    )
+    _check_finite(gradient, x, sigma)
+    term = guidance_term(gradient, near[0], strength.scales(log_probs), near[1])
+    return strength.capped(term, denoised)
+
+
+def _check_finite(gradient: Tensor, x: Tensor, sigma: Tensor) -> None:
+    if bool(gradient.isfinite().all()):
+        return
+    index = int((~gradient.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+    where = f"at sigma {float(sigma[index]):.5g} in image {index} of the batch (counted from 0)"
+    if not bool(x[index].isfinite().all()):
+        raise ValueError(
+            f"The image itself is not finite {where}, before guidance; "
+            "lower the scale or cfg, or load the diffusion model in fp32."
+        )
+    raise ValueError(
+        f"The classifier's gradient is not finite {where}; "
+        "load the classifier in fp32 or bf16, or use another one."
+    )
 
 
 def guide_denoised(
@@ -29,6 +73,8 @@ def guidance_term(
 ) -> Tensor:
     """scale * (sigma^2 / alpha) * gradient, what guidance adds to the denoised image."""
     factor = scale * (sigma**2 / alpha)
+    if isinstance(factor, Tensor):
+        factor = factor.to(torch.promote_types(gradient.dtype, torch.float32))
     term = per_image(factor, gradient) * gradient
     return term.to(gradient.dtype)
 

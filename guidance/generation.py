@@ -17,6 +17,7 @@ from .images import to_uint8
 from .labels import parse_labels
 from .respacing import respaced_timesteps
 from .sampling import Guide, Step, chain, sample
+from .strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,19 @@ class Job:
     respacing: str = "ddim50"
     seed: int = 0
     clip_denoised: bool = True
+    entropy_limit: float = 1.0
+    cap: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def strength(self) -> Strength:
+        """How the classifier is followed."""
+        return Strength(
+            scale=self.scale,
+            entropy_limit=self.entropy_limit,
+            cap=self.cap,
+            label_smoothing=self.label_smoothing,
+        )
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1:
@@ -42,6 +56,7 @@ class Job:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
+        _ = self.strength  # says what is wrong with it
 
 
 def generate(
@@ -112,7 +127,7 @@ def _draw(
 
     guides = []
     if classifier is not None and job.scale and labels is not None:
-        guides.append(Guide(classifier, labels, job.scale))
+        guides.append(Guide(classifier, labels, job.strength))
     return sample(
         model,
         x,

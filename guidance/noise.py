@@ -103,6 +103,21 @@ def vp_scale(sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
     return (alpha**2 + sigma**2) ** 0.5
 
 
+def within_range(sigma: Tensor, alpha: Tensor | float, max_ratio: float) -> tuple[Tensor, Tensor]:
+    """sigma and alpha of the same x_vp, with sigma / alpha brought down to at most `max_ratio`.
+
+    Above its range a classifier answers for `max_ratio`, so guidance has to be weighed for
+    `max_ratio` too: else it grows without end, and has no value at the flow's start, alpha 0.
+    sqrt(alpha^2 + sigma^2) is kept; inside the range both come back as they are.
+    """
+    alpha = torch.as_tensor(alpha).to(sigma)
+    inside = sigma <= alpha * max_ratio
+    size = vp_scale(sigma, alpha)
+    limit = (1 + max_ratio**2) ** 0.5
+    near = torch.where(inside, sigma, size * (max_ratio / limit))
+    return near, torch.where(inside, alpha, size / limit)
+
+
 def sigma_from_alpha_bar(alpha_bar: Tensor) -> Tensor:
     """The variance-exploding sigma of a timestep: sqrt((1 - alpha_bar) / alpha_bar)."""
     return ((1 - alpha_bar) / alpha_bar) ** 0.5
@@ -118,3 +133,11 @@ def per_image(values: Tensor | float, like: Tensor) -> Tensor | float:
     if isinstance(values, Tensor) and values.ndim == 1:
         return values.view(-1, *[1] * (like.ndim - 1))
     return values
+
+
+def levels_like(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
+    """sigma, alpha as (B,) on x's device; float64 where the device has it, for exact timesteps."""
+    exact = torch.float32 if x.device.type == "mps" else torch.float64
+    # clone: a sampler's sigma may be an inference tensor
+    tensors = (torch.as_tensor(level, dtype=exact, device=x.device).clone() for level in levels)
+    return tuple(level.reshape(-1).expand(len(x)) for level in tensors)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .classifier import NoisyClassifier
 from .classifier_free import classifier_free
-from .classifier_guidance import guide_denoised, mean_shift
+from .classifier_guidance import classifier_term, mean_shift
 from .diffusion import DiffusionModel
+from .strength import Strength
 
 METHODS = ("ddim", "ddpm")
 Noise = Callable[[Tensor], Tensor]
@@ -115,16 +116,33 @@ def ddim_step(x: Tensor, x0: Tensor, step: Step, eta: float, noise: Tensor) -> T
 
 @dataclass(frozen=True)
 class Guide:
-    """A classifier, the class of each image (B,) and the scale it is followed with."""
+    """A classifier, the class of each image (B,) and how strongly it is followed."""
 
     classifier: NoisyClassifier
     labels: Tensor
-    scale: float
+    strength: Strength | float
 
-    def gradient(self, x: Tensor, step: Step) -> Tensor:
-        """grad log p(y | x_t) at x_t (B, ...) in VP coordinates."""
+    @property
+    def off(self) -> bool:
+        """Whether it changes nothing."""
+        return self._strength.scale == 0
+
+    @property
+    def _strength(self) -> Strength:
+        if isinstance(self.strength, Strength):
+            return self.strength
+        return Strength(scale=self.strength)
+
+    def term(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+        """What algorithm 2 adds to x0 (B, ...), at x_t (B, ...) in VP coordinates."""
         ab = step.alpha_bar
-        return self.classifier.gradient(x, (1 - ab) ** 0.5, self.labels, ab**0.5)
+        return classifier_term(
+            self.classifier, x, x0, (1 - ab) ** 0.5, self.labels, self._strength, ab**0.5
+        )
+
+    def gradient(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+        """scale * grad log p(y | x_t), as algorithm 1 wants it: the term without its factor."""
+        return self.term(x, x0, step) * (step.alpha_bar**0.5 / (1 - step.alpha_bar))
 
 
 @torch.no_grad()
@@ -157,16 +175,14 @@ def sample(
         x0 = predict_x0(x, eps, step.alpha_bar)
         x0 = x0.clamp(-1, 1) if clip_denoised else x0
         drawn = noise(x)
-        pulls = [(g.scale, g.gradient(x, step)) for g in guides if g.scale != 0]
+        active = [guide for guide in guides if not guide.off]
         if method == "ddpm":
             variance = ddpm_variance(step, v, x)
-            shift = sum((mean_shift(g, variance, w) for w, g in pulls), torch.zeros_like(x))
-            x = ddpm_step(x, x0, variance, step, shift, drawn)
+            pull = sum((guide.gradient(x, x0, step) for guide in active), torch.zeros_like(x))
+            x = ddpm_step(x, x0, variance, step, mean_shift(pull, variance, 1.0), drawn)
         else:
-            sigma, alpha = (1 - step.alpha_bar) ** 0.5, step.alpha_bar**0.5
-            for w, g in pulls:
-                x0 = guide_denoised(x0, g, sigma, w, alpha)
-            x = ddim_step(x, x0, step, eta, drawn)
+            terms = [guide.term(x, x0, step) for guide in active]
+            x = ddim_step(x, sum(terms, x0), step, eta, drawn)
     return x
 
 

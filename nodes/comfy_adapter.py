@@ -273,20 +273,25 @@ def adm_model(patcher: Any) -> ADMModel | None:
 # --- coordinates -----------------------------------------------------------------------------
 
 
-def alpha_of(model_sampling: Any, sigma: Tensor, max_ratio: float) -> Tensor | float:
-    """alpha in x = alpha x0 + sigma eps: 1 - sigma for flow models, 1 for the others.
+def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """sigma, alpha of x = alpha x0 + sigma eps, for the sigma that a sampler counts in.
 
-    A flow starts at alpha 0, where sigma^2 / alpha has no value: there alpha is the one at which
-    sigma / alpha is `max_ratio`, the noisiest that the classifier knows.
+    Flow models carry x = (1 - sigma) x0 + sigma noise_scale eps, the others x = x0 + sigma eps.
     """
     if is_flow(model_sampling):
-        return torch.maximum(1 - sigma, sigma / max_ratio)
-    return 1.0
+        return sigma * getattr(model_sampling, "noise_scale", 1.0), 1 - sigma
+    return sigma, torch.ones_like(sigma)
 
 
 def is_flow(model_sampling: Any) -> bool:
     """Whether the sampler carries x = (1 - sigma) x0 + sigma eps."""
     return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def starts_from_an_image(model_sampling: Any) -> bool:
+    """Whether the sampler carries an image to be translated, and no noise."""
+    kinds = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
+    return isinstance(model_sampling, kinds)
 
 
 def latent_channels(patcher: Any) -> int:

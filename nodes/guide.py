@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ..guidance.adm import HalfUNet
 from ..guidance.classifier import NoisyClassifier
-from ..guidance.classifier_guidance import guide_denoised
+from ..guidance.classifier_guidance import classifier_term
 from ..guidance.labels import spread_labels
+from ..guidance.noise import per_image
+from ..guidance.strength import Strength
 from . import comfy_adapter as adapter
 
 KEY = "classifier_guidance"
@@ -19,7 +21,12 @@ NAME = "label of Classifier Guidance"
 
 
 def check_fit(placed: adapter.PlacedClassifier, model: Any) -> None:
-    """Raises ValueError when the classifier was trained in another space than the model's."""
+    """Raises ValueError when the classifier cannot steer this MODEL: other channels, no noise."""
+    if adapter.starts_from_an_image(model.get_model_object("model_sampling")):
+        raise ValueError(
+            "model turns an image into another one without noise, so there is no noisy image for "
+            "Classifier Guidance to read; use it on a model that samples from noise."
+        )
     wanted, found = placed.classifier.channels, adapter.latent_channels(model)
     if wanted is not None and wanted != found:
         raise ValueError(
@@ -30,11 +37,11 @@ def check_fit(placed: adapter.PlacedClassifier, model: Any) -> None:
 
 @dataclass(frozen=True)
 class ClassifierGuide:
-    """A PREDICT_NOISE wrapper that adds scale * (sigma^2 / alpha) * grad log p(label | x)."""
+    """A PREDICT_NOISE wrapper that adds what `classifier_term` gives to the denoised image."""
 
     classifier: NoisyClassifier
     labels: list[int]
-    scale: float
+    strength: Strength
     key: str
 
     def __call__(
@@ -45,14 +52,17 @@ class ClassifierGuide:
         labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
         denoised = executor(x, sigma, model_options, seed)
-        sampling = executor.class_obj.inner_model.model_sampling
-        alpha = adapter.alpha_of(sampling, sigma, self.classifier.schedule.max_ratio)
-        gradient = self._placed(executor.class_obj).gradient(x, sigma, labels, alpha)
+        guider = executor.class_obj
+        levels = adapter.levels_of(guider.inner_model.model_sampling, sigma)
+        term = classifier_term(
+            self._placed(guider), x, denoised, levels[0], labels, self.strength, levels[1]
+        )
         asked = model_options.get("transformer_options", {}).get(adapter.GRADIENT_KEY)
         if asked is not None:
-            asked.items.append(self.scale * gradient)
+            # the gradient that gives this term: algorithm 1 weighs it by another variance
+            asked.items.append(term * per_image(levels[1] / levels[0] ** 2, term))
             return denoised
-        return guide_denoised(denoised, gradient, sigma, self.scale, alpha)
+        return denoised + term
 
     def _placed(self, guider: Any) -> NoisyClassifier:
         """The classifier with the network that ComfyUI placed for this run.

@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance.labels import parse_labels
+from ..guidance.strength import Strength
 from . import comfy_adapter as adapter
 from .guide import KEY, ClassifierGuide, check_fit
 from .types import CATEGORY, NoisyClassifierType
@@ -58,7 +59,7 @@ def _labels(adm, label: str) -> list[int] | None:
             )
         return None
     if text:
-        return parse_labels(text, layout.num_classes - (layout.null_class is not None), adm.labels)
+        return parse_labels(text, layout.class_count, adm.labels)
     if layout.null_class is None:
         raise ValueError(
             f"label is empty, but {adm.file_name} was trained without label dropout and has no "
@@ -93,13 +94,56 @@ class ClassifierGuidance(io.ComfyNode):
                     tooltip="1 follows Bayes' rule; larger follows the class more, with less "
                     "variety; 0 switches it off; negative steers away.",
                 ),
+                io.Float.Input(
+                    "entropy_limit",
+                    default=1.0,
+                    min=1.0,
+                    max=1000.0,
+                    step=0.5,
+                    round=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Above 1: the surer the classifier, the larger the scale, by ln K / "
+                    "H(p) for K classes and entropy H, at most by this factor (Li et al. 2022). "
+                    "1 is off.",
+                ),
+                io.Float.Input(
+                    "cap",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Above 0: guidance moves the denoised image by at most this share of "
+                    "its own length: term * min(1, cap |denoised| / |term|) (after Sadat et al. "
+                    "2024). 0 is off.",
+                ),
+                io.Float.Input(
+                    "label_smoothing",
+                    default=0.0,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    round=0.001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The share a of the target that goes to all K classes alike: "
+                    "(1 - a) for the label + a / K for each (Szegedy et al. 2016). 0 is off.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, model, classifier, label, scale) -> io.NodeOutput:
+    def execute(
+        cls, model, classifier, label, scale, entropy_limit=1.0, cap=0.0, label_smoothing=0.0
+    ) -> io.NodeOutput:
         check_fit(classifier, model)
+        strength = Strength(
+            scale=scale, entropy_limit=entropy_limit, cap=cap, label_smoothing=label_smoothing
+        )
         inner = classifier.classifier
         labels = parse_labels(label, inner.num_classes, inner.labels)
         if scale == 0:
@@ -111,7 +155,7 @@ class ClassifierGuidance(io.ComfyNode):
         steered.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             key,
-            ClassifierGuide(inner, labels, scale, key),
+            ClassifierGuide(inner, labels, strength, key),
         )
         return io.NodeOutput(steered)
 

@@ -76,6 +76,18 @@ def _judge_scales(args: argparse.Namespace, judge: NoisyClassifier) -> list[dict
     return rows
 
 
+def _with_options(job: Job) -> str:
+    """What the rows of classifier guidance are called."""
+    chosen = {
+        "entropy limit": (job.entropy_limit, 1),
+        "cap": (job.cap, 0),
+        "label smoothing": (job.label_smoothing, 0),
+    }
+    return ", ".join(
+        ["classifier", *(f"{name} {now:g}" for name, (now, off) in chosen.items() if now != off)]
+    )
+
+
 def _runs(
     args: argparse.Namespace, model: DiffusionModel, classifier: NoisyClassifier | None, job: Job
 ) -> list[tuple[str, float, Job]]:
@@ -84,7 +96,7 @@ def _runs(
     base = 0.0 if droppable else 1.0
     runs = []
     if classifier is not None:
-        runs += [("classifier", scale, with_scales(job, scale, base)) for scale in args.scales]
+        runs += [(_with_options(job), scale, with_scales(job, scale, base)) for scale in args.scales]
     if droppable:
         runs += [("CFG", scale, with_scales(job, 0.0, scale)) for scale in args.cfg_scales]
     if not runs:

@@ -24,11 +24,28 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's")
     parser.add_argument("--no-clip", action="store_true", help="do not clip x0 to [-1, 1]")
+    add_strength(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
     schedules = ("auto", "linear", "cosine")
     parser.add_argument("--noise-schedule", choices=schedules, default="auto", help="the model's")
     parser.add_argument("--classifier-schedule", choices=schedules, default="auto")
     options.add_device(parser)
+
+
+def add_strength(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("strength of classifier guidance, image by image")
+    group.add_argument(
+        "--entropy-limit",
+        type=float,
+        default=1.0,
+        help="above 1: scale times ln K / H(p), at most by this factor",
+    )
+    group.add_argument(
+        "--cap", type=float, default=0.0, help="above 0: the largest share of the denoised image"
+    )
+    group.add_argument(
+        "--label-smoothing", type=float, default=0.0, help="share of the target for all classes"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +98,9 @@ def sampling_options(args: argparse.Namespace) -> dict:
         "respacing": args.respacing,
         "seed": args.seed,
         "clip_denoised": not args.no_clip,
+        "entropy_limit": args.entropy_limit,
+        "cap": args.cap,
+        "label_smoothing": args.label_smoothing,
     }
 
 
