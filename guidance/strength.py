@@ -61,7 +61,8 @@ def entropy_factor(log_probs: Tensor, limit: float) -> Tensor:
     the uniform one.
     """
     log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
-    entropy = -(log_probs.exp() * log_probs.clamp(min=-1e4)).sum(dim=1)
+    entropy = torch.special.entr(log_probs.exp()).sum(dim=1)
+    entropy = entropy.clamp(min=torch.finfo(entropy.dtype).tiny)  # of a sure p it is -0.0
     return (math.log(log_probs.shape[1]) / entropy).clamp(1.0, limit)
 
 
