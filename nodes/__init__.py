@@ -6,12 +6,18 @@ from . import comfy_adapter
 from .inspection import ClassifyImage
 from .loaders import ADMModelLoader, NoisyClassifierLoader
 from .sampling import ADMScheduler, SamplerADM
-from .steering import ADMClassLabel, ClassifierFreeGuidance, ClassifierGuidance
+from .steering import (
+    ADMClassLabel,
+    ADMUpscaleConditioning,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     NoisyClassifierLoader,
     ADMModelLoader,
     ADMClassLabel,
+    ADMUpscaleConditioning,
     ADMScheduler,
     SamplerADM,
     ClassifierGuidance,

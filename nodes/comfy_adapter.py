@@ -24,6 +24,7 @@ from ..guidance.checkpoint import DTYPES, SUFFIXES, Checkpoint, CheckpointError,
 from ..guidance.classifier import NoisyClassifier
 from ..guidance.labels import spread_labels
 from ..guidance.loading import build_classifier
+from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
 
 PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -198,24 +199,42 @@ class ADMModel(comfy.model_base.BaseModel):
         self.file_name = checkpoint.path.name
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """The class labels as the U-Net's y; text conditioning is of no use here."""
+        """The U-Net's y and the upsampler's small image; text conditioning is of no use here."""
+        return {**self._class_conds(**kwargs), **self._low_res_conds(**kwargs)}
+
+    def _class_conds(self, noise: Tensor, device: Any, adm_labels: Any = None, **_: Any) -> dict:
         if self.layout.num_classes is None:
             return {}
-        labels = kwargs.get("adm_labels")
-        if labels is None:
+        if adm_labels is None:
             raise ValueError(
                 f"{self.file_name} needs a class label, and the conditioning has none; "
                 "connect ADM Class Label to positive and negative."
             )
-        outside = [label for label in labels if label >= self.layout.num_classes]
+        outside = [label for label in adm_labels if label >= self.layout.num_classes]
         if outside:
             raise ValueError(
                 f"The conditioning's class label is {outside[0]}, but the classes of "
                 f"{self.file_name} go from 0 to {self.layout.class_count - 1}; "
                 "connect this model to the ADM Class Label."
             )
-        chosen = spread_labels(labels, len(kwargs["noise"]), "label of ADM Class Label")
-        return {"y": comfy.conds.CONDRegular(torch.tensor(chosen, device=kwargs["device"]))}
+        chosen = spread_labels(adm_labels, len(noise), "label of ADM Class Label")
+        return {"y": comfy.conds.CONDRegular(torch.tensor(chosen, device=device))}
+
+    def _low_res_conds(self, noise: Tensor, adm_low_res: Any = None, **_: Any) -> dict:
+        if not self.layout.upsampler:
+            if adm_low_res is None:
+                return {}
+            raise ValueError(
+                f"{self.file_name} draws from noise alone, but its conditioning has an image; "
+                "take ADM Upscale Conditioning away, or load an upsampler."
+            )
+        if adm_low_res is None:
+            raise ValueError(
+                f"{self.file_name} is an upsampler and needs the small image that it enlarges; "
+                "connect ADM Upscale Conditioning to positive and negative."
+            )
+        check_low_res(adm_low_res, noise.shape)
+        return {"c_concat": comfy.conds.CONDNoiseShape(enlarged(adm_low_res, noise.shape[-2:]))}
 
 
 def load_adm(
@@ -243,8 +262,6 @@ def _clip(args: dict) -> Tensor:
 
 
 def _refuse_unsupported(name: str, layout: UNetLayout) -> None:
-    if layout.upsampler:
-        raise CheckpointError(f"{name} is an ADM upsampler, which this version cannot run yet.")
     if layout.image_channels != 3:
         raise CheckpointError(
             f"{name} makes images of {layout.image_channels} channels; only RGB (3) is supported."

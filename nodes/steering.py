@@ -68,6 +68,35 @@ def _labels(adm, label: str) -> list[int] | None:
     return [layout.null_class]
 
 
+class ADMUpscaleConditioning(io.ComfyNode):
+    """The small image that an ADM upsampler enlarges."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADMUpscaleConditioning",
+            display_name="ADM Upscale Conditioning",
+            category=CATEGORY,
+            description="Adds the small image to the conditioning of an ADM upsampler (64 to 256, "
+            "128 to 512). The latent to draw is four times the image's width and height.",
+            search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning", tooltip="The upsampler's own ADM Class Label."
+                ),
+                io.Image.Input("image", tooltip="One for the whole batch, or one for each image."),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, image) -> io.NodeOutput:
+        # images are 0..1 (B, H, W, C), with alpha or without; pixel models read -1..1 (B, C, H, W)
+        low_res = image[..., :3].movedim(-1, 1) * 2 - 1
+        given = [[text, {**options, "adm_low_res": low_res}] for text, options in conditioning]
+        return io.NodeOutput(given)
+
+
 class ClassifierGuidance(io.ComfyNode):
     """Follows the gradient of a noisy classifier at every step."""
 

@@ -96,7 +96,9 @@ def _runs(
     base = 0.0 if droppable else 1.0
     runs = []
     if classifier is not None:
-        runs += [(_with_options(job), scale, with_scales(job, scale, base)) for scale in args.scales]
+        runs += [
+            (_with_options(job), scale, with_scales(job, scale, base)) for scale in args.scales
+        ]
     if droppable:
         runs += [("CFG", scale, with_scales(job, 0.0, scale)) for scale in args.cfg_scales]
     if not runs:
