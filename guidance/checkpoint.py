@@ -7,7 +7,9 @@ hold everything in their metadata; OpenAI's are recognised from their tensors.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .adm import ADMLayout, ClassifierLayout, HalfUNet, UNet, UNetLayout
-from .adm.detect import detect_layout, released_schedule
+from .adm.detect import detect_layout, nearest_released, released_schedule
 from .files import replaced
 from .noise import SCHEDULE_NAMES
 
@@ -27,6 +29,7 @@ FORMAT = 1
 SUFFIXES = (".safetensors", ".pt", ".pth")
 TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a bare pickle as torch wrote before 1.6
 KINDS: dict[str, Any] = {"classifier": ClassifierLayout, "diffusion": UNetLayout}
+ATTENTION_ORDERS = ("auto", "old", "new")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,10 +65,29 @@ class Checkpoint:
     description: Description
     tensors: dict[str, Tensor]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the weights are stored in."""
+        sizes: Counter[torch.dtype] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.dtype] += tensor.numel()
+        return sizes.most_common(1)[0][0]
+
     def network(self, operations: Any = None, dtype: torch.dtype | None = None) -> Any:
-        """The network with the file's weights, frozen, in eval mode; strict about its keys."""
-        network = self._build(operations)
-        self._check(network.state_dict(), self.tensors)
+        """The network with the file's weights, frozen, in eval mode; strict about its keys.
+
+        The weights are the tensors that were read, not copies of them, unless `dtype` asks for
+        another one than the file's.
+        """
+        return self.fill(self._build(operations), dtype)
+
+    def fill(self, network: Any, dtype: torch.dtype | None = None) -> Any:
+        """Gives `network`, built on the meta device, the file's weights; frozen, in eval mode.
+
+        Raises CheckpointError that names the first tensor that is missing, extra, of another
+        shape, no float or not finite.
+        """
+        self._check(network.state_dict())
         tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
         network.load_state_dict(tensors, strict=True, assign=True)
         return network.eval().requires_grad_(False)
@@ -84,31 +106,75 @@ class Checkpoint:
                 "save the model again with this pack."
             ) from error
 
-    def _check(self, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-        wrong = sorted(wanted.keys() ^ found.keys())
-        wrong += [
-            k
-            for k in sorted(wanted.keys() & found.keys())
-            if wanted[k].shape != found[k].shape or not found[k].is_floating_point()
-        ]
+    def _check(self, wanted: dict[str, Tensor]) -> None:
+        wrong = misfits({key: tuple(value.shape) for key, value in wanted.items()}, self.tensors)
         if wrong:
             raise CheckpointError(
                 f"{self.path.name} does not fit the {self.description.kind} network it was taken "
-                f"for: {len(wrong)} tensors are missing, extra, of another shape or not floats, "
-                f"first {wrong[0][:80]!r}. Use a file of this pack, or guided-diffusion's own."
+                f"for: {wrong}. Use a whole file of this pack, or guided-diffusion's own."
             )
+        for key, value in self.tensors.items():
+            if not _is_finite(value):
+                raise CheckpointError(
+                    f"{self.path.name} has a weight that is not finite (NaN or infinity) in "
+                    f"{key!r}; download it again, or get it from its original source."
+                )
+
+
+def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
+    """What is wrong with the tensors `found`, for shapes `wanted`; empty when nothing is."""
+    missing, extra = (sorted(a.keys() - b.keys()) for a, b in ((wanted, found), (found, wanted)))
+    shared = sorted(wanted.keys() & found.keys())
+    shapes = [key for key in shared if tuple(found[key].shape) != wanted[key]]
+    floats = [key for key in shared if not found[key].is_floating_point()]
+    said = [_counted(missing, "missing"), _counted(extra, "too many")]
+    if shapes:
+        key = shapes[0]
+        said.append(
+            f"{_counted(shapes, 'of another shape')}: {tuple(found[key].shape)} and not "
+            f"{wanted[key]}"
+        )
+    if floats:
+        said.append(f"{_counted(floats, 'not floating-point')}: {found[floats[0]].dtype}")
+    return "; ".join(filter(None, said))
+
+
+def _counted(keys: list[str], what: str) -> str:
+    """ "1 tensor is missing ('a')", "3 tensors are missing (first 'a')", or nothing."""
+    if not keys:
+        return ""
+    name = repr(keys[0][:80])
+    if len(keys) == 1:
+        return f"1 tensor is {what} ({name})"
+    return f"{len(keys)} tensors are {what} (first {name})"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, in one pass and without a copy: NaN spreads to both ends."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def read_checkpoint(
-    path: str | Path, kind: str | None = None, noise_schedule: str = "auto"
+    path: str | Path,
+    kind: str | None = None,
+    noise_schedule: str = "auto",
+    *,
+    num_heads: int = 0,
+    num_head_channels: int = 0,
+    attention_order: str = "auto",
+    mmap: bool = True,
 ) -> Checkpoint:
     """Reads the file and finds out what it is.
 
-    `kind` "classifier" or "diffusion" refuses the other; `noise_schedule` other than "auto"
-    overrides what the file or the rule says. Raises CheckpointError with one sentence.
+    `kind` "classifier" or "diffusion" refuses the other. What tensors cannot tell can be
+    overridden: `noise_schedule` "linear" or "cosine"; heads in each attention block, or channels
+    in each head (0: what the file or the rule says); `attention_order` "old" or "new". `mmap`
+    maps the file into memory, where its format allows it. Raises CheckpointError with one sentence.
     """
     path = Path(path)
-    tensors, metadata = _read_tensors(path)
+    # ordinary tensors, also when called in inference mode: gradients flow through them
+    with torch.inference_mode(False):
+        tensors, metadata = _read_tensors(path, mmap)
     description = _describe(path, tensors, metadata)
     if kind is not None and description.kind != kind:
         node = {"classifier": "a noisy classifier", "diffusion": "an ADM diffusion model"}
@@ -121,8 +187,35 @@ def read_checkpoint(
             raise CheckpointError(
                 f"noise_schedule is {noise_schedule!r}; expected auto, {', '.join(SCHEDULE_NAMES)}."
             )
-        description = Description(**{**_shallow(description), "noise_schedule": noise_schedule})
-    return Checkpoint(path, description, tensors)
+        description = replace(description, noise_schedule=noise_schedule)
+    layout = _attention(description.layout, num_heads, num_head_channels, attention_order)
+    return Checkpoint(path, replace(description, layout=layout), tensors)
+
+
+def _attention(
+    layout: ADMLayout, num_heads: int, num_head_channels: int, attention_order: str
+) -> ADMLayout:
+    """The layout with the heads and the order that were asked for."""
+    if num_heads and num_head_channels:
+        raise CheckpointError(
+            f"num_heads is {num_heads} and num_head_channels {num_head_channels}; "
+            "give one of them and leave the other at 0."
+        )
+    if attention_order not in ATTENTION_ORDERS:
+        raise CheckpointError(
+            f"attention_order is {attention_order!r}; expected {', '.join(ATTENTION_ORDERS)}."
+        )
+    changes: dict[str, Any] = {}
+    if num_heads:
+        changes = {"num_heads": num_heads, "num_head_channels": None}
+    elif num_head_channels:
+        changes = {"num_head_channels": num_head_channels}
+    if attention_order != "auto":
+        changes["new_attention_order"] = attention_order == "new"
+    try:
+        return replace(layout, **changes)
+    except ValueError as error:
+        raise CheckpointError(f"num_heads or num_head_channels does not fit: {error}") from error
 
 
 def save_checkpoint(
@@ -162,7 +255,7 @@ def _shallow(description: Description) -> dict[str, Any]:
     return {name: getattr(description, name) for name in description.__dataclass_fields__}
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_tensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist or is not a file; choose an existing model file."
@@ -170,15 +263,18 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path.name} is not one of {', '.join(SUFFIXES)}.")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_pickle(path), {}
+        return _read_safetensors(path, mmap)
+    return _read_pickle(path, mmap), {}
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = list(file.keys())
-            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in keys}  # views of the mapped file
+            if not mmap:
+                tensors = {key: value.clone() for key, value in tensors.items()}
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path.name} is not a whole safetensors file ({_brief(error)}); "
@@ -186,15 +282,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path, mmap: bool) -> dict[str, Tensor]:
     with path.open("rb") as file:
-        if not file.read(2).startswith(TORCH_STARTS):
+        start = file.read(2)
+        if not start.startswith(TORCH_STARTS):
             raise CheckpointError(
                 f"{path.name} is not a torch file (perhaps a web page that was saved under its "
                 "name); download it again."
             )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = mmap and start == TORCH_STARTS[0]  # bare pickles cannot be mapped
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UnpicklingError as error:
         raise CheckpointError(
             f"{path.name} holds more than tensors (it may run code when opened), so it was not "
@@ -232,6 +330,7 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
         return _from_metadata(path, metadata[METADATA_KEY])
     layout = detect_layout({key: tuple(value.shape) for key, value in tensors.items()})
     if layout is None:
+        _say_what_is_broken(path, tensors)
         raise CheckpointError(
             f"{path.name} is neither an ADM diffusion model nor an ADM classifier "
             "(guided-diffusion's tensor names were not found in it); choose a file that is one."
@@ -240,6 +339,17 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     space = "rgb" if layout.in_channels in (3, 6) else None
     schedule = released_schedule(layout)
     return Description(kind=kind, layout=layout, noise_schedule=schedule, space=space)
+
+
+def _say_what_is_broken(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises CheckpointError when the tensors are a released model's, but for a few."""
+    nearest = nearest_released({key: tuple(value.shape) for key, value in tensors.items()})
+    if nearest is not None:
+        file, wanted = nearest
+        raise CheckpointError(
+            f"{path.name} is like guided-diffusion's {file}, but does not fit its network: "
+            f"{misfits(wanted, tensors)}. Download it again."
+        )
 
 
 def _from_metadata(path: Path, text: str) -> Description:

@@ -160,5 +160,9 @@ def use_ordinary_weights(network: nn.Module) -> None:
 
 
 def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
+    """What the network computes in: what it says, its weights' dtype, or x's."""
+    said = getattr(network, "compute_dtype", None)
+    if said is not None:
+        return said
     floats = (p.dtype for p in network.parameters() if p.is_floating_point())
     return next(floats, x.dtype)

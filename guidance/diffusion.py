@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .adm import UNet, UNetLayout
+from .low_res import check_low_res, enlarged
 from .noise import NoiseSchedule
 
 
@@ -53,12 +54,34 @@ class DiffusionModel:
             )
         return torch.full((batch,), self.layout.null_class, device=self.device)
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None, low_res: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """eps and the variance logits v (None when not learned), both (B, C, H, W) fp32.
 
         x (B, C, H, W) is x_t in VP coordinates, t (B,) original timesteps, labels (B,) or None.
+        low_res (B, C, H/4, W/4), or one for all, in [-1, 1] is what an upsampler enlarges;
+        ValueError when it is missing, of another size, or given to another model.
         """
-        dtype = next(self.network.parameters()).dtype
-        output = self.network(x.to(dtype), t, labels).float()
+        dtype = getattr(self.network, "compute_dtype", None)
+        dtype = dtype or next(self.network.parameters()).dtype
+        output = self.network(self._beside(x, low_res).to(dtype), t, labels).float()
         channels = self.layout.image_channels
         return output[:, :channels], output[:, channels:] if self.layout.learned_variance else None
+
+    def _beside(self, x: Tensor, low_res: Tensor | None) -> Tensor:
+        """The network's input: x, and beside it the enlarged low_res of an upsampler."""
+        if low_res is None and not self.layout.upsampler:
+            return x
+        if low_res is None:
+            raise ValueError(
+                "This diffusion model is an upsampler and needs low_res, the image to enlarge."
+            )
+        if not self.layout.upsampler:
+            raise ValueError(
+                "This diffusion model draws from noise alone and takes no low_res; "
+                "use an upsampler to enlarge an image."
+            )
+        check_low_res(low_res, x.shape)
+        large = enlarged(low_res.to(x), x.shape[-2:])
+        return torch.cat([x, large.expand(len(x), -1, -1, -1)], dim=1)

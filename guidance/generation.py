@@ -15,6 +15,7 @@ from .classifier import NoisyClassifier
 from .diffusion import DiffusionModel
 from .images import to_uint8
 from .labels import parse_labels
+from .low_res import UPSCALE
 from .respacing import respaced_timesteps
 from .sampling import Guide, Step, chain, sample
 from .strength import Strength
@@ -22,11 +23,14 @@ from .strength import Strength
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier."""
+    """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier.
+
+    `label` is "random", "all", indices and names with commas, or the indices themselves.
+    """
 
     num_samples: int
     batch_size: int = 50
-    label: str = "random"
+    label: str | Sequence[int] = "random"
     cfg: float = 1.0
     scale: float = 0.0
     method: str = "ddim"
@@ -65,13 +69,16 @@ def generate(
     job: Job,
     image_size: int | None = None,
     title: str = "sample",
+    low_res: Tensor | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, H, W, C) and the labels asked for (N,); shows a progress bar.
 
-    Draws follow guided-diffusion: for each batch the random labels, then x_T, then one noise
-    per step, from one generator.
+    low_res (n, C, h, w) in [-1, 1] are what an upsampler enlarges, taken in turn. Draws follow
+    guided-diffusion: for each batch the random labels, then x_T, then one noise per step, from
+    one generator.
     """
-    size = _checked_size(model, classifier, image_size)
+    _check_channels(model, classifier)
+    size = _size(model, image_size, low_res)
     generator = torch.Generator(model.device).manual_seed(job.seed)
     timesteps = respaced_timesteps(job.respacing, len(model.schedule))
     steps = chain(model.schedule.alpha_bar.tolist(), timesteps)
@@ -82,31 +89,33 @@ def generate(
         while len(labels) < job.num_samples:
             count = min(job.batch_size, job.num_samples - len(labels))
             batch = _batch_labels(model, classifier, wanted, len(labels), count, generator)
-            shape = (count, model.layout.image_channels, size, size)
-            drawn = _draw(model, classifier, job, steps, batch, shape, generator, bar)
+            shape = (count, model.layout.image_channels, *size)
+            small = _turn(low_res, len(labels), count)
+            drawn = _draw(model, classifier, job, steps, batch, small, shape, generator, bar)
             images.append(to_uint8(drawn))
             labels += batch.tolist() if batch is not None else [0] * count
     return np.concatenate(images), np.array(labels, dtype=np.int64)
 
 
-def _checked_size(
-    model: DiffusionModel, classifier: NoisyClassifier | None, image_size: int | None
-) -> int:
-    """The side of the images; ValueError when the models cannot work together or at it."""
-    size = model.layout.image_size if image_size is None else image_size
+def _check_channels(model: DiffusionModel, classifier: NoisyClassifier | None) -> None:
     channels = model.layout.image_channels
-    if size is None:
-        raise ValueError("The file does not say how large its images are; give --image-size.")
-    if size < 1:
-        raise ValueError(f"image_size is {size}; it must be at least 1.")
-    if model.layout.upsampler:
-        raise ValueError("This model enlarges a small image; it cannot draw from noise alone.")
     if classifier is not None and classifier.channels not in (None, channels):
         raise ValueError(
             f"The diffusion model's images have {channels} channels and the classifier's "
             f"{classifier.channels}; both must be made for the same images."
         )
-    return size
+
+
+def _size(model: DiffusionModel, image_size: int | None, low_res: Tensor | None) -> tuple[int, int]:
+    """H, W of the images."""
+    if image_size is None and low_res is not None:
+        return UPSCALE * low_res.shape[2], UPSCALE * low_res.shape[3]
+    side = model.layout.image_size if image_size is None else image_size
+    if side is None:
+        raise ValueError("The file does not say how large its images are; give --image-size.")
+    if side < 1:
+        raise ValueError(f"image_size is {side}; it must be at least 1.")
+    return side, side
 
 
 def _draw(
@@ -115,6 +124,7 @@ def _draw(
     job: Job,
     steps: Sequence[Step],
     labels: Tensor | None,
+    low_res: Tensor | None,
     shape: tuple[int, ...],
     generator: torch.Generator,
     bar: Any,
@@ -137,9 +147,17 @@ def _draw(
         labels=labels if model.num_classes else None,
         cfg=job.cfg,
         guides=guides,
+        low_res=low_res,
         clip_denoised=job.clip_denoised,
         noise=noise,
     )
+
+
+def _turn(low_res: Tensor | None, start: int, count: int) -> Tensor | None:
+    """The small images of `count` images from the `start`-th on."""
+    if low_res is None:
+        return None
+    return low_res[[index % len(low_res) for index in range(start, start + count)]]
 
 
 def _classes(model: DiffusionModel, classifier: NoisyClassifier | None) -> int:
@@ -163,8 +181,20 @@ def _fixed_labels(
         raise ValueError("Neither the model nor a classifier knows classes; leave --label out.")
     if job.label == "all":
         return list(range(classes))
+    if not isinstance(job.label, str):
+        return _known(job.label, classes)
     names = (classifier.labels if classifier else None) or model.labels
     return parse_labels(job.label, classes, names)
+
+
+def _known(labels: Sequence[int], classes: int) -> list[int]:
+    outside = [label for label in labels if not 0 <= label < classes]
+    if outside:
+        raise ValueError(
+            f"label {outside[0]} is asked for, but the classes go from 0 to {classes - 1}; "
+            "choose others with --label."
+        )
+    return list(labels)
 
 
 def _batch_labels(

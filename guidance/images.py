@@ -85,6 +85,17 @@ def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | 
     return images, labels.astype(np.int64), names
 
 
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture as RGB. Raises ValueError that names the file when it is damaged."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damaged bytes can make the reader fail in any way
+        raise ValueError(f"{path} is not a whole picture ({type(error).__name__}).") from error
+
+
 def check_output(path: str | Path) -> None:
     """Raises ValueError unless it can be written and its name ends in .png or .npz."""
     check_target(path, ".png", ".npz")

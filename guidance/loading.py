@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .adm import casting
 from .checkpoint import Checkpoint, dtype_named, read_checkpoint
 from .classifier import NoisyClassifier
 from .diffusion import DiffusionModel
@@ -19,25 +20,36 @@ def load_classifier(
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
     operations: Any = None,
+    **overrides: Any,
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.
 
-    dtype is "fp32", "bf16" or "fp16". Raises CheckpointError with one sentence for a file that
-    is missing, damaged, unsafe or something else.
+    dtype is "fp32", "bf16" or "fp16", or "auto": the weights stay as they are stored, and are
+    computed in fp32 on a CPU. `overrides` are those of `read_checkpoint`. Raises CheckpointError
+    with one sentence for a file that is missing, damaged, unsafe or something else.
     """
-    wanted = dtype_named(dtype)
-    checkpoint = read_checkpoint(path, "classifier", noise_schedule)
-    return build_classifier(checkpoint, wanted, device, operations)
+    wanted = None if dtype == "auto" else dtype_named(dtype)
+    checkpoint = read_checkpoint(path, "classifier", noise_schedule, **overrides)
+    compute = wanted or checkpoint.dtype
+    if wanted is None and torch.device(device).type == "cpu":
+        compute = torch.float32
+    return build_classifier(checkpoint, wanted, device, operations, compute)
 
 
 def build_classifier(
     checkpoint: Checkpoint,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     operations: Any = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> NoisyClassifier:
-    """The classifier of a checkpoint that was read already."""
-    network = checkpoint.network(operations, dtype).to(device)
+    """The classifier of a checkpoint that was read already.
+
+    Its weights are kept in `dtype` (None: as stored) and cast to `compute_dtype` (None: the same)
+    when they are used.
+    """
+    network = checkpoint.network(operations or casting, dtype).to(device)
+    network.compute_dtype = compute_dtype or dtype or checkpoint.dtype
     about = checkpoint.description
     return NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
 
@@ -48,11 +60,15 @@ def load_adm(
     noise_schedule: str = "auto",
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
+    **overrides: Any,
 ) -> DiffusionModel:
     """An ADM diffusion model from a file; arguments and errors as for `load_classifier`."""
-    wanted = dtype_named(dtype)
-    checkpoint = read_checkpoint(path, "diffusion", noise_schedule)
-    network = checkpoint.network(dtype=wanted).to(device)
+    wanted = None if dtype == "auto" else dtype_named(dtype)
+    checkpoint = read_checkpoint(path, "diffusion", noise_schedule, **overrides)
+    network = checkpoint.network(casting, wanted).to(device)
+    network.compute_dtype = wanted or checkpoint.dtype
+    if wanted is None and torch.device(device).type == "cpu":
+        network.compute_dtype = torch.float32
     return DiffusionModel(
         network, checkpoint.description.noise_schedule, checkpoint.description.labels
     )

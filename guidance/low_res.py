@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .images import load_samples, open_picture
 
 UPSCALE = 4  # 64 -> 256 and 128 -> 512
 
@@ -19,6 +24,11 @@ def check_low_res(low_res: Tensor, shape: Sequence[int]) -> None:
             f"{UPSCALE * width}x{UPSCALE * height}, but the image to draw is "
             f"{shape[-1]}x{shape[-2]}; resize one of them."
         )
+    if low_res.shape[1] != shape[1]:
+        raise ValueError(
+            f"The low-res image has {low_res.shape[1]} channels, but the image to draw has "
+            f"{shape[1]}; convert it."
+        )
     if len(low_res) not in (1, shape[0]):
         raise ValueError(
             f"There are {len(low_res)} low-res images for a batch of {shape[0]}; "
@@ -29,3 +39,19 @@ def check_low_res(low_res: Tensor, shape: Sequence[int]) -> None:
 def enlarged(low_res: Tensor, size: Sequence[int]) -> Tensor:
     """low_res (B, C, h, w) in [-1, 1] at H, W `size`, bilinear; goes beside x_t."""
     return F.interpolate(low_res, tuple(size), mode="bilinear")
+
+
+def read_low_res(path: str | Path) -> tuple[Tensor, list[int] | None]:
+    """Small images (N, C, h, w) in [-1, 1] and their labels, from an .npz as `sample` writes it.
+
+    Any other file is read as one picture, RGB, without a label (None). Raises ValueError that
+    names a damaged file.
+    """
+    if Path(path).suffix == ".npz":
+        images, labels, _ = load_samples(path)
+        return _as_tensor(images), labels.tolist()
+    return _as_tensor(np.asarray(open_picture(path))[None]), None
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -156,22 +156,24 @@ def sample(
     labels: Tensor | None = None,
     cfg: float = 1.0,
     guides: Sequence[Guide] = (),
+    low_res: Tensor | None = None,
     clip_denoised: bool = True,
     noise: Noise = torch.randn_like,
 ) -> Tensor:
     """Images x0 (B, C, H, W) from x_T ~ N(0, I), by `method` "ddim" or "ddpm".
 
     labels (B,) condition the model with classifier-free guidance of scale `cfg`; `guides` add
-    classifier guidance (algorithm 2 for ddim, algorithm 1 for ddpm). x0 is clipped to [-1, 1]
-    before classifier guidance, as in the original. `noise(x)` is drawn once in every step, also
-    where it is not used, so that equal seeds give the original's draws.
+    classifier guidance (algorithm 2 for ddim, algorithm 1 for ddpm). low_res (B, C, H/4, W/4), or
+    one for all, in [-1, 1] is what an upsampler enlarges. x0 is clipped to [-1, 1] before
+    classifier guidance, as in the original. `noise(x)` is drawn once in every step, also where it
+    is not used, so that equal seeds give the original's draws.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
     for step in steps:
-        eps, v = _predict(model, x, step, labels, cfg)
+        eps, v = _predict(model, x, step, labels, cfg, low_res)
         x0 = predict_x0(x, eps, step.alpha_bar)
         x0 = x0.clamp(-1, 1) if clip_denoised else x0
         drawn = noise(x)
@@ -187,16 +189,23 @@ def sample(
 
 
 def _predict(
-    model: DiffusionModel, x: Tensor, step: Step, labels: Tensor | None, cfg: float
+    model: DiffusionModel,
+    x: Tensor,
+    step: Step,
+    labels: Tensor | None,
+    cfg: float,
+    low_res: Tensor | None,
 ) -> tuple[Tensor, Any]:
     """eps after classifier-free guidance, and the variance of the conditional prediction."""
     t = torch.full((len(x),), float(step.timestep), device=x.device)
     if labels is None or cfg == 0:
-        return model(x, t, model.null_labels(len(x)))
+        return model(x, t, model.null_labels(len(x)), low_res)
     if cfg == 1:
-        return model(x, t, labels)
+        return model(x, t, labels, low_res)
     both = torch.cat([labels, _required_null(model, len(x))])
-    eps, v = model(torch.cat([x, x]), torch.cat([t, t]), both)
+    if low_res is not None and len(low_res) > 1:
+        low_res = torch.cat([low_res, low_res])
+    eps, v = model(torch.cat([x, x]), torch.cat([t, t]), both, low_res)
     cond, uncond = eps.chunk(2)
     return classifier_free(cond, uncond, cfg), None if v is None else v.chunk(2)[0]
 

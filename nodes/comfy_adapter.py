@@ -15,6 +15,7 @@ import comfy.model_sampling
 import comfy.ops
 import comfy.sd
 import comfy.supported_models_base
+import comfy.utils
 import folder_paths
 import torch
 from torch import Tensor
@@ -112,29 +113,31 @@ class PlacedClassifier:
         return self.patcher.load_device
 
 
-def load_classifier(name: str, noise_schedule: str, dtype: str) -> PlacedClassifier:
+def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier:
     """The classifier of that name, in main memory until it is used."""
-    path = model_path(CLASSIFIERS, name)
-    checkpoint = read_checkpoint(path, "classifier", noise_schedule)
+    checkpoint = _read(CLASSIFIERS, name, "classifier", overrides)
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    weights = _weight_dtype(checkpoint, dtype, device)
-    classifier = build_classifier(checkpoint, weights, offload)
+    weights = _weight_dtype(checkpoint, dtype)
+    compute = comfy.model_management.unet_manual_cast(weights, device)
+    # gradients flow through these weights: they must not be inference tensors
+    with torch.inference_mode(False):
+        classifier = build_classifier(checkpoint, weights, offload, compute_dtype=compute)
     patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
     return PlacedClassifier(classifier, patcher, name)
 
 
-def _weight_dtype(checkpoint: Checkpoint, dtype: str, device: torch.device) -> torch.dtype:
-    """The asked one; "auto" is the file's own half precision where the device is fast in it."""
+def _read(folder: str, name: str, kind: str, overrides: dict[str, Any]) -> Checkpoint:
+    """The file, mapped into memory unless ComfyUI was told not to."""
+    mmap = not comfy.utils.DISABLE_MMAP
+    return read_checkpoint(model_path(folder, name), kind, mmap=mmap, **overrides)
+
+
+def _weight_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
+    """The asked one; "auto" keeps what the file has, fp32 where that is none of the three."""
     if dtype != "auto":
         return DTYPES[dtype]
-    stored = next(iter(checkpoint.tensors.values())).dtype
-    management = comfy.model_management
-    if stored == torch.float16 and management.should_use_fp16(device):
-        return torch.float16
-    if stored == torch.bfloat16 and management.should_use_bf16(device):
-        return torch.bfloat16
-    return torch.float32
+    return checkpoint.dtype if checkpoint.dtype in DTYPES.values() else torch.float32
 
 
 # --- ADM models ------------------------------------------------------------------------------
@@ -238,18 +241,20 @@ class ADMModel(comfy.model_base.BaseModel):
 
 
 def load_adm(
-    name: str, noise_schedule: str, clip_denoised: bool, dtype: str
+    name: str, clip_denoised: bool, dtype: str, **overrides: Any
 ) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
     """A core MODEL and a pixel-space VAE."""
-    checkpoint = read_checkpoint(model_path(DIFFUSION_MODELS, name), "diffusion", noise_schedule)
+    checkpoint = _read(DIFFUSION_MODELS, name, "diffusion", overrides)
     layout = checkpoint.description.layout
     assert isinstance(layout, UNetLayout)
     _refuse_unsupported(checkpoint.path.name, layout)
-    checkpoint.network()  # says what does not fit before anything is placed
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    model = ADMModel(_config(checkpoint, dtype, device), checkpoint, offload)
-    model.diffusion_model.load_state_dict(checkpoint.tensors, strict=True)
+    weights = _weight_dtype(checkpoint, dtype)
+    # built without memory of its own; the file's tensors become its weights
+    model = ADMModel(_config(layout, weights, device), checkpoint, torch.device("meta"))
+    checkpoint.fill(model.diffusion_model, weights)
+    model.device = offload
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
     if clip_denoised:
         patcher.set_model_sampler_post_cfg_function(_clip)
@@ -268,15 +273,14 @@ def _refuse_unsupported(name: str, layout: UNetLayout) -> None:
         )
 
 
-def _config(checkpoint: Checkpoint, dtype: str, device: torch.device) -> Any:
+def _config(layout: UNetLayout, weights: torch.dtype, device: torch.device) -> Any:
     class Config(comfy.supported_models_base.BASE):
         latent_format = comfy.latent_formats.ChromaRadiance
         unet_extra_config: dict[str, Any] = {}
         # a 256-channel U-Net keeps about this share of what ComfyUI assumes for Stable Diffusion
-        memory_usage_factor = 0.3 * checkpoint.description.layout.model_channels / 256
+        memory_usage_factor = 0.3 * layout.model_channels / 256
 
-    weights = _weight_dtype(checkpoint, dtype, device)
-    config = Config({"layout": checkpoint.description.layout})
+    config = Config({"layout": layout})
     compute = comfy.model_management.unet_manual_cast(weights, device)
     config.set_inference_dtype(weights, compute)
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..guidance.checkpoint import ATTENTION_ORDERS
 from . import comfy_adapter as adapter
 from .types import CATEGORY, NoisyClassifierType
 
@@ -12,7 +13,42 @@ SCHEDULE_TOOLTIP = (
     "The noise the model was trained with. auto: what the file says; for OpenAI's files, "
     "cosine for 64x64 models and linear for the others."
 )
-DTYPE_TOOLTIP = "Precision of the weights. auto: the file's own where the device is fast in it."
+DTYPE_TOOLTIP = (
+    "Precision of the weights. auto: as they are stored. Where the device cannot compute in it, "
+    "they are cast when they are used."
+)
+
+
+def attention_inputs() -> list[io.Input]:
+    """What a file's tensors cannot tell about its attention; appended, advanced."""
+    hidden = {"optional": True, "advanced": True}
+    untold = " The tensors cannot tell; needed only for files that are none of OpenAI's."
+    return [
+        io.Int.Input(
+            "num_heads",
+            default=0,
+            min=0,
+            max=256,
+            tooltip="Attention heads in every block. 0: what the file or the rule says." + untold,
+            **hidden,
+        ),
+        io.Int.Input(
+            "num_head_channels",
+            default=0,
+            min=0,
+            max=4096,
+            tooltip="Instead of num_heads: channels in each head. 0: as for num_heads." + untold,
+            **hidden,
+        ),
+        io.Combo.Input(
+            "attention_order",
+            options=list(ATTENTION_ORDERS),
+            default="auto",
+            tooltip="How q, k and v lie in memory: old is head by head, new (the original's "
+            "use_new_attention_order) is q, k, v first." + untold,
+            **hidden,
+        ),
+    ]
 
 
 class NoisyClassifierLoader(io.ComfyNode):
@@ -35,6 +71,7 @@ class NoisyClassifierLoader(io.ComfyNode):
                 ),
                 io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
                 io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+                *attention_inputs(),
             ],
             outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )
@@ -44,8 +81,9 @@ class NoisyClassifierLoader(io.ComfyNode):
         return adapter.file_fingerprint(adapter.CLASSIFIERS, classifier_name)
 
     @classmethod
-    def execute(cls, classifier_name, noise_schedule, dtype) -> io.NodeOutput:
-        return io.NodeOutput(adapter.load_classifier(classifier_name, noise_schedule, dtype))
+    def execute(cls, classifier_name, noise_schedule, dtype, **attention) -> io.NodeOutput:
+        overrides = {"noise_schedule": noise_schedule, **attention}
+        return io.NodeOutput(adapter.load_classifier(classifier_name, dtype, **overrides))
 
 
 class ADMModelLoader(io.ComfyNode):
@@ -74,6 +112,7 @@ class ADMModelLoader(io.ComfyNode):
                     "as the original does.",
                 ),
                 io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+                *attention_inputs(),
             ],
             outputs=[io.Model.Output(), io.Vae.Output()],
         )
@@ -83,5 +122,8 @@ class ADMModelLoader(io.ComfyNode):
         return adapter.file_fingerprint(adapter.DIFFUSION_MODELS, model_name)
 
     @classmethod
-    def execute(cls, model_name, noise_schedule, clip_denoised, dtype) -> io.NodeOutput:
-        return io.NodeOutput(*adapter.load_adm(model_name, noise_schedule, clip_denoised, dtype))
+    def execute(
+        cls, model_name, noise_schedule, clip_denoised, dtype, **attention
+    ) -> io.NodeOutput:
+        overrides = {"noise_schedule": noise_schedule, **attention}
+        return io.NodeOutput(*adapter.load_adm(model_name, clip_denoised, dtype, **overrides))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Builder, split_heads, timestep_embedding, zeroed
-from .encoder import encoder_stages, middle_stage, time_embedding
+from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
 from .layout import ClassifierLayout
 
 
@@ -46,18 +46,13 @@ class HalfUNet(nn.Module):
         """Raises ValueError when H, W `size` is not one the pool can take."""
         layout = self.layout
         side = layout.image_size
-        factor = 2 ** (len(layout.channel_mult) - 1)
         if layout.pool == "attention" and tuple(size) != (side, side):
             raise ValueError(
                 f"This classifier's attention pool takes {side}x{side} inputs (width x height); "
                 f"the image or latent is {size[1]}x{size[0]}. "
                 f"Make it {side}x{side}, or use a classifier with another pool."
             )
-        if any(length % factor for length in size):
-            raise ValueError(
-                f"This classifier halves its input {len(layout.channel_mult) - 1} times, so width "
-                f"and height must be multiples of {factor}; they are {size[1]}x{size[0]}."
-            )
+        check_halvings(layout, size, "classifier")
 
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """What the pool reads: the last map (B, C, h, w), or every stage's mean (B, sum of C)."""

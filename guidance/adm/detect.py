@@ -1,20 +1,29 @@
 """The layout of an ADM network from the shapes of its tensors.
 
-What shapes cannot tell has a rule. Heads: 64 channels each, but 4 heads in the models whose
-original flags said so (128x128, and the 64 -> 256 upsampler). Attention order: the old one, but
-the new one in the 64x64 diffusion model. Image size: the first attention level is 32 pixels wide.
-Schedule: cosine for 64x64 models, else linear.
+What shapes do not tell comes from the table of released models where the file has the tensors of
+one of them (`released.py`), and from a rule where not:
+
+- heads: 64 channels each; 4 heads in a U-Net that changes its size outside residual blocks, as
+  improved-diffusion's do, and where 64 does not divide the channels (the group norms see to it
+  that 4 always does)
+- attention order: the old one
+- image size: the first attention is at 32 pixels, at 16 in improved-diffusion's U-Nets
+- noise schedule: cosine for models of 64x64 images that are no upsamplers, else linear
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+from .classifier import HalfUNet
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
+from .released import RELEASED, released_like
+from .unet import UNet
 
 Shapes = Mapping[str, tuple[int, ...]]
-FIRST_ATTENTION_SIZE = 32
 
 
 def detect_layout(shapes: Shapes) -> ADMLayout | None:
@@ -25,15 +34,61 @@ def detect_layout(shapes: Shapes) -> ADMLayout | None:
     try:
         encoder = _encoder(shapes)
         is_unet = any(key.startswith("output_blocks.") for key in shapes)
-        return _unet(shapes, encoder) if is_unet else _classifier(shapes, encoder)
+        told = _unet(shapes, encoder) if is_unet else _classifier(shapes, encoder)
+        return replace(told, **_untold(told))
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
         return None
 
 
 def released_schedule(layout: ADMLayout) -> str:
-    """The noise schedule of the released models: cosine at 64x64, linear elsewhere."""
+    """The noise schedule, "linear" or "cosine", of a file that does not say it itself."""
+    released = released_like(layout)
+    if released is not None:
+        return released.noise_schedule
     upsampler = isinstance(layout, UNetLayout) and layout.upsampler
     return "cosine" if layout.image_size == 64 and not upsampler else "linear"
+
+
+def nearest_released(shapes: Shapes) -> tuple[str, dict[str, tuple[int, ...]]] | None:
+    """(file name, its shapes) of the released model that differs in at most a tenth of its tensors.
+
+    For saying what is wrong with a file; None when it is like none of them.
+    """
+    best: tuple[int, str, dict[str, tuple[int, ...]]] | None = None
+    for released in RELEASED:
+        network = HalfUNet if released.kind == "classifier" else UNet
+        built = network(released.layout, device="meta")  # type: ignore[arg-type]
+        wanted = {key: tuple(value.shape) for key, value in built.state_dict().items()}
+        different = len(set(wanted.items()) ^ set(shapes.items()))
+        if different <= len(wanted) // 10 and (best is None or different < best[0]):
+            best = (different, released.file, wanted)
+    return best and best[1:]
+
+
+def _untold(layout: ADMLayout) -> dict[str, Any]:
+    """Heads, attention order and image size of a layout that holds what its tensors tell."""
+    released = released_like(layout)
+    if released is None:
+        return {"image_size": layout.image_size or _image_size(layout), **_heads(layout)}
+    names = ("image_size", "num_heads", "num_head_channels", "new_attention_order")
+    return {name: getattr(released.layout, name) for name in names}
+
+
+def _image_size(layout: ADMLayout) -> int | None:
+    first = 16 if _as_improved_diffusion(layout) else 32
+    levels = layout.attention_levels
+    return first * 2 ** levels[0] if levels else None
+
+
+def _heads(layout: ADMLayout) -> dict[str, Any]:
+    attended = {layout.level_channels[level] for level in (*layout.attention_levels, -1)}
+    if _as_improved_diffusion(layout) or any(channels % 64 for channels in attended):
+        return {"num_heads": 4, "num_head_channels": None}
+    return {"num_heads": 1, "num_head_channels": 64}
+
+
+def _as_improved_diffusion(layout: ADMLayout) -> bool:
+    return isinstance(layout, UNetLayout) and not layout.resblock_updown
 
 
 def _encoder(shapes: Shapes) -> dict:
@@ -53,9 +108,9 @@ def _encoder(shapes: Shapes) -> dict:
         "num_res_blocks": depth,
         "channel_mult": tuple(width[index] / model_channels for index in first),
         "attention_levels": attended,
-        "image_size": FIRST_ATTENTION_SIZE * 2 ** attended[0] if attended else None,
         "scale_shift_norm": emb == 2 * width[0],
         "resblock_updown": not any(".op." in key for key in shapes),
+        "num_head_channels": None,
     }
 
 
@@ -126,19 +181,12 @@ def _output(shapes: Shapes, block: int) -> int:
 
 def _unet(shapes: Shapes, encoder: dict) -> UNetLayout:
     inputs, outputs = encoder["in_channels"], shapes["out.2.weight"][0]
-    signature = (encoder["model_channels"], encoder["channel_mult"])
     classes = shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None
-    four_heads = signature in ((256, (1, 1, 2, 3, 4)), (192, (1, 1, 2, 2, 4, 4))) and (
-        len(encoder["attention_levels"]) == 3
-    )
     return UNetLayout(
         **encoder,
         out_channels=outputs,
         num_classes=classes,
         image_channels=inputs // 2 if inputs == 6 else inputs,
-        num_heads=4 if four_heads else 1,
-        num_head_channels=None if four_heads else 64,
-        new_attention_order=signature == (192, (1, 2, 3, 4)),
     )
 
 

@@ -46,6 +46,16 @@ def middle_stage(layout: ADMLayout, build: Builder, channels: int) -> Stage:
     )
 
 
+def check_halvings(layout: ADMLayout, size: tuple[int, ...], name: str) -> None:
+    """Raises ValueError, calling the network `name`, when H, W `size` cannot be halved evenly."""
+    halvings = len(layout.channel_mult) - 1
+    if any(length % 2**halvings for length in size):
+        raise ValueError(
+            f"This {name} halves its input {halvings} times, so width and height must be "
+            f"multiples of {2**halvings}; they are {size[1]}x{size[0]}."
+        )
+
+
 def _halve(layout: ADMLayout, build: Builder, channels: int) -> nn.Module:
     if layout.resblock_updown:
         return ResBlock(layout, build, channels, channels, downsample)

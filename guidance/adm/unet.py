@@ -17,7 +17,7 @@ from .blocks import (
     upsample,
     zeroed,
 )
-from .encoder import encoder_stages, middle_stage, time_embedding
+from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
 from .layout import UNetLayout
 
 
@@ -70,12 +70,7 @@ class UNet(nn.Module):
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raises ValueError when H, W `size` does not come back from the halvings."""
-        halvings = len(self.layout.channel_mult) - 1
-        if any(length % 2**halvings for length in size):
-            raise ValueError(
-                f"This diffusion model halves its input {halvings} times, so width and height must "
-                f"be multiples of {2**halvings}; they are {size[1]}x{size[0]}."
-            )
+        check_halvings(self.layout, size, "diffusion model")
 
 
 def _decoder_stages(layout: UNetLayout, build: Builder, skips: list[int]) -> nn.ModuleList:

@@ -6,6 +6,7 @@ import argparse
 
 from ..checkpoint import DTYPES, read_checkpoint, save_checkpoint
 from ..files import check_target
+from . import options
 
 HELP = "turn a .pt file into .safetensors that says what it holds"
 
@@ -14,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a .pt, .pth or .safetensors file")
     parser.add_argument("target", help="the .safetensors file to write")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: as in the source")
-    parser.add_argument("--noise-schedule", choices=("auto", "linear", "cosine"), default="auto")
+    options.add_untold(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     check_target(args.target, ".safetensors")
-    checkpoint = read_checkpoint(args.source, noise_schedule=args.noise_schedule)
+    checkpoint = read_checkpoint(args.source, **options.untold(args))
     checkpoint.network()  # a file that does not fit its network is refused here, not at use
     save_checkpoint(args.target, checkpoint.tensors, checkpoint.description, args.dtype)
     about = checkpoint.description

@@ -7,16 +7,18 @@ import json
 from dataclasses import asdict
 
 from ..checkpoint import read_checkpoint
+from . import options
 
 HELP = "say what a model file is"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a .safetensors, .pt or .pth file")
+    options.add_untold(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    checkpoint = read_checkpoint(args.file)
+    checkpoint = read_checkpoint(args.file, **options.untold(args))
     about = checkpoint.description
     network = checkpoint.network()
     millions = sum(p.numel() for p in network.parameters()) / 1e6

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import ATTENTION_ORDERS
 from ..training.loop import Recipe
 
 
@@ -39,6 +40,21 @@ def device(name: str | None = None) -> torch.device:
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, mps, ...; default: the fastest there is")
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
+
+
+def add_untold(parser: argparse.ArgumentParser) -> None:
+    """What a file's tensors cannot tell."""
+    group = parser.add_argument_group("what a file's tensors cannot tell")
+    group.add_argument("--noise-schedule", choices=("auto", "linear", "cosine"), default="auto")
+    group.add_argument("--num-heads", type=int, default=0, help="in each attention block; 0: auto")
+    group.add_argument("--num-head-channels", type=int, default=0, help="instead; 0: auto")
+    group.add_argument("--attention-order", choices=ATTENTION_ORDERS, default="auto")
+
+
+def untold(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `read_checkpoint` from the options of `add_untold`."""
+    names = ("noise_schedule", "num_heads", "num_head_channels", "attention_order")
+    return {name: getattr(args, name) for name in names}
 
 
 def set_threads(args: argparse.Namespace) -> None:

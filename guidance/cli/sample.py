@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from torch import Tensor
+
 from ..generation import Job, generate
 from ..images import check_output, save_samples
 from ..loading import load_adm, load_classifier
+from ..low_res import read_low_res
 from ..sampling import METHODS
 from . import options
 
@@ -51,7 +54,12 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     parser.add_argument("--output", required=True, help=".png (a grid) or .npz (arr_0, arr_1)")
-    parser.add_argument("--label", default="random", help="index, name, list of them, random, all")
+    parser.add_argument(
+        "--low-res",
+        help="what an upsampler enlarges 4 times: a picture, or an .npz of `sample`, whose labels "
+        "are then used",
+    )
+    parser.add_argument("--label", help="index, name, list of them, all; default: random")
     parser.add_argument("--scale", type=float, default=1.0, help="classifier guidance")
     parser.add_argument(
         "--cfg",
@@ -59,22 +67,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="classifier-free guidance: 0 unconditional, 1 conditional, above: stronger; "
         "left out: 0 with a classifier if the model can, else 1",
     )
-    parser.add_argument("--num-samples", type=int, default=50)
+    parser.add_argument(
+        "--num-samples", type=int, help="default: 50, or one for each image of --low-res"
+    )
     parser.add_argument("--columns", type=int, help="images in a row of the grid")
 
 
 def run(args: argparse.Namespace) -> None:
     check_output(args.output)
     options.set_threads(args)
+    low_res, shown = read_low_res(args.low_res) if args.low_res else (None, None)
     model, classifier = load_models(args)
     job = Job(
-        num_samples=args.num_samples,
-        label=args.label,
+        num_samples=_num_samples(args.num_samples, low_res),
+        label=_label(args.label, shown, model, classifier),
         scale=args.scale,
         cfg=_cfg(args.cfg, model, classifier),
         **sampling_options(args),
     )
-    images, labels = generate(model, classifier, job, args.image_size)
+    images, labels = generate(model, classifier, job, args.image_size, low_res=low_res)
     save_samples(args.output, images, labels, args.columns)
     print(f"{args.output}: {len(images)} images of {images.shape[2]}x{images.shape[1]}")
 
@@ -108,3 +119,17 @@ def _cfg(cfg: float | None, model, classifier) -> float:
     if cfg is not None:
         return cfg
     return 0.0 if classifier is not None and model.layout.null_class is not None else 1.0
+
+
+def _num_samples(count: int | None, low_res: Tensor | None) -> int:
+    if count is not None:
+        return count
+    return 50 if low_res is None else len(low_res)
+
+
+def _label(label: str | None, shown: list[int] | None, model, classifier) -> str | list[int]:
+    """What is asked for: --label, else what the small images show, else anything."""
+    if label is not None:
+        return label
+    knows_classes = model.num_classes or classifier is not None
+    return shown if shown is not None and knows_classes else "random"

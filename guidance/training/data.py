@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import load_samples
+from ..images import load_samples, open_picture
 
 # what torchvision's ImageFolder reads
 IMAGE_SUFFIXES = (
@@ -144,11 +144,7 @@ def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
 
 
 def _read(file: Path, size: int) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            rgb = image.convert("RGB")
-    except Exception as error:  # damaged bytes can make the reader fail in any way
-        raise ValueError(f"{file} is not a whole picture ({type(error).__name__}).") from error
+    rgb = open_picture(file)
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     square = rgb.crop((left, top, left + side, top + side))

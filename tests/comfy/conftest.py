@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_models import write_classifier, write_unet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,3 +61,140 @@ def pack_nodes(pack):
         return await extension.get_node_list()
 
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(nodes())}
+
+
+@pytest.fixture(scope="session")
+def call(pack_nodes):
+    """Runs a node of the pack as the executor does: by keyword, in inference mode."""
+
+    def run(node_id, **inputs):
+        with torch.inference_mode():
+            return pack_nodes[node_id].execute(**inputs).result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def call_core(comfy):
+    """Runs a core node as the executor does; skips where this ComfyUI has none of that name.
+
+    `call_core("nodes", "KSampler", ...)`, `call_core("comfy_extras.nodes_perpneg", ...)`.
+    """
+
+    def run(module, name, **inputs):
+        node = getattr(pytest.importorskip(module), name, None)
+        if node is None:
+            pytest.skip(f"this ComfyUI has no {name}")
+        with torch.inference_mode():
+            if hasattr(node, "define_schema"):
+                return node.execute(**inputs).result
+            return getattr(node(), node.FUNCTION)(**inputs)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def files(comfy):
+    """Small models where the loaders look for them: the folder of each kind."""
+    import folder_paths
+
+    models = Path(folder_paths.models_dir)
+    folder = {kind: models / kind for kind in ("classifiers", "diffusion_models")}
+    for path in folder.values():
+        path.mkdir(parents=True, exist_ok=True)
+    write_unet(folder["diffusion_models"] / "unconditional.safetensors", classes=None)
+    write_unet(folder["diffusion_models"] / "conditional.safetensors")
+    write_classifier(folder["classifiers"] / "attention.safetensors")
+    write_classifier(folder["classifiers"] / "any_size.safetensors", pool="adaptive")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_model(call, files):
+    """(MODEL, VAE) of a model file."""
+
+    def run(name="unconditional.safetensors", noise_schedule="auto", dtype="auto", clip=True):
+        return call(
+            "ADMModelLoader",
+            model_name=name,
+            noise_schedule=noise_schedule,
+            clip_denoised=clip,
+            dtype=dtype,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def load_classifier(call, files):
+    """A NOISY_CLASSIFIER of a classifier file."""
+
+    def run(name="any_size.safetensors", noise_schedule="auto", dtype="auto"):
+        return call(
+            "NoisyClassifierLoader",
+            classifier_name=name,
+            noise_schedule=noise_schedule,
+            dtype=dtype,
+        )[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def label_of(call):
+    """The CONDITIONING of a label."""
+    return lambda model, label: call("ADMClassLabel", model=model, label=label)[0]
+
+
+class Small(torch.nn.Module):
+    """A network as ComfyUI calls it."""
+
+    def __init__(self, channels=4, dtype=None, device=None, operations=None):
+        super().__init__()
+        self.dtype = dtype or torch.float32
+        self.layer = operations.Conv2d(channels, channels, 1, dtype=dtype, device=device)
+
+    def forward(self, x, timesteps, **_):
+        return self.layer(x)
+
+
+@pytest.fixture(scope="session")
+def core_model(comfy):
+    """A core MODEL that is no ADM model: 4-channel latents by default, eps or flow."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models_base
+
+    def make(kind="EPS", latent_format=comfy.latent_formats.SD15):
+        class Config(comfy.supported_models_base.BASE):
+            unet_extra_config = {}
+
+        Config.latent_format = latent_format
+        config = Config({"channels": latent_format.latent_channels})
+        config.set_inference_dtype(torch.float32, None)
+        config.sampling_settings = {}
+        model = comfy.model_base.BaseModel(
+            config, getattr(comfy.model_base.ModelType, kind), unet_model=Small
+        )
+        torch.nn.init.normal_(model.diffusion_model.layer.weight, std=0.1)
+        torch.nn.init.zeros_(model.diffusion_model.layer.bias)
+        cpu = torch.device("cpu")
+        return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def place_classifier(pack_module):
+    """A NOISY_CLASSIFIER around any network, as the loader gives one for a file."""
+
+    def run(network, classes=4):
+        adapter = pack_module("nodes.comfy_adapter")
+        labels = [f"class {index}" for index in range(classes)]
+        classifier = pack_module("guidance").NoisyClassifier(network, "linear", labels)
+        cpu = torch.device("cpu")
+        patcher = adapter.WholePatcher(network, load_device=cpu, offload_device=cpu)
+        return adapter.PlacedClassifier(classifier, patcher, type(network).__name__)
+
+    return run

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from tiny_models import CLASSES, SIZE, write_classifier, write_unet
+from tiny_models import CLASSES, SIZE
 
 from guidance import load_adm, load_classifier
 from guidance.respacing import respaced_timesteps
@@ -17,52 +15,12 @@ LABELS = [0, 3]
 SCALE = 100.0
 
 
-@pytest.fixture(scope="module")
-def files(pack_nodes):
-    """Small models where the loaders look for them."""
-    import folder_paths
-
-    folder = {
-        kind: Path(folder_paths.models_dir) / kind for kind in ("classifiers", "diffusion_models")
-    }
-    for path in folder.values():
-        path.mkdir(parents=True, exist_ok=True)
-    write_unet(folder["diffusion_models"] / "tiny_conditional.safetensors")
-    write_unet(folder["diffusion_models"] / "tiny_unconditional.safetensors", classes=None)
-    write_classifier(folder["classifiers"] / "tiny.safetensors")
-    return folder
-
-
 @pytest.fixture
-def call(pack_nodes, files):
-    """Runs a node as the executor does: by keyword, in inference mode."""
+def load(load_model, load_classifier):
+    """(MODEL, NOISY_CLASSIFIER) from the small files."""
 
-    def run(node_id, **inputs):
-        with torch.inference_mode():
-            return pack_nodes[node_id].execute(**inputs).result
-
-    return run
-
-
-@pytest.fixture
-def load(call):
-    """(MODEL, NOISY_CLASSIFIER) from the tiny files."""
-
-    def run(name="tiny_unconditional"):
-        model, _ = call(
-            "ADMModelLoader",
-            model_name=f"{name}.safetensors",
-            noise_schedule="auto",
-            clip_denoised=True,
-            dtype="auto",
-        )
-        (classifier,) = call(
-            "NoisyClassifierLoader",
-            classifier_name="tiny.safetensors",
-            noise_schedule="auto",
-            dtype="auto",
-        )
-        return model, classifier
+    def run(name="unconditional"):
+        return load_model(f"{name}.safetensors")[0], load_classifier("attention.safetensors")
 
     return run
 
@@ -103,11 +61,9 @@ def core_sampler(name):
     return comfy.samplers.sampler_object(name)
 
 
-def library_run(
-    files, x, scale, method, name="tiny_unconditional", cfg=1.0, labels=None, **options
-):
+def library_run(files, x, scale, method, name="unconditional", cfg=1.0, labels=None, **options):
     model = load_adm(files["diffusion_models"] / f"{name}.safetensors")
-    classifier = load_classifier(files["classifiers"] / "tiny.safetensors")
+    classifier = load_classifier(files["classifiers"] / "attention.safetensors")
     steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps("ddim25"))
     guides = [Guide(classifier, torch.tensor(LABELS), scale)] if scale else []
     return sample(model, x, steps, method=method, guides=guides, cfg=cfg, labels=labels, **options)
@@ -143,7 +99,7 @@ def test_guided_ddim_equals_the_library(call, load, files, sampler):
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0, 3.0])
 def test_cfg_and_classifier_together_equal_the_library(call, load, files, cfg):
-    model, classifier = load("tiny_conditional")
+    model, classifier = load("conditional")
     sigmas = sigmas_of(call, model)
     guider = guider_of(call, guided(call, model, classifier), "1,2", "", cfg)
     got = run_guider(guider, core_sampler("euler"), sigmas, noise())
@@ -152,7 +108,7 @@ def test_cfg_and_classifier_together_equal_the_library(call, load, files, cfg):
         start_of(sigmas, noise()),
         SCALE,
         "ddim",
-        "tiny_conditional",
+        "conditional",
         cfg,
         torch.tensor([1, 2]),
     )
@@ -238,7 +194,7 @@ def test_cfg_of_the_guider_is_cores(call, load):
     """The guider is core's own CFG, bit for bit."""
     import comfy.samplers
 
-    model, _ = load("tiny_conditional")
+    model, _ = load("conditional")
     sigmas = sigmas_of(call, model)
     (positive,) = call("ADMClassLabel", model=model, label="2")
     (negative,) = call("ADMClassLabel", model=model, label="")

@@ -1,0 +1,218 @@
+"""The models OpenAI released with guided-diffusion (July 2021), as its README describes them.
+
+Source: the flags in github.com/openai/guided-diffusion, README.md, and what its scripts make of
+them. Layouts follow from the flags, so that each fact is written once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from .layout import ADMLayout, ClassifierLayout, UNetLayout
+
+IMAGENET_CLASSES = 1000
+UNET_FLAGS = (
+    "--diffusion_steps 1000 --learn_sigma True --resblock_updown True --use_scale_shift_norm True"
+)
+CLASSIFIER_FLAGS = (
+    "--classifier_width 128 --classifier_attention_resolutions 32,16,8 --classifier_pool attention "
+    "--classifier_resblock_updown True --classifier_use_scale_shift_norm True"
+)
+MULTIPLIERS = {
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+UPSAMPLER_MULTIPLIER = MULTIPLIERS[256]  # at 512 too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """One file: its name, what it knows, its flags but for those of all of its kind, its size.
+
+    `megabytes` are 10^6 bytes of fp32 parameters. `classifier_scale` is the README's, for a
+    diffusion model that it guides.
+    """
+
+    file: str
+    images: str
+    flags: str
+    megabytes: int
+    classifier_scale: float | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "classifier", "diffusion" or "upsampler"."""
+        if "classifier_depth" in self._options:
+            return "classifier"
+        return "upsampler" if "large_size" in self._options else "diffusion"
+
+    @property
+    def all_flags(self) -> str:
+        """The flags, with those that all models of the kind share."""
+        common = CLASSIFIER_FLAGS if self.kind == "classifier" else UNET_FLAGS
+        return f"{self.flags} {common}"
+
+    @property
+    def image_size(self) -> int:
+        """Side of its images in pixels."""
+        return int(self._options.get("large_size") or self._options["image_size"])
+
+    @property
+    def noise_schedule(self) -> str:
+        """ "linear" or "cosine"."""
+        return self._options["noise_schedule"]
+
+    @cached_property
+    def layout(self) -> ADMLayout:
+        """What the flags make of the network. Dropout is left out: it is for training."""
+        return self._classifier() if self.kind == "classifier" else self._unet()
+
+    @cached_property
+    def _options(self) -> dict[str, str]:
+        words = self.flags.split()
+        return dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+
+    def _unet(self) -> UNetLayout:
+        options, upsampler = self._options, self.kind == "upsampler"
+        return UNetLayout(
+            in_channels=6 if upsampler else 3,
+            model_channels=int(options["num_channels"]),
+            out_channels=6,
+            num_res_blocks=int(options["num_res_blocks"]),
+            channel_mult=UPSAMPLER_MULTIPLIER if upsampler else MULTIPLIERS[self.image_size],
+            attention_levels=self._levels(options["attention_resolutions"]),
+            image_size=self.image_size,
+            num_heads=int(options.get("num_heads", 1)),
+            num_head_channels=None if "num_heads" in options else int(options["num_head_channels"]),
+            new_attention_order=options.get("use_new_attention_order") == "True",
+            num_classes=IMAGENET_CLASSES if options["class_cond"] == "True" else None,
+        )
+
+    def _classifier(self) -> ClassifierLayout:
+        return ClassifierLayout(
+            model_channels=128,
+            out_channels=IMAGENET_CLASSES,
+            num_res_blocks=int(self._options["classifier_depth"]),
+            channel_mult=MULTIPLIERS[self.image_size],
+            attention_levels=self._levels("32,16,8"),
+            image_size=self.image_size,
+            num_head_channels=64,
+            pool="attention",
+        )
+
+    def _levels(self, resolutions: str) -> tuple[int, ...]:
+        """Halvings that lead from the image's side to each of the `resolutions`, "32,16,8"."""
+        sides = map(int, resolutions.split(","))
+        return tuple((self.image_size // side).bit_length() - 1 for side in sides)
+
+
+def _classifier(size: int, schedule: str, depth: int, megabytes: int) -> Released:
+    flags = f"--image_size {size} --noise_schedule {schedule} --classifier_depth {depth}"
+    return Released(
+        file=f"{size}x{size}_classifier.pt", images="ImageNet", flags=flags, megabytes=megabytes
+    )
+
+
+def _lsun(file: str, images: str, dropout: float) -> Released:
+    return Released(
+        file=file, images=images, flags=f"{_UNCONDITIONAL} --dropout {dropout}", megabytes=2211
+    )
+
+
+_UNCONDITIONAL = (
+    "--image_size 256 --class_cond False --noise_schedule linear --num_channels 256 "
+    "--num_res_blocks 2 --num_head_channels 64 --attention_resolutions 32,16,8"
+)
+
+RELEASED = (
+    _classifier(64, "cosine", 4, 262),
+    _classifier(128, "linear", 2, 170),
+    _classifier(256, "linear", 2, 216),
+    _classifier(512, "linear", 2, 218),
+    Released(
+        file="64x64_diffusion.pt",
+        images="ImageNet",
+        flags="--image_size 64 --class_cond True --noise_schedule cosine --num_channels 192 "
+        "--num_res_blocks 3 --num_head_channels 64 --attention_resolutions 32,16,8 "
+        "--use_new_attention_order True --dropout 0.1",
+        megabytes=1184,
+        classifier_scale=1.0,
+    ),
+    Released(
+        file="128x128_diffusion.pt",
+        images="ImageNet",
+        flags="--image_size 128 --class_cond True --noise_schedule linear --num_channels 256 "
+        "--num_res_blocks 2 --num_heads 4 --attention_resolutions 32,16,8",
+        megabytes=1686,
+        classifier_scale=0.5,
+    ),
+    Released(
+        file="256x256_diffusion.pt",
+        images="ImageNet",
+        flags="--image_size 256 --class_cond True --noise_schedule linear --num_channels 256 "
+        "--num_res_blocks 2 --num_head_channels 64 --attention_resolutions 32,16,8",
+        megabytes=2215,
+        classifier_scale=1.0,
+    ),
+    Released(
+        file="256x256_diffusion_uncond.pt",
+        images="ImageNet",
+        flags=_UNCONDITIONAL,
+        megabytes=2211,
+        classifier_scale=10.0,
+    ),
+    Released(
+        file="512x512_diffusion.pt",
+        images="ImageNet",
+        flags="--image_size 512 --class_cond True --noise_schedule linear --num_channels 256 "
+        "--num_res_blocks 2 --num_head_channels 64 --attention_resolutions 32,16,8",
+        megabytes=2236,
+        classifier_scale=4.0,
+    ),
+    Released(
+        file="64_256_upsampler.pt",
+        images="ImageNet",
+        flags="--large_size 256 --small_size 64 --class_cond True --noise_schedule linear "
+        "--num_channels 192 --num_res_blocks 2 --num_heads 4 --attention_resolutions 32,16,8",
+        megabytes=1247,
+    ),
+    Released(
+        file="128_512_upsampler.pt",
+        images="ImageNet",
+        flags="--large_size 512 --small_size 128 --class_cond True --noise_schedule linear "
+        "--num_channels 192 --num_res_blocks 2 --num_head_channels 64 --attention_resolutions "
+        "32,16",
+        megabytes=1235,
+    ),
+    _lsun("lsun_bedroom.pt", "LSUN bedroom", 0.1),
+    _lsun("lsun_cat.pt", "LSUN cat", 0.1),
+    _lsun("lsun_horse.pt", "LSUN horse", 0.1),
+    _lsun("lsun_horse_nodropout.pt", "LSUN horse", 0.0),
+)
+
+
+def released_like(layout: ADMLayout) -> Released | None:
+    """The first released model whose tensors this layout shares, whatever its classes.
+
+    Models that differ in their classes alone agree in everything that tensors do not tell, and a
+    model that was trained further on other classes keeps it.
+    """
+    wanted = _signature(layout)
+    return next((one for one in RELEASED if _signature(one.layout) == wanted), None)
+
+
+def _signature(layout: ADMLayout) -> ADMLayout:
+    """The layout as far as tensors tell it, without its classes."""
+    untold: dict[str, Any] = {
+        "num_heads": 1,
+        "num_head_channels": None,
+        "new_attention_order": False,
+        "dropout": 0.0,
+    }
+    if isinstance(layout, UNetLayout):
+        return replace(layout, **untold, image_size=None, num_classes=None, null_class=None)
+    return replace(layout, **untold, out_channels=IMAGENET_CLASSES)

@@ -1,0 +1,199 @@
+"""OpenAI's released models at full width: the original's modules, made from the README's flags,
+against ours, made from the shapes of the same tensors. The weights are random.
+
+`-m on_demand` runs the 512x512 ones, which need 6 GB of memory and take minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import warnings
+
+import pytest
+import torch
+
+from guidance import DiffusionModel, NoisyClassifier
+from guidance.adm import ClassifierLayout, HalfUNet, UNet
+from guidance.adm.detect import detect_layout
+from guidance.adm.released import RELEASED
+from guidance.respacing import respaced_timesteps
+from guidance.sampling import Guide, chain, sample
+
+BAR = 1e-4
+RUN_BAR = 1e-3
+BY_FILE = {one.file.removesuffix(".pt"): one for one in RELEASED}
+# the same flags as 256x256_diffusion_uncond but for dropout, which is asserted below
+LSUN = [name for name in BY_FILE if name.startswith("lsun")]
+
+
+def cases(kind):
+    """A test case for each released network of a kind."""
+    names = [
+        n for n, one in BY_FILE.items() if (one.kind == "classifier") == (kind == "classifier")
+    ]
+    large = [pytest.mark.on_demand, pytest.mark.slow, pytest.mark.timeout(3600)]
+    return [
+        pytest.param(n, marks=large if BY_FILE[n].image_size == 512 else [], id=n)
+        for n in names
+        if n not in LSUN
+    ]
+
+
+@pytest.fixture(scope="module")
+def script_util():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return pytest.importorskip("guided_diffusion.script_util")
+
+
+@pytest.fixture(autouse=True)
+def one_model_in_memory():
+    yield
+    gc.collect()
+
+
+def options(script_util, one, defaults):
+    """The README's flags, read by the original's own parser."""
+    parser = argparse.ArgumentParser()
+    script_util.add_dict_to_argparser(parser, defaults)
+    return vars(parser.parse_args(one.all_flags.split()))
+
+
+def original(script_util, one):
+    """The original's network for the flags of `one`, with random weights."""
+    make, defaults = {
+        "classifier": (
+            script_util.create_classifier_and_diffusion,
+            script_util.classifier_and_diffusion_defaults(),
+        ),
+        "diffusion": (
+            script_util.create_model_and_diffusion,
+            script_util.model_and_diffusion_defaults(),
+        ),
+        "upsampler": (
+            script_util.sr_create_model_and_diffusion,
+            script_util.sr_model_and_diffusion_defaults(),
+        ),
+    }[one.kind]
+    with torch.device("meta"):
+        network, _ = make(**options(script_util, one, defaults))
+    return with_random_weights(network.to_empty(device="cpu")).eval()
+
+
+def with_random_weights(network, seed=0):
+    """Weights that keep activations of order 1, so that the whole network matters."""
+    generator = torch.Generator().manual_seed(seed)
+    assert not list(network.buffers())
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            norm = parameter.ndim == 1 and name.endswith("weight")
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 100
+            parameter.normal_(float(norm), fan_in**-0.5, generator=generator)
+    return network
+
+
+def ours(theirs):
+    """Our network, found out from the shapes of their tensors, over the same memory."""
+    tensors = theirs.state_dict()
+    layout = detect_layout({name: tuple(value.shape) for name, value in tensors.items()})
+    network = HalfUNet if isinstance(layout, ClassifierLayout) else UNet
+    network = network(layout, device="meta")
+    network.load_state_dict(tensors, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def inputs(one):
+    """x_t, timesteps, class labels: two images where they are small."""
+    batch = 2 if one.image_size == 64 else 1
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, 3, one.image_size, one.image_size, generator=generator)
+    return x, torch.tensor([417.0, 999.0])[:batch], torch.tensor([207, 3])[:batch]
+
+
+def compared(name, expected, got, bar, scale=1.0):
+    """Asserts that they are the same to `bar` * `scale`, and prints by how much."""
+    difference, size = (got - expected).abs().max().item(), expected.abs().max().item()
+    print(f"{name}: {difference:.1e} of {size:.2g}")
+    assert got.shape == expected.shape
+    assert difference < bar * scale
+
+
+@pytest.mark.parametrize("name", cases("diffusion"))
+def test_diffusion_outputs(script_util, name):
+    one = BY_FILE[name]
+    theirs = original(script_util, one)
+    model = DiffusionModel(ours(theirs), one.noise_schedule)
+    assert model.layout == one.layout
+    x, t, y = inputs(one)
+    labels = y if one.layout.num_classes else None
+    low_res = x[:, :, ::4, ::4].clamp(-1, 1) if one.kind == "upsampler" else None
+    extra = {} if low_res is None else {"low_res": low_res}
+    with torch.inference_mode():
+        expected = theirs(x, t, y=labels, **extra)
+        assert 0.3 < expected.std() < 3
+        got = torch.cat(model(x, t, labels, low_res), dim=1)
+    compared(name, expected, got, BAR)
+
+
+@pytest.mark.parametrize("name", cases("classifier"))
+def test_classifier_logits_and_gradient(script_util, name):
+    one = BY_FILE[name]
+    theirs = original(script_util, one)
+    classifier = NoisyClassifier(ours(theirs), one.noise_schedule)
+    assert classifier.layout == one.layout
+    x, t, y = inputs(one)
+    x_in = x.clone().requires_grad_(True)
+    logits = theirs(x_in, t)
+    chosen = torch.log_softmax(logits, dim=-1)[range(len(y)), y].sum()
+    (expected,) = torch.autograd.grad(chosen, x_in)
+    logits = logits.detach()
+    assert 0.3 < logits.std() < 3
+    assert expected.abs().max() > 1e-4
+
+    ab = classifier.schedule.alpha_bar[t.long()]
+    sigma, alpha = (1 - ab).sqrt(), ab.sqrt()
+    got = classifier.gradient(x, sigma, y, alpha)
+    compared(f"{name} log p", logits.log_softmax(-1), classifier.log_probs(x, sigma, alpha), BAR)
+    compared(f"{name} gradient", expected, got, BAR, expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def pair_64(script_util):
+    """The 64x64 diffusion model and classifier, theirs and ours."""
+    theirs = [
+        original(script_util, BY_FILE[f"64x64_{kind}"]) for kind in ("diffusion", "classifier")
+    ]
+    unet, classifier = map(ours, theirs)
+    yield *theirs, DiffusionModel(unet, "cosine"), NoisyClassifier(classifier, "cosine")
+    del theirs, unet, classifier
+
+
+@pytest.mark.parametrize(("method", "respacing"), [("ddim", "ddim25"), ("ddpm", "25")])
+def test_guided_run(script_util, pair_64, method, respacing):
+    their_unet, their_classifier, model, classifier = pair_64
+    y = torch.tensor([207])
+
+    def cond_fn(x, t, y=None):
+        with torch.enable_grad():
+            x_in = x.detach().requires_grad_(True)
+            log_probs = torch.log_softmax(their_classifier(x_in, t), dim=-1)
+            return torch.autograd.grad(log_probs[range(len(y)), y].sum(), x_in)[0]
+
+    diffusion = script_util.create_gaussian_diffusion(
+        learn_sigma=True, noise_schedule="cosine", timestep_respacing=respacing
+    )
+    loop = diffusion.ddim_sample_loop if method == "ddim" else diffusion.p_sample_loop
+    shape = (1, 3, 64, 64)
+    torch.manual_seed(7)
+    expected = loop(their_unet, shape, model_kwargs={"y": y}, cond_fn=cond_fn, device="cpu")
+    torch.manual_seed(7)
+    got = sample(
+        model,
+        torch.randn(shape),
+        chain(model.schedule.alpha_bar.tolist(), respaced_timesteps(respacing)),
+        method=method,
+        labels=y,
+        guides=[Guide(classifier, y, 1.0)],
+    )
+    compared(f"{method} {respacing}", expected, got, RUN_BAR)
