@@ -17,6 +17,7 @@ from guidance import DiffusionModel, NoisyClassifier
 from guidance.adm import ClassifierLayout, HalfUNet, UNet
 from guidance.adm.detect import detect_layout
 from guidance.adm.released import RELEASED
+from guidance.adm.released_table import markdown_table
 from guidance.respacing import respaced_timesteps
 from guidance.sampling import Guide, chain, sample
 
@@ -197,3 +198,8 @@ def test_guided_run(script_util, pair_64, method, respacing):
         guides=[Guide(classifier, y, 1.0)],
     )
     compared(f"{method} {respacing}", expected, got, RUN_BAR)
+
+
+def test_the_document_holds_the_table(root):
+    """docs/released_models.md is what released.py says."""
+    assert markdown_table() in (root / "docs" / "released_models.md").read_text("utf-8")
