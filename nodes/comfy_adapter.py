@@ -13,6 +13,8 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
+import comfy.patcher_extension
+import comfy.samplers
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
@@ -150,6 +152,65 @@ class Captured:
         self.items: list[Any] = []
 
 
+class LearnedVariance(Captured):
+    """v of the positive conditioning; a CALC_COND_BATCH wrapper that reads what the U-Net leaves.
+
+    Guiders order their conditionings in their own ways, patches evaluate the network once more,
+    and areas see a part of the image: so the positive is looked up in the first evaluation, and
+    its areas and masks are blended as core blends the prediction itself.
+    """
+
+    def __init__(self, guider: Any) -> None:
+        super().__init__()  # items: which conditioning, its uuid, v of its area
+        self.positive = getattr(guider, "conds", {}).get("positive")
+        self.v: Tensor | None = None
+
+    def __call__(
+        self, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
+    ) -> Any:
+        """Passes the evaluation on."""
+        output = executor(model, conds, x, sigma, options)
+        if self.v is None and self.items:
+            self.v = self._blended(conds, x, sigma)
+        return output
+
+    def _blended(self, conds: list, x: Tensor, sigma: Tensor) -> Tensor:
+        places = [i for i, cond in enumerate(conds) if cond is not None and cond is self.positive]
+        index = places[0] if places else 0
+        parts = {uuid: v for which, uuid, v in self.items if which == index}
+        total, weight = torch.zeros_like(x), torch.full_like(x, 1e-37)
+        for cond in conds[index] or ():
+            placed = comfy.samplers.get_area_and_mult(cond, x, sigma)
+            if placed is None or cond["uuid"] not in parts:
+                continue
+            where = _region(placed.area)
+            total[where] += parts[cond["uuid"]].to(x) * placed.mult
+            weight[where] += placed.mult
+        return total / weight
+
+
+def asking(model_options: dict, variance: LearnedVariance, gradients: Captured) -> dict:
+    """Model options for one evaluation that leaves these two things."""
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.CALC_COND_BATCH,
+        VARIANCE_KEY,
+        variance,
+        options,
+        is_model_options=True,
+    )
+    options["transformer_options"] |= {VARIANCE_KEY: variance, GRADIENT_KEY: gradients}
+    return options
+
+
+def _region(area: Any) -> tuple:
+    """What a conditioning's area (h, w, y, x) cuts out of (B, C, H, W); all of it for None."""
+    if area is None:
+        return (...,)
+    height, width, top, left = area
+    return (..., slice(top, top + height), slice(left, left + width))
+
+
 class ComfyUNet(UNet):
     """The U-Net as ComfyUI calls it: eps alone, the variance set aside for who asks."""
 
@@ -173,11 +234,10 @@ class ComfyUNet(UNet):
             return output
         eps, variance = output.chunk(2, dim=1)
         options = transformer_options or {}
-        if VARIANCE_KEY in options:
-            which = options.get("cond_or_uncond", [0])
-            options[VARIANCE_KEY].items += zip(
-                which, variance.float().chunk(len(which)), strict=True
-            )
+        if VARIANCE_KEY in options and "uuids" in options:
+            which = options["cond_or_uncond"]
+            parts = variance.float().chunk(len(which))
+            options[VARIANCE_KEY].items += zip(which, options["uuids"], parts, strict=True)
         return eps
 
 

@@ -124,7 +124,7 @@ def sample_adm(
     )
     for index, step in enumerate(steps_of(sigmas)):
         sigma, following = sigmas[index], sigmas[index + 1]
-        asked = Asked(extra_args, method)
+        asked = Asked(model.inner_model, extra_args, method)
         denoised = model(x, sigma * x.new_ones(len(x)), **asked.extra_args)
         if callback is not None:
             state = {"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
@@ -132,8 +132,8 @@ def sample_adm(
         to_vp = (1 + sigma**2).sqrt()
         x_vp = x / to_vp
         if method == "ddpm":
-            variance = ddpm_variance(step, asked.variance(x), x)
-            shift = variance * asked.gradient(x) * to_vp * _drawn(extra_args)
+            variance = ddpm_variance(step, asked.variance.v, x)
+            shift = variance * asked.gradient(x) * to_vp * _drawn(model, sigma, extra_args)
             noise = _noise(draw, step.last, sigma, following, x)
             x_vp = ddpm_step(x_vp, denoised, variance, step, shift, noise)
         else:
@@ -143,10 +143,17 @@ def sample_adm(
     return x
 
 
-def _drawn(extra_args: dict) -> Tensor | float:
+def _drawn(model: Any, sigma: Tensor, extra_args: dict) -> Tensor | float:
     """The inpainting mask: what is masked out must not be guided either."""
     mask = extra_args.get("denoise_mask")
-    return 1.0 if mask is None else mask
+    if mask is None:
+        return 1.0
+    # Differential Diffusion has another mask at every sigma
+    of_sigma = extra_args.get("model_options", {}).get("denoise_mask_function")
+    if of_sigma is None:
+        return mask
+    options = {"model": model.inner_model, "sigmas": model.sigmas}
+    return of_sigma(sigma[None], mask, extra_options=options)
 
 
 def _noise(draw: Any, unused: bool, sigma: Tensor, following: Tensor, x: Tensor) -> Tensor:
@@ -181,19 +188,13 @@ def _check_falling(sigmas: list[float]) -> None:
 class Asked:
     """Asks one evaluation for the learned variance and, for ddpm, the bare classifier gradient."""
 
-    def __init__(self, extra_args: dict, method: str):
-        self.variances, self.gradients = adapter.Captured(), adapter.Captured()
-        asked: dict[str, Any] = {}
+    def __init__(self, guider: Any, extra_args: dict, method: str):
+        self.variance, self.gradients = adapter.LearnedVariance(guider), adapter.Captured()
+        self.extra_args = extra_args
         if method == "ddpm":
-            asked = {adapter.VARIANCE_KEY: self.variances, adapter.GRADIENT_KEY: self.gradients}
-        options = dict(extra_args.get("model_options", {}))
-        options["transformer_options"] = {**options.get("transformer_options", {}), **asked}
-        self.extra_args = {**extra_args, "model_options": options}
-
-    def variance(self, x: Tensor) -> Tensor | None:
-        """v (B, C, H, W) of the conditional prediction; None if the model learned none."""
-        whole = [v for which, v in self.variances.items if which == 0 and v.shape == x.shape]
-        return torch.stack(whole).mean(dim=0) if whole else None
+            options = extra_args.get("model_options", {})
+            asking = adapter.asking(options, self.variance, self.gradients)
+            self.extra_args = {**extra_args, "model_options": asking}
 
     def gradient(self, x: Tensor) -> Tensor:
         """Sum of scale * grad log p(y | x) of all classifiers, in the sampler's coordinates."""

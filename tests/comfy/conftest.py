@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from core_guiders import Wiring
 from tiny_models import write_classifier, write_unet
 
 
@@ -198,3 +199,33 @@ def place_classifier(pack_module):
         return adapter.PlacedClassifier(classifier, patcher, type(network).__name__)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def wiring(call, call_core, label_of, load_model):
+    """Core's guiders and patches around a MODEL: `wiring.guider(kind, model)`, `wiring.patched`."""
+    return Wiring(call, call_core, label_of, load_model()[0])
+
+
+@pytest.fixture(scope="session")
+def conditional(load_model):
+    """A MODEL with classes that draw different images, which random weights hardly do."""
+    return classes_apart(load_model("conditional.safetensors")[0])
+
+
+@pytest.fixture(scope="session")
+def unclipped(load_model):
+    """The same, its denoised images as they come out of the network."""
+    return classes_apart(load_model("conditional.safetensors", clip=False)[0])
+
+
+@pytest.fixture(scope="session")
+def unconditional(load_model):
+    """A MODEL without classes."""
+    return load_model()[0]
+
+
+def classes_apart(model):
+    """The MODEL, its labels a hundred times as strong."""
+    model.model.diffusion_model.label_emb.weight.data *= 100
+    return model

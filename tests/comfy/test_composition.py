@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gaussian_mixture import Mixture
+from core_guiders import GUIDERS, PATCHES, SAMPLING, region
+from mixture_model import Mixture
 from sampler_runs import evaluated, few_sigmas, noise, picture, sampler_named, with_guider
 from tiny_models import SIZE
 
@@ -19,44 +20,10 @@ from guidance.respacing import respaced_timesteps
 from guidance.sampling import Guide, chain, sample
 from guidance.strength import Strength
 
-SAMPLING = "comfy_extras.nodes_custom_sampler"
 LABELS = [0, 3]
 SCALE = 2.0
-FILE_SCALE = 300.0  # a random network's gradients are small
+FILE_SCALE = 100.0  # a random network's gradients are small
 SIGMA = 3.0
-
-PATCHES = {
-    "RescaleCFG": ("nodes_model_advanced", {"multiplier": 0.7}),
-    "APG": ("nodes_apg", {"eta": 0.0, "norm_threshold": 15.0, "momentum": -0.5}),
-    "CFGZeroStar": ("nodes_cfg", {}),
-    "CFGNorm": ("nodes_cfg", {"strength": 1.0}),
-    "TCFG": ("nodes_tcfg", {}),
-    "Mahiro": ("nodes_mahiro", {}),
-    "CFGOverride": (
-        "nodes_custom_sampler",
-        {"cfg": 1.0, "start_percent": 0.5, "end_percent": 1.0},
-    ),
-}
-GUIDERS = ["basic", "cfg 1", "cfg 3", "cfg of the pack"]
-GUIDERS += ["perp-neg", "dual", "nested dual", "areas", "masks"]
-
-
-@pytest.fixture(scope="module")
-def conditional(load_model):
-    """A MODEL with classes."""
-    return load_model("conditional.safetensors")[0]
-
-
-@pytest.fixture(scope="module")
-def unclipped(load_model):
-    """The same, its denoised images as they come out of the network."""
-    return load_model("conditional.safetensors", clip=False)[0]
-
-
-@pytest.fixture(scope="module")
-def unconditional(load_model):
-    """A MODEL without classes."""
-    return load_model("unconditional.safetensors")[0]
 
 
 @pytest.fixture(scope="module")
@@ -87,78 +54,11 @@ def guided(call, classifiers):
     return run
 
 
-@pytest.fixture(scope="module")
-def guider_of(call, call_core, label_of, unconditional):
-    """A GUIDER of that kind for a MODEL; without classes for one that has none."""
-
-    def regions(model, node, places):
-        halves = []
-        for label, place in zip(("1", "3"), places, strict=True):
-            halves += call_core(
-                "nodes", node, conditioning=label_of(model, label), strength=1.0, **place
-            )[0]
-        return halves
-
-    def run(kind, model, first="1,2"):
-        conditional = model.model.layout.num_classes is not None
-        first, second = (first, "2,0") if conditional else ("", "")
-        one, two, none = (label_of(model, label) for label in (first, second, ""))
-        pair = {"model": model, "positive": one, "negative": none}
-        match kind:
-            case "basic":
-                return call_core(SAMPLING, "BasicGuider", model=model, conditioning=one)[0]
-            case "cfg 0" | "cfg 1" | "cfg 3" as name:
-                return call_core(SAMPLING, "CFGGuider", **pair, cfg=float(name[4:]))[0]
-            case "cfg of the pack":
-                return call("ClassifierFreeGuidance", **pair, cfg=3.0)[0]
-            case "perp-neg":
-                conds = {"positive": one, "negative": two, "empty_conditioning": none}
-                node = ("comfy_extras.nodes_perpneg", "PerpNegGuider")
-                return call_core(*node, model=model, **conds, cfg=3.0, neg_scale=0.7)[0]
-            case "dual" | "nested dual":
-                style = "regular" if kind == "dual" else "nested"
-                scales = {"cfg_conds": 3.0, "cfg_cond2_negative": 2.0, "style": style}
-                conds = {"cond1": one, "cond2": two, "negative": none}
-                return call_core(SAMPLING, "DualCFGGuider", model=model, **conds, **scales)[0]
-            case "areas":  # the node counts in eighths of a pixel, as for latents
-                size = {"width": 8 * SIZE // 2, "height": 8 * SIZE, "y": 0}
-                places = [{**size, "x": 0}, {**size, "x": 8 * SIZE // 2}]
-                pair["positive"] = regions(model, "ConditioningSetArea", places)
-                return call_core(SAMPLING, "CFGGuider", **pair, cfg=3.0)[0]
-            case "masks":
-                masks = (region(), 1 - region())
-                places = [{"mask": mask, "set_cond_area": "default"} for mask in masks]
-                pair["positive"] = regions(model, "ConditioningSetMask", places)
-                return call_core(SAMPLING, "CFGGuider", **pair, cfg=3.0)[0]
-        raise KeyError(kind)
-
-    return run
-
-
-def region():
-    """A soft MASK: 1 on the left, 0 on the right."""
-    return torch.linspace(1.5, -0.5, SIZE).clamp(0, 1).expand(1, SIZE, SIZE).contiguous()
-
-
 def masked_middle(inside=1.0):
     """Where the model may draw: a square in the middle."""
     mask = torch.zeros(1, 1, SIZE, SIZE)
     mask[..., 4:12, 4:12] = inside
     return mask
-
-
-@pytest.fixture(scope="module")
-def patched(call_core, label_of):
-    """The MODEL with a core patch of that name."""
-
-    def run(name, model):
-        if name == "PerpNeg":
-            options = {"empty_conditioning": label_of(model, ""), "neg_scale": 0.7}
-            return call_core("comfy_extras.nodes_perpneg", name, model=model, **options)[0]
-        module, options = PATCHES[name]
-        return call_core(f"comfy_extras.{module}", name, model=model, **options)[0]
-
-    return run
 
 
 def term_of(classifier, x, denoised, sigma=SIGMA, labels=LABELS, scale=SCALE):
@@ -189,36 +89,34 @@ def assert_term_is_added(guider, steered, library, scale=SCALE):
 
 
 @pytest.mark.parametrize("kind", GUIDERS)
-def test_every_guider_adds_the_same_term(conditional, guided, guider_of, library, kind):
+def test_every_guider_adds_the_same_term(conditional, guided, wiring, library, kind):
     """After its own arithmetic, not scaled by any of its cfgs, not clipped."""
-    guiders = (guider_of(kind, model) for model in (conditional, guided(conditional)))
+    guiders = (wiring.guider(kind, model) for model in (conditional, guided(conditional)))
     assert_term_is_added(*guiders, library)
 
 
-@pytest.mark.parametrize("name", [*PATCHES, "PerpNeg"])
+@pytest.mark.parametrize("name", PATCHES)
 @pytest.mark.parametrize("first", [True, False], ids=["patch first", "guidance first"])
-def test_every_patch_comes_before_guidance(
-    conditional, guided, patched, guider_of, library, name, first
-):
+def test_every_patch_comes_before_guidance(conditional, guided, wiring, library, name, first):
     """Whichever node stands first in the graph."""
-    both = guided(patched(name, conditional)) if first else patched(name, guided(conditional))
-    # CFGOverride is at work below half of the timesteps only
-    plain = guider_of("cfg 3", patched(name, conditional))
-    assert_term_is_added(plain, guider_of("cfg 3", both), library)
-    untouched = guider_of("cfg 3", conditional)
-    effects = []
-    for sigma in (0.3, SIGMA):
-        x = sigma * noise()
-        effects.append(differ(evaluated(plain, x, sigma), evaluated(untouched, x, sigma)))
-    assert max(effects) > 0
+    both = (
+        guided(wiring.patched(name, conditional))
+        if first
+        else wiring.patched(name, guided(conditional))
+    )
+    plain = wiring.guider("cfg 3 against", wiring.patched(name, conditional))
+    assert_term_is_added(plain, wiring.guider("cfg 3 against", both), library)
+    x = SIGMA * noise()
+    untouched = evaluated(wiring.guider("cfg 3 against", conditional), x, SIGMA)
+    assert differ(evaluated(plain, x, SIGMA), untouched) > 1e-4
 
 
 def test_order_of_rescale_cfg_clipping_and_guidance(
-    conditional, unclipped, guided, patched, guider_of, library
+    conditional, unclipped, guided, wiring, library
 ):
     """RescaleCFG takes the place of CFG; its result is clipped to -1..1; then comes guidance."""
     x = SIGMA * noise()
-    cond, uncond = (evaluated(guider_of(k, unclipped), x, SIGMA) for k in ("cfg 1", "cfg 0"))
+    cond, uncond = (evaluated(wiring.guider(k, unclipped), x, SIGMA) for k in ("cfg 1", "cfg 0"))
     # Lin et al. 2023, on the v prediction: v = (x / (1 + sigma^2) - denoised) / its factor
     factor = SIGMA / (1 + SIGMA**2) ** 0.5
     v_cond, v_uncond = ((x / (1 + SIGMA**2) - d) / factor for d in (cond, uncond))
@@ -227,18 +125,18 @@ def test_order_of_rescale_cfg_clipping_and_guidance(
     v = 0.7 * v_cfg * spread[0] / spread[1] + 0.3 * v_cfg
     denoised = x / (1 + SIGMA**2) - v * factor
     assert denoised.abs().max() > 1.02  # else nothing would be clipped
-    plain = evaluated(guider_of("cfg 3", patched("RescaleCFG", conditional)), x, SIGMA)
+    plain = evaluated(wiring.guider("cfg 3", wiring.patched("RescaleCFG", conditional)), x, SIGMA)
     assert differ(plain, denoised.clamp(-1, 1)) < 1e-5
-    steered = guider_of("cfg 3", guided(patched("RescaleCFG", conditional)))
+    steered = wiring.guider("cfg 3", guided(wiring.patched("RescaleCFG", conditional)))
     expected = denoised.clamp(-1, 1) + term_of(library["first"], x, plain)
     assert differ(evaluated(steered, x, SIGMA), expected) < 1e-5
     assert expected.abs().max() > 1.02
 
 
-def test_perp_neg_and_dual_cfg_by_hand(conditional, unclipped, guided, guider_of, library):
+def test_perp_neg_and_dual_cfg_by_hand(conditional, unclipped, guided, wiring, library):
     x = SIGMA * noise()
-    pos, mid = (evaluated(guider_of("basic", unclipped, y), x, SIGMA) for y in ("1,2", "2,0"))
-    none = evaluated(guider_of("cfg 0", unclipped), x, SIGMA)
+    pos, mid = (evaluated(wiring.guider("basic", unclipped, y), x, SIGMA) for y in ("1,2", "2,0"))
+    none = evaluated(wiring.guider("cfg 0", unclipped), x, SIGMA)
     towards, away = pos - none, mid - none
     away = away - (away * towards).sum() / towards.norm() ** 2 * towards
     plain = {
@@ -248,16 +146,16 @@ def test_perp_neg_and_dual_cfg_by_hand(conditional, unclipped, guided, guider_of
     }
     term = term_of(library["first"], x, pos)
     for kind, expected in plain.items():
-        steered = evaluated(guider_of(kind, guided(unclipped)), x, SIGMA)
+        steered = evaluated(wiring.guider(kind, guided(unclipped)), x, SIGMA)
         assert differ(steered, expected + term) < 2e-5, kind
 
 
-def test_regions_by_hand(unclipped, guided, guider_of, library):
+def test_regions_by_hand(unclipped, guided, wiring, library):
     """Two labels, each in its part of the image; the classifier looks at the whole of it."""
     x = SIGMA * noise()
 
     def drawn(where, label=None):
-        guider = guider_of("cfg 0" if label is None else "basic", unclipped, label or "1,2")
+        guider = wiring.guider("cfg 0" if label is None else "basic", unclipped, label or "1,2")
         return evaluated(guider, where, SIGMA)
 
     none, halves = drawn(x), x.split(SIZE // 2, dim=3)
@@ -275,11 +173,11 @@ def test_regions_by_hand(unclipped, guided, guider_of, library):
     }
     for kind, (positive, negative) in cases.items():
         expected = negative + 3.0 * (positive - negative) + term_of(library["first"], x, none)
-        steered = evaluated(guider_of(kind, guided(unclipped)), x, SIGMA)
+        steered = evaluated(wiring.guider(kind, guided(unclipped)), x, SIGMA)
         assert differ(steered, expected) < 2e-5, kind
 
 
-def test_no_cfg_patch_sees_guidance(conditional, guided, guider_of):
+def test_no_cfg_patch_sees_guidance(conditional, guided, wiring):
     """A post-CFG patch gets the plain denoised image, so it cannot scale or clip guidance."""
     seen = []
 
@@ -288,7 +186,7 @@ def test_no_cfg_patch_sees_guidance(conditional, guided, guider_of):
         model.set_model_sampler_post_cfg_function(
             lambda args: seen.append(args["denoised"]) or args["denoised"]
         )
-        return guider_of("cfg 3", model)
+        return wiring.guider("cfg 3", model)
 
     x = SIGMA * noise()
     for model in (conditional, guided(conditional)):
@@ -300,19 +198,19 @@ def test_no_cfg_patch_sees_guidance(conditional, guided, guider_of):
 # --- several classifiers, several labels, signs ----------------------------------------------
 
 
-def test_two_classifiers_add_up(unconditional, guided, guider_of, library):
+def test_two_classifiers_add_up(unconditional, guided, wiring, library):
     x = SIGMA * noise()
-    plain = evaluated(guider_of("basic", unconditional), x, SIGMA)
+    plain = evaluated(wiring.guider("basic", unconditional), x, SIGMA)
     one = guided(unconditional, scale=1.5, label="0,3")
     both = guided(one, scale=-1.0, label="1,2", which="second")
     terms = term_of(library["first"], x, plain, scale=1.5)
     terms = terms + term_of(library["second"], x, plain, labels=[1, 2], scale=-1.0)
-    assert differ(evaluated(guider_of("basic", both), x, SIGMA), plain + terms) < 1e-5
+    assert differ(evaluated(wiring.guider("basic", both), x, SIGMA), plain + terms) < 1e-5
     assert differ(terms, term_of(library["first"], x, plain, scale=1.5)) > 0.1
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ddpm of the pack"])
-def test_order_of_two_classifiers_does_not_matter(call, unconditional, guided, guider_of, sampler):
+def test_order_of_two_classifiers_does_not_matter(call, unconditional, guided, wiring, sampler):
     settings = [{"scale": 1.5, "label": "0,3"}, {"scale": 2.0, "label": "1,2", "which": "second"}]
     outs = []
     for order in (settings, settings[::-1]):
@@ -320,10 +218,10 @@ def test_order_of_two_classifiers_does_not_matter(call, unconditional, guided, g
         for options in order:
             model = guided(model, **options)
         chosen = pack_or_core(call, sampler)
-        outs.append(with_guider(guider_of("basic", model), chosen, few_sigmas(model, 6)))
+        outs.append(with_guider(wiring.guider("basic", model), chosen, few_sigmas(model, 6)))
     assert differ(*outs) < 1e-4
     alone = with_guider(
-        guider_of("basic", guided(unconditional, **settings[0])),
+        wiring.guider("basic", guided(unconditional, **settings[0])),
         pack_or_core(call, sampler),
         few_sigmas(unconditional, 6),
     )
@@ -337,14 +235,16 @@ def pack_or_core(call, sampler, eta=0.0):
 
 
 @pytest.mark.parametrize("kind", ["basic", "cfg 3", "perp-neg"])
-def test_negative_scale_steers_away(conditional, guided, guider_of, library, kind):
+def test_negative_scale_steers_away(conditional, guided, wiring, library, kind):
     """The more, the further: the class loses in each image."""
     sigmas = few_sigmas(conditional, 8)
     away, plain, towards = (
         opinion(
             library["first"],
             with_guider(
-                guider_of(kind, guided(conditional, scale=scale)), sampler_named("euler"), sigmas
+                wiring.guider(kind, guided(conditional, scale=scale)),
+                sampler_named("euler"),
+                sigmas,
             ),
         )
         for scale in (-SCALE, 0.0, SCALE)
@@ -358,7 +258,7 @@ def test_negative_scale_steers_away(conditional, guided, guider_of, library, kin
     [{}, {"entropy_limit": 4.0}, {"cap": 0.2}, {"label_smoothing": 0.3}],
     ids=["plain", "entropy", "cap", "smoothing"],
 )
-def test_one_label_per_image(conditional, guided, guider_of, options):
+def test_one_label_per_image(conditional, guided, wiring, options):
     """Each image is as if drawn alone with its labels, and follows its image when permuted."""
     drawn, asked = [2, 0, 1, 2], [0, 3, 1, 2]
     sigmas = few_sigmas(conditional, 6)
@@ -366,7 +266,7 @@ def test_one_label_per_image(conditional, guided, guider_of, options):
     def run(order):
         classes, labels = (",".join(str(v[i]) for i in order) for v in (drawn, asked))
         model = guided(conditional, FILE_SCALE, labels, "file", **options)
-        guider = guider_of("cfg 3", model, first=classes)
+        guider = wiring.guider("basic", model, first=classes)
         return with_guider(guider, sampler_named("euler"), sigmas, start=noise(4)[order])
 
     whole = run([0, 1, 2, 3])
@@ -380,11 +280,13 @@ def test_one_label_per_image(conditional, guided, guider_of, options):
     assert differ(other[1], whole[1]) > 0.05
 
 
-def test_one_label_is_for_all_images(unconditional, guided, guider_of):
+def test_one_label_is_for_all_images(unconditional, guided, wiring):
     sigmas = few_sigmas(unconditional, 4)
     one, each = (
         with_guider(
-            guider_of("basic", guided(unconditional, label=label)), sampler_named("euler"), sigmas
+            wiring.guider("basic", guided(unconditional, label=label)),
+            sampler_named("euler"),
+            sigmas,
         )
         for label in ("2", "2,2")
     )
@@ -394,10 +296,8 @@ def test_one_label_is_for_all_images(unconditional, guided, guider_of):
 # --- whole runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "setting", [*GUIDERS, *PATCHES, "PerpNeg", "inpainting", "image to image", "both"]
-)
-def test_runs_follow_the_class(conditional, guided, guider_of, patched, library, setting):
+@pytest.mark.parametrize("setting", [*GUIDERS, *PATCHES, "inpainting", "image to image", "both"])
+def test_runs_follow_the_class(conditional, guided, wiring, library, setting):
     sigmas, more = few_sigmas(conditional, 6), {}
     if setting in ("inpainting", "both"):
         more |= {"latent": picture(), "mask": masked_middle()}
@@ -405,9 +305,9 @@ def test_runs_follow_the_class(conditional, guided, guider_of, patched, library,
         sigmas, more = few_sigmas(conditional, 12)[-7:], more | {"latent": picture()}
 
     def run(model):
-        if setting in PATCHES or setting == "PerpNeg":
-            model = patched(setting, model)
-        guider = guider_of(setting if setting in GUIDERS else "cfg 3", model)
+        if setting in PATCHES:
+            model = wiring.patched(setting, model)
+        guider = wiring.guider(setting if setting in GUIDERS else "cfg 3", model)
         return with_guider(guider, sampler_named("euler"), sigmas, **more)
 
     plain, off, steered = (
@@ -418,7 +318,7 @@ def test_runs_follow_the_class(conditional, guided, guider_of, patched, library,
     assert (opinion(library["first"], steered) > opinion(library["first"], plain)).all()
 
 
-def test_the_core_nodes_draw_the_same_image(conditional, guided, guider_of, call_core, label_of):
+def test_the_core_nodes_draw_the_same_image(conditional, guided, wiring, call_core, label_of):
     """KSampler, KSamplerAdvanced, SamplerCustom and SamplerCustomAdvanced, bit for bit."""
     model = guided(conditional)
     pair = {"positive": label_of(model, "1,2"), "negative": label_of(model, "")}
@@ -456,7 +356,7 @@ def test_the_core_nodes_draw_the_same_image(conditional, guided, guider_of, call
                 SAMPLING,
                 "SamplerCustomAdvanced",
                 noise=noisy,
-                guider=guider_of(kind, model),
+                guider=wiring.guider(kind, model),
                 **custom,
                 latent_image=latent,
             )
@@ -480,9 +380,7 @@ def euler_by_hand(guider, library, x, sigmas):
     return x
 
 
-def test_image_to_image_of_the_ksampler(
-    conditional, guided, guider_of, library, call_core, label_of
-):
+def test_image_to_image_of_the_ksampler(conditional, guided, wiring, library, call_core, label_of):
     """denoise 0.5: the last steps of twice as many, from the noised picture."""
     import comfy.sample
 
@@ -493,14 +391,14 @@ def test_image_to_image_of_the_ksampler(
     (out,) = call_core("nodes", "KSampler", **named)
     sigmas = few_sigmas(conditional, 8)[-5:]
     x = picture() + sigmas[0] * comfy.sample.prepare_noise(picture(), 7)
-    expected = euler_by_hand(guider_of("cfg 3", conditional), library, x, sigmas)
+    expected = euler_by_hand(wiring.guider("cfg 3", conditional), library, x, sigmas)
     assert differ(out["samples"], expected) < 1e-4
     assert (out["samples"] - picture()).abs().mean() < (x - picture()).abs().mean()
 
 
 @pytest.mark.parametrize("method", ["euler", "ddim", "ddpm"])
 def test_image_to_image_of_adm_scheduler(
-    call, unconditional, guided, guider_of, library, files, method
+    call, unconditional, guided, wiring, library, files, method
 ):
     """denoise 0.4 of ddim25: the library's last ten steps, from the noised picture."""
     import comfy.k_diffusion.sampling as k_sampling
@@ -509,7 +407,7 @@ def test_image_to_image_of_adm_scheduler(
     (sigmas,) = call("ADMScheduler", model=model, respacing="ddim25", denoise=0.4)
     assert len(sigmas) == 11
     sampler = pack_or_core(call, method if method == "euler" else f"{method} of the pack")
-    got = with_guider(guider_of("basic", model), sampler, sigmas, picture())
+    got = with_guider(wiring.guider("basic", model), sampler, sigmas, picture())
     diffusion = load_adm(files["diffusion_models"] / "unconditional.safetensors")
     steps = chain(diffusion.schedule.alpha_bar.tolist(), respaced_timesteps("ddim25"))[-10:]
     draw = k_sampling.default_noise_sampler(noise(), seed=11)
@@ -528,14 +426,14 @@ def test_image_to_image_of_adm_scheduler(
 
 
 @pytest.mark.parametrize("inside", [1.0, 0.6], ids=["hard", "soft"])
-def test_inpainting_by_hand(unconditional, guided, guider_of, library, inside):
+def test_inpainting_by_hand(unconditional, guided, wiring, library, inside):
     """Outside is the given picture with its noise; guidance reads all of it, and draws inside."""
     mask, given, x = masked_middle(inside), picture(), SIGMA * noise() + 0.3
     composed = mask * x + (1 - mask) * (given + SIGMA * noise())
-    plain = evaluated(guider_of("basic", unconditional), composed, SIGMA)
+    plain = evaluated(wiring.guider("basic", unconditional), composed, SIGMA)
     expected = mask * (plain + term_of(library["first"], composed, plain)) + (1 - mask) * given
     more = {"latent": given, "mask": mask, "start": noise()}
-    got = evaluated(guider_of("basic", guided(unconditional)), x, SIGMA, **more)
+    got = evaluated(wiring.guider("basic", guided(unconditional)), x, SIGMA, **more)
     assert differ(got, expected) < 1e-5
 
 
@@ -543,13 +441,13 @@ def test_inpainting_by_hand(unconditional, guided, guider_of, library, inside):
     "sampler",
     ["euler", "heun", "dpmpp_2m_sde", "er_sde", "uni_pc", "ddpm of the pack", "ddim of the pack"],
 )
-def test_inpainting_keeps_what_is_masked_out(call, unconditional, guided, guider_of, sampler):
+def test_inpainting_keeps_what_is_masked_out(call, unconditional, guided, wiring, sampler):
     """Also with a scale that pushes hard, at the last step as well."""
     model = guided(unconditional, scale=60.0)
     (sigmas,) = call("ADMScheduler", model=model, respacing="8", denoise=1.0)
     mask, given, chosen = masked_middle(), picture(), pack_or_core(call, sampler)
     out, plain = (
-        with_guider(guider_of("basic", m), chosen, sigmas, given, mask)
+        with_guider(wiring.guider("basic", m), chosen, sigmas, given, mask)
         for m in (model, unconditional)
     )
     kept = mask.expand_as(out) == 0
@@ -564,10 +462,11 @@ def test_inpainting_keeps_what_is_masked_out(call, unconditional, guided, guider
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "euler_cfg_pp", "ddim of the pack"])
 def test_split_runs_go_on_where_the_first_ended(
-    call, call_core, conditional, guided, guider_of, sampler
+    call, call_core, conditional, guided, wiring, sampler
 ):
     """Two runs draw what one draws, with samplers that neither draw noise nor look back."""
-    guider, chosen = guider_of("cfg 3", guided(conditional)), pack_or_core(call, sampler)
+    guider = wiring.guider("cfg 3", guided(conditional, FILE_SCALE, which="file"))
+    chosen = pack_or_core(call, sampler)
     (sigmas,) = call("ADMScheduler", model=conditional, respacing="8", denoise=1.0)
     high, low = call_core(SAMPLING, "SplitSigmas", sigmas=sigmas, step=2)
     first = with_guider(guider, chosen, high)
@@ -575,7 +474,7 @@ def test_split_runs_go_on_where_the_first_ended(
     whole = with_guider(guider, chosen, sigmas)
     assert differ(second, whole) < 1e-5
     # the second run must be guided, too
-    plain = guider_of("cfg 3", conditional)
+    plain = wiring.guider("cfg 3", conditional)
     unguided = with_guider(plain, chosen, low, first, start=torch.zeros_like(first))
     assert differ(unguided, whole) > 0.01
     # splitting after the last step leaves a run without steps

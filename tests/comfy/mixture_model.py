@@ -11,8 +11,8 @@ from guidance.noise import NoiseSchedule
 class Mixture(nn.Module):
     """p(x0) is the mean of N(mean_k, spread^2 I) over the classes k; a noisy classifier network.
 
-    Everything is written for x = x0 + sigma eps, except forward, which takes what a classifier's
-    network takes: x_vp and the timestep.
+    Everything is written for x = x0 + sigma eps, except forward, which makes it the network of a
+    noisy classifier: it takes x_vp and the timestep.
     """
 
     def __init__(self, seed=0, classes=4, shape=(3, 16, 16), spread=2.0):
