@@ -66,8 +66,10 @@ class Wiring:
                 node = ("comfy_extras.nodes_perpneg", "PerpNegGuider")
                 return self.call_core(*node, model=model, **conds, cfg=3.0, neg_scale=0.7)[0]
             case "dual" | "nested dual":
-                scales = {"cfg_conds": 3.0, "cfg_cond2_negative": 2.0}
                 style = "regular" if kind == "dual" else "nested"
+                # nested, both multiply, and what comes out is not clipped again
+                scales = (3.0, 2.0) if kind == "dual" else (1.5, 1.5)
+                scales = dict(zip(("cfg_conds", "cfg_cond2_negative"), scales, strict=True))
                 return self._sampling(
                     "DualCFGGuider", model=model, **all_three, **scales, style=style
                 )

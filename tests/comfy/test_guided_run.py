@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampler_runs import SEED, noise, sampler_named, with_guider
 from tiny_models import CLASSES, SIZE
 
 from guidance import load_adm, load_classifier
@@ -25,16 +26,6 @@ def load(load_model, load_classifier):
     return run
 
 
-def noise(batch=2):
-    return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
-
-
-def run_guider(guider, sampler, sigmas, noise, seed=11):
-    """As SamplerCustomAdvanced does, inside inference mode."""
-    with torch.inference_mode():
-        return guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=seed)
-
-
 def guider_of(call, model, labels="", negative=None, cfg=1.0):
     (positive,) = call("ADMClassLabel", model=model, label=labels)
     other = positive
@@ -53,12 +44,6 @@ def guided(call, model, classifier, scale=SCALE, label="0,3"):
 
 def sigmas_of(call, model, respacing="ddim25", denoise=1.0):
     return call("ADMScheduler", model=model, respacing=respacing, denoise=denoise)[0]
-
-
-def core_sampler(name):
-    import comfy.samplers
-
-    return comfy.samplers.sampler_object(name)
 
 
 def library_run(files, x, scale, method, name="unconditional", cfg=1.0, labels=None, **options):
@@ -88,9 +73,9 @@ def test_guided_ddim_equals_the_library(call, load, files, sampler):
     if sampler == "SamplerADM":
         (chosen,) = call("SamplerADM", method="ddim", eta=0.0)
     else:
-        chosen = core_sampler(sampler)
+        chosen = sampler_named(sampler)
     guider = guider_of(call, guided(call, model, classifier))
-    got = run_guider(guider, chosen, sigmas, noise())
+    got = with_guider(guider, chosen, sigmas)
     expected = library_run(files, start_of(sigmas, noise()), SCALE, "ddim")
     assert report(sampler, got, expected) < 1e-3
     unguided = library_run(files, start_of(sigmas, noise()), 0.0, "ddim")
@@ -102,7 +87,7 @@ def test_cfg_and_classifier_together_equal_the_library(call, load, files, cfg):
     model, classifier = load("conditional")
     sigmas = sigmas_of(call, model)
     guider = guider_of(call, guided(call, model, classifier), "1,2", "", cfg)
-    got = run_guider(guider, core_sampler("euler"), sigmas, noise())
+    got = with_guider(guider, sampler_named("euler"), sigmas)
     expected = library_run(
         files,
         start_of(sigmas, noise()),
@@ -124,8 +109,8 @@ def test_sampler_adm_equals_the_library(call, load, files, method):
     model, classifier = load()
     sigmas = sigmas_of(call, model)
     (sampler,) = call("SamplerADM", method=method, eta=eta)
-    got = run_guider(guider_of(call, guided(call, model, classifier)), sampler, sigmas, noise())
-    draw = k_sampling.default_noise_sampler(noise(), seed=11)
+    got = with_guider(guider_of(call, guided(call, model, classifier)), sampler, sigmas)
+    draw = k_sampling.default_noise_sampler(noise(), seed=SEED)
     expected = library_run(
         files, start_of(sigmas, noise()), SCALE, method, eta=eta, noise=lambda x: draw(None, None)
     )
@@ -135,11 +120,9 @@ def test_sampler_adm_equals_the_library(call, load, files, method):
 def test_scale_zero_is_bit_identical(call, load):
     model, classifier = load()
     sigmas = sigmas_of(call, model)
-    plain = run_guider(guider_of(call, model), core_sampler("euler"), sigmas, noise())
+    plain = with_guider(guider_of(call, model), sampler_named("euler"), sigmas)
     zero = guided(call, model, classifier, scale=0.0)
-    assert torch.equal(
-        run_guider(guider_of(call, zero), core_sampler("euler"), sigmas, noise()), plain
-    )
+    assert torch.equal(with_guider(guider_of(call, zero), sampler_named("euler"), sigmas), plain)
 
 
 def test_two_nodes_add_up(call, load):
@@ -147,10 +130,7 @@ def test_two_nodes_add_up(call, load):
     sigmas = sigmas_of(call, model)
     once = guided(call, model, classifier, scale=30.0)
     twice = guided(call, guided(call, model, classifier, scale=10.0), classifier, scale=20.0)
-    a, b = (
-        run_guider(guider_of(call, m), core_sampler("euler"), sigmas, noise())
-        for m in (once, twice)
-    )
+    a, b = (with_guider(guider_of(call, m), sampler_named("euler"), sigmas) for m in (once, twice))
     assert report("two nodes", b, a) < 1e-4
 
 
@@ -160,34 +140,15 @@ def test_unloaded_and_loaded_again_gives_the_same_image(call, load):
     model, classifier = load()
     sigmas = sigmas_of(call, model)
     steered = guided(call, model, classifier)
-    first = run_guider(guider_of(call, steered), core_sampler("euler"), sigmas, noise())
+    first = with_guider(guider_of(call, steered), sampler_named("euler"), sigmas)
     with torch.inference_mode():
         comfy.model_management.unload_all_models()
         # a device that is not the CPU would hand back tensors made in inference mode
         for parameter in classifier.patcher.model.parameters():
             parameter.data = parameter.data.clone()
     assert any(p.is_inference() for p in classifier.patcher.model.parameters())
-    again = run_guider(guider_of(call, steered), core_sampler("euler"), sigmas, noise())
+    again = with_guider(guider_of(call, steered), sampler_named("euler"), sigmas)
     assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "lms"])
-def test_core_samplers_and_schedulers_follow_the_class(call, load, name):
-    """Guidance raises the classifier's own opinion of the asked class with every sampler."""
-    import comfy.samplers
-
-    model, classifier = load()
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 12)
-    plain, steered = (
-        run_guider(guider_of(call, m), core_sampler(name), sigmas, noise())
-        for m in (model, guided(call, model, classifier, scale=SCALE))
-    )
-    assert torch.isfinite(steered).all()
-
-    def opinion(x):
-        return classifier.on_device().log_probs(x, 0.0)[[0, 1], LABELS].sum()
-
-    assert opinion(steered) > opinion(plain)
 
 
 def test_cfg_of_the_guider_is_cores(call, load):
@@ -204,7 +165,7 @@ def test_cfg_of_the_guider_is_cores(call, load):
     ours = call(
         "ClassifierFreeGuidance", model=model, positive=positive, negative=negative, cfg=3.5
     )
-    a, b = (run_guider(g, core_sampler("euler"), sigmas, noise()) for g in (core, ours[0]))
+    a, b = (with_guider(g, sampler_named("euler"), sigmas) for g in (core, ours[0]))
     assert torch.equal(a, b)
 
 
