@@ -132,11 +132,15 @@ def learned_variance(files, kind, x, t):
 
 
 def step_by_hand(x, denoised, v, gradient, sigmas, mask=1.0):
-    """DDPM from sigmas[0] to sigmas[1], its mean shifted by Sigma times the gradient."""
+    """DDPM from sigmas[0] to sigmas[1], its mean shifted by Sigma times the gradient.
+
+    Without v the variance is beta.
+    """
     before, after = (1 / (1 + sigma.double() ** 2) for sigma in sigmas)
     step = Step(-1, float(before), float(after), float(1 - before))
     to_vp = (1 + sigmas[0] ** 2) ** 0.5
-    variance = ddpm_variance(step, v, x)
+    beta = torch.full_like(x, float(1 - before / after))
+    variance = beta if v is None else ddpm_variance(step, v, x)
     shift = variance * gradient * to_vp * mask
     drawn = ddpm_step(x / to_vp, denoised, variance, step, shift, draws(like=x)())
     return drawn * (1 + sigmas[1] ** 2) ** 0.5
@@ -192,11 +196,20 @@ def test_a_second_evaluation_does_not_count(conditional, wiring, ddpm):
 
 
 def test_runs_do_not_pile_up(conditional, guided, wiring, ddpm, scheduled):
-    """What ADM Sampler hangs into a run is gone after it, and twice the same run is the same."""
+    """What ADM Sampler hangs into an evaluation is there once, and gone after the run."""
+    hung = []
+
+    def count(args):
+        wrappers = args["model_options"]["transformer_options"]["wrappers"]
+        hung.append(sum(len(some) for some in wrappers["calc_cond_batch"].values()))
+        return args["denoised"]
+
     model = guided(conditional)
+    model.set_model_sampler_post_cfg_function(count)
     guider, sigmas = wiring.guider("cfg 3", model), scheduled("6")
     before = str(model.model_options)
     first = with_guider(guider, ddpm, sigmas)
+    assert hung == [1] * 6
     assert torch.equal(with_guider(guider, ddpm, sigmas), first)
     assert str(model.model_options) == before
 
