@@ -75,7 +75,7 @@ class DiffusionModel:
             return x
         if low_res is None:
             raise ValueError(
-                "This diffusion model is an upsampler and needs low_res, the image to enlarge."
+                "This diffusion model enlarges a small image: it is an upsampler and needs low_res."
             )
         if not self.layout.upsampler:
             raise ValueError(

@@ -35,9 +35,9 @@ class Recorder(DiffusionModel):
         self.network, self.schedule, self.labels = model.network, model.schedule, model.labels
         self.calls = []
 
-    def __call__(self, x, t, labels):
+    def __call__(self, x, t, labels, low_res=None):
         self.calls.append(SimpleNamespace(x=x, t=t, labels=labels))
-        return super().__call__(x, t, labels)
+        return super().__call__(x, t, labels, low_res)
 
 
 @pytest.fixture(scope="module")
