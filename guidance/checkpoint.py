@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .adm import ADMLayout, ClassifierLayout, HalfUNet, UNet, UNetLayout
+from .adm import ADMLayout, ClassifierLayout, UNetLayout
 from .adm.detect import detect_layout, nearest_released, released_schedule
+from .adm.network import build_network, shapes_of
 from .files import replaced
 from .noise import SCHEDULE_NAMES
 
@@ -67,11 +68,11 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the weights are stored in."""
+        """The dtype that most of the weights are stored in; fp32 for a file without any."""
         sizes: Counter[torch.dtype] = Counter()
         for tensor in self.tensors.values():
             sizes[tensor.dtype] += tensor.numel()
-        return sizes.most_common(1)[0][0]
+        return max(sizes, key=sizes.__getitem__, default=torch.float32)
 
     def network(self, operations: Any = None, dtype: torch.dtype | None = None) -> Any:
         """The network with the file's weights, frozen, in eval mode; strict about its keys.
@@ -79,7 +80,26 @@ class Checkpoint:
         The weights are the tensors that were read, not copies of them, unless `dtype` asks for
         another one than the file's.
         """
-        return self.fill(self._build(operations), dtype)
+        layout = self.description.layout
+        network = self.built(lambda: build_network(layout, operations, device="meta"))
+        return self.fill(network, dtype)
+
+    def built(self, build: Callable[[], Any]) -> Any:
+        """What `build` makes of the description, on the meta device: `fill` assigns the weights.
+
+        Raises CheckpointError when the description is of no network, or of one that is far
+        larger than the file.
+        """
+        layout = self.description.layout
+        try:
+            if layout.num_res_blocks * len(layout.channel_mult) > len(self.tensors):
+                raise ValueError("more blocks than the file has tensors")
+            return build()
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.path.name} describes a network that cannot be built ({_brief(error)}); "
+                "save the model again with this pack."
+            ) from error
 
     def fill(self, network: Any, dtype: torch.dtype | None = None) -> Any:
         """Gives `network`, built on the meta device, the file's weights; frozen, in eval mode.
@@ -87,27 +107,13 @@ class Checkpoint:
         Raises CheckpointError that names the first tensor that is missing, extra, of another
         shape, no float or not finite.
         """
-        self._check(network.state_dict())
+        self._check(shapes_of(network))
         tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
         network.load_state_dict(tensors, strict=True, assign=True)
         return network.eval().requires_grad_(False)
 
-    def _build(self, operations: Any) -> Any:
-        """The network on the meta device: its weights are assigned, never allocated twice."""
-        build = HalfUNet if self.description.kind == "classifier" else UNet
-        layout = self.description.layout
-        try:
-            if layout.num_res_blocks * len(layout.channel_mult) > len(self.tensors):
-                raise ValueError("more blocks than the file has tensors")
-            return build(layout, operations, device="meta")  # type: ignore[arg-type]
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.path.name} describes a network that cannot be built ({_brief(error)}); "
-                "save the model again with this pack."
-            ) from error
-
-    def _check(self, wanted: dict[str, Tensor]) -> None:
-        wrong = misfits({key: tuple(value.shape) for key, value in wanted.items()}, self.tensors)
+    def _check(self, wanted: dict[str, tuple[int, ...]]) -> None:
+        wrong = misfits(wanted, self.tensors)
         if wrong:
             raise CheckpointError(
                 f"{self.path.name} does not fit the {self.description.kind} network it was taken "

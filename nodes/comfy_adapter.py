@@ -312,7 +312,8 @@ def load_adm(
     offload = comfy.model_management.unet_offload_device()
     weights = _weight_dtype(checkpoint, dtype)
     # built without memory of its own; the file's tensors become its weights
-    model = ADMModel(_config(layout, weights, device), checkpoint, torch.device("meta"))
+    config, meta = _config(layout, weights, device), torch.device("meta")
+    model = checkpoint.built(lambda: ADMModel(config, checkpoint, meta))
     checkpoint.fill(model.diffusion_model, weights)
     model.device = offload
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)

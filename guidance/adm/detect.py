@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .classifier import HalfUNet
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
+from .network import build_network, shapes_of
 from .released import RELEASED, released_like
-from .unet import UNet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -56,9 +55,7 @@ def nearest_released(shapes: Shapes) -> tuple[str, dict[str, tuple[int, ...]]] |
     """
     best: tuple[int, str, dict[str, tuple[int, ...]]] | None = None
     for released in RELEASED:
-        network = HalfUNet if released.kind == "classifier" else UNet
-        built = network(released.layout, device="meta")  # type: ignore[arg-type]
-        wanted = {key: tuple(value.shape) for key, value in built.state_dict().items()}
+        wanted = shapes_of(build_network(released.layout, device="meta"))
         different = len(set(wanted.items()) ^ set(shapes.items()))
         if different <= len(wanted) // 10 and (best is None or different < best[0]):
             best = (different, released.file, wanted)

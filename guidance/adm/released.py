@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from ..labels import IMAGENET_CLASSES
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
 
-IMAGENET_CLASSES = 1000
 UNET_FLAGS = (
     "--diffusion_steps 1000 --learn_sigma True --resblock_updown True --use_scale_shift_norm True"
 )

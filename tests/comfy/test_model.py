@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 import torch
 from mixture_model import Mixture
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sampler_runs import few_sigmas, noise, picture, sampler_named, with_guider
 from tiny_models import (
     SIZE,
@@ -15,6 +18,8 @@ from tiny_models import (
     write_released_unet,
     write_unet,
 )
+
+from guidance.checkpoint import METADATA_KEY
 
 SCALE = 100.0  # a random classifier's gradients are small
 LABELS = [0, 3]
@@ -343,3 +348,15 @@ def test_classifier_guides_other_models(call, core_model, place_classifier, kind
 
     plain, steered = opinion(model), opinion(call("ClassifierGuidance", model=model, **inputs)[0])
     assert (steered > plain + 1).all()
+
+
+def test_a_description_of_a_far_too_large_network_is_refused_at_once(files, load_model):
+    """Before a layer of it is built: that would take the machine's memory."""
+    path = files["diffusion_models"] / "boastful.safetensors"
+    write_unet(path, classes=None)
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()[METADATA_KEY])
+    about["layout"]["num_res_blocks"] = 10**9
+    save_file(load_file(path), path, {METADATA_KEY: json.dumps(about)})
+    with pytest.raises(ValueError, match=r"boastful\.safetensors describes a network that cannot"):
+        load_model(path.name)

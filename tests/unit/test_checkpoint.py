@@ -27,8 +27,9 @@ from tiny_networks import (
 )
 
 from guidance import CheckpointError, load_adm, load_classifier
-from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.adm import ClassifierLayout, UNetLayout
 from guidance.adm.detect import detect_layout, released_schedule
+from guidance.adm.network import build_network, shapes_of
 from guidance.checkpoint import METADATA_KEY, Checkpoint, read_checkpoint
 
 MULTIPLIERS = {
@@ -90,12 +91,7 @@ RELEASED = {
 
 
 def build(layout, device="meta"):
-    network = HalfUNet if isinstance(layout, ClassifierLayout) else UNet
-    return network(layout, device=device)
-
-
-def shapes_of(network):
-    return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    return build_network(layout, device=device)
 
 
 @pytest.fixture(scope="module", params=RELEASED)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import gc
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 from guidance import DiffusionModel, NoisyClassifier
-from guidance.adm import ClassifierLayout, HalfUNet, UNet
-from guidance.adm.detect import detect_layout
-from guidance.adm.released import RELEASED
+from guidance.adm.detect import detect_layout, released_schedule
+from guidance.adm.network import build_network, shapes_of
+from guidance.adm.released import RELEASED, released_like
 from guidance.adm.released_table import markdown_table
 from guidance.respacing import respaced_timesteps
 from guidance.sampling import Guide, chain, sample
@@ -24,7 +25,7 @@ from guidance.sampling import Guide, chain, sample
 BAR = 1e-4
 RUN_BAR = 1e-3
 BY_FILE = {one.file.removesuffix(".pt"): one for one in RELEASED}
-# the same flags as 256x256_diffusion_uncond but for dropout, which is asserted below
+# one layout, 256x256_diffusion_uncond's: test_lsun_models_have_the_unconditional_layout
 LSUN = [name for name in BY_FILE if name.startswith("lsun")]
 
 
@@ -33,9 +34,10 @@ def cases(kind):
     names = [
         n for n, one in BY_FILE.items() if (one.kind == "classifier") == (kind == "classifier")
     ]
-    large = [pytest.mark.on_demand, pytest.mark.slow, pytest.mark.timeout(3600)]
+    usual = [pytest.mark.slow, pytest.mark.timeout(1800)]
+    large = [*usual, pytest.mark.on_demand]
     return [
-        pytest.param(n, marks=large if BY_FILE[n].image_size == 512 else [], id=n)
+        pytest.param(n, marks=large if BY_FILE[n].image_size == 512 else usual, id=n)
         for n in names
         if n not in LSUN
     ]
@@ -94,12 +96,15 @@ def with_random_weights(network, seed=0):
     return network
 
 
+def build(layout):
+    """Our network, without memory."""
+    return build_network(layout, device="meta")
+
+
 def ours(theirs):
     """Our network, found out from the shapes of their tensors, over the same memory."""
     tensors = theirs.state_dict()
-    layout = detect_layout({name: tuple(value.shape) for name, value in tensors.items()})
-    network = HalfUNet if isinstance(layout, ClassifierLayout) else UNet
-    network = network(layout, device="meta")
+    network = build(detect_layout(shapes_of(theirs)))
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
@@ -124,8 +129,9 @@ def compared(name, expected, got, bar, scale=1.0):
 def test_diffusion_outputs(script_util, name):
     one = BY_FILE[name]
     theirs = original(script_util, one)
-    model = DiffusionModel(ours(theirs), one.noise_schedule)
+    model = DiffusionModel(ours(theirs), "linear")
     assert model.layout == one.layout
+    assert released_schedule(model.layout) == one.noise_schedule
     x, t, y = inputs(one)
     labels = y if one.layout.num_classes else None
     low_res = x[:, :, ::4, ::4].clamp(-1, 1) if one.kind == "upsampler" else None
@@ -141,8 +147,11 @@ def test_diffusion_outputs(script_util, name):
 def test_classifier_logits_and_gradient(script_util, name):
     one = BY_FILE[name]
     theirs = original(script_util, one)
+    with torch.no_grad():
+        theirs.out[2].c_proj.weight.mul_(2)  # the larger the image, the smaller its gradient
     classifier = NoisyClassifier(ours(theirs), one.noise_schedule)
     assert classifier.layout == one.layout
+    assert released_schedule(classifier.layout) == one.noise_schedule
     x, t, y = inputs(one)
     x_in = x.clone().requires_grad_(True)
     logits = theirs(x_in, t)
@@ -162,14 +171,18 @@ def test_classifier_logits_and_gradient(script_util, name):
 @pytest.fixture(scope="module")
 def pair_64(script_util):
     """The 64x64 diffusion model and classifier, theirs and ours."""
-    theirs = [
+    unet, classifier = (
         original(script_util, BY_FILE[f"64x64_{kind}"]) for kind in ("diffusion", "classifier")
-    ]
-    unet, classifier = map(ours, theirs)
-    yield *theirs, DiffusionModel(unet, "cosine"), NoisyClassifier(classifier, "cosine")
-    del theirs, unet, classifier
+    )
+    with torch.no_grad():
+        # sharper, so that guidance moves pixels by 0.5, and a scale wrong by 1 % by 4e-3
+        classifier.out[2].c_proj.weight.mul_(30)
+    model = DiffusionModel(ours(unet), "cosine")
+    return unet, classifier, model, NoisyClassifier(ours(classifier), "cosine")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("method", "respacing"), [("ddim", "ddim25"), ("ddpm", "25")])
 def test_guided_run(script_util, pair_64, method, respacing):
     their_unet, their_classifier, model, classifier = pair_64
@@ -198,6 +211,65 @@ def test_guided_run(script_util, pair_64, method, respacing):
         guides=[Guide(classifier, y, 1.0)],
     )
     compared(f"{method} {respacing}", expected, got, RUN_BAR)
+
+
+UNTOLD = ("image_size", "num_heads", "num_head_channels", "new_attention_order")
+
+
+@pytest.mark.parametrize("one", RELEASED, ids=lambda one: one.file)
+def test_the_table_gives_a_files_size(one):
+    count = sum(parameter.numel() for parameter in build(one.layout).parameters())
+    assert one.megabytes == round(4 * count / 1e6)
+
+
+@pytest.mark.parametrize("one", RELEASED, ids=lambda one: one.file)
+def test_models_that_differ_in_classes_alone_agree_in_what_tensors_do_not_tell(one):
+    twin = released_like(one.layout)
+    assert [getattr(twin.layout, name) for name in UNTOLD] == [
+        getattr(one.layout, name) for name in UNTOLD
+    ]
+    assert (twin.noise_schedule, twin.kind) == (one.noise_schedule, one.kind)
+
+
+@pytest.mark.parametrize("one", RELEASED, ids=lambda one: one.file)
+def test_a_model_trained_further_on_other_classes_keeps_the_rest(one):
+    name = "out_channels" if one.kind == "classifier" else "num_classes"
+    layout = replace(one.layout, **{name: 7})
+    found = detect_layout(shapes_of(build(layout)))
+    assert found == layout
+    assert released_like(found) is released_like(one.layout)
+    assert released_schedule(found) == one.noise_schedule
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "schedule"),
+    [
+        ("128x128_diffusion", {"num_heads": 1, "num_head_channels": 64}, "linear"),
+        ("64_256_upsampler", {"num_heads": 1, "num_head_channels": 64}, "linear"),
+        ("64x64_diffusion", {"new_attention_order": False}, "cosine"),
+    ],
+)
+def test_a_model_of_other_depth_falls_under_the_rule(name, changes, schedule):
+    layout = replace(BY_FILE[name].layout, num_res_blocks=1, **changes)
+    found = detect_layout(shapes_of(build(layout)))
+    assert released_like(layout) is None
+    assert found == layout
+    assert released_schedule(found) == schedule
+
+
+def test_an_upsampler_to_64_has_a_linear_schedule():
+    layout = replace(BY_FILE["64x64_diffusion"].layout, in_channels=6, new_attention_order=False)
+    assert detect_layout(shapes_of(build(layout))) == layout
+    assert released_schedule(layout) == "linear"
+
+
+@pytest.mark.parametrize("name", LSUN)
+def test_lsun_models_have_the_unconditional_layout(script_util, name):
+    defaults = script_util.model_and_diffusion_defaults()
+    theirs = options(script_util, BY_FILE[name], defaults)
+    same = options(script_util, BY_FILE["256x256_diffusion_uncond"], defaults)
+    assert theirs | {"dropout": 0.0} == same
+    assert BY_FILE[name].layout == BY_FILE["256x256_diffusion_uncond"].layout
 
 
 def test_the_document_holds_the_table(root):
