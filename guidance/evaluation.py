@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .adm import HalfUNet
 from .classifier import NoisyClassifier
+from .images import from_uint8
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def judge_samples(judge: NoisyClassifier, images: np.ndarray, labels: np.ndarray
     """
     guesses, features = [], []
     for start in range(0, len(images), 250):
-        x = torch.from_numpy(images[start : start + 250]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = from_uint8(images[start : start + 250])
         guesses.append(judge.log_probs(x, 0.0).argmax(dim=1))
         features.append(_features(judge, x))
     right = torch.cat(guesses).numpy() == labels

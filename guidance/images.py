@@ -21,6 +21,11 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
+def from_uint8(images: np.ndarray) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1], fp32, of uint8 (B, H, W, C)."""
+    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
     """One picture uint8 (H, W, C) of all `images` (B, h, w, C), row by row."""
     count, height, width, channels = images.shape

@@ -28,12 +28,23 @@ def load_classifier(
     computed in fp32 on a CPU. `overrides` are those of `read_checkpoint`. Raises CheckpointError
     with one sentence for a file that is missing, damaged, unsafe or something else.
     """
-    wanted = None if dtype == "auto" else dtype_named(dtype)
+    asked = _asked(dtype)
     checkpoint = read_checkpoint(path, "classifier", noise_schedule, **overrides)
-    compute = wanted or checkpoint.dtype
-    if wanted is None and torch.device(device).type == "cpu":
-        compute = torch.float32
-    return build_classifier(checkpoint, wanted, device, operations, compute)
+    compute = _computed_in(asked, checkpoint, device)
+    return build_classifier(checkpoint, asked, device, operations, compute)
+
+
+def _asked(dtype: str) -> torch.dtype | None:
+    """The named dtype; None for "auto"."""
+    return None if dtype == "auto" else dtype_named(dtype)
+
+
+def _computed_in(
+    asked: torch.dtype | None, checkpoint: Checkpoint, device: torch.device | str
+) -> torch.dtype:
+    """The asked dtype, else the file's own, for which a CPU is too slow."""
+    on_cpu = torch.device(device).type == "cpu"
+    return asked or (torch.float32 if on_cpu else checkpoint.dtype)
 
 
 def build_classifier(
@@ -63,12 +74,10 @@ def load_adm(
     **overrides: Any,
 ) -> DiffusionModel:
     """An ADM diffusion model from a file; arguments and errors as for `load_classifier`."""
-    wanted = None if dtype == "auto" else dtype_named(dtype)
+    asked = _asked(dtype)
     checkpoint = read_checkpoint(path, "diffusion", noise_schedule, **overrides)
-    network = checkpoint.network(casting, wanted).to(device)
-    network.compute_dtype = wanted or checkpoint.dtype
-    if wanted is None and torch.device(device).type == "cpu":
-        network.compute_dtype = torch.float32
+    network = checkpoint.network(casting, asked).to(device)
+    network.compute_dtype = _computed_in(asked, checkpoint, device)
     return DiffusionModel(
         network, checkpoint.description.noise_schedule, checkpoint.description.labels
     )

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .images import load_samples, open_picture
+from .images import from_uint8, load_samples, open_picture
 
 UPSCALE = 4  # 64 -> 256 and 128 -> 512
 
@@ -49,9 +48,5 @@ def read_low_res(path: str | Path) -> tuple[Tensor, list[int] | None]:
     """
     if Path(path).suffix == ".npz":
         images, labels, _ = load_samples(path)
-        return _as_tensor(images), labels.tolist()
-    return _as_tensor(np.asarray(open_picture(path))[None]), None
-
-
-def _as_tensor(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return from_uint8(images), labels.tolist()
+    return from_uint8(np.asarray(open_picture(path))[None]), None

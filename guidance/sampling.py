@@ -172,12 +172,12 @@ def sample(
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
+    active = [guide for guide in guides if not guide.off]
     for step in steps:
         eps, v = _predict(model, x, step, labels, cfg, low_res)
         x0 = predict_x0(x, eps, step.alpha_bar)
         x0 = x0.clamp(-1, 1) if clip_denoised else x0
         drawn = noise(x)
-        active = [guide for guide in guides if not guide.off]
         if method == "ddpm":
             variance = ddpm_variance(step, v, x)
             pull = sum((guide.gradient(x, x0, step) for guide in active), torch.zeros_like(x))

@@ -122,9 +122,10 @@ def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
 def accuracy(images: np.ndarray, asked: torch.Tensor) -> float:
     """The share of images (N, H, W, C) that the judge, a clean-image classifier, finds right."""
     import guidance
+    from guidance.images import from_uint8
 
     judge = guidance.load_classifier(JUDGE)
-    x = torch.from_numpy(images.copy()).permute(0, 3, 1, 2) / 127.5 - 1
+    x = from_uint8(images)
     with torch.no_grad():
         found = judge.log_probs(x, torch.zeros(len(x))).argmax(dim=1)
     return (found.cpu() == asked).float().mean().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from ..classifier import NoisyClassifier
@@ -13,6 +14,7 @@ from ..files import check_target, replaced
 from ..generation import Job, generate, with_scales
 from ..images import load_samples
 from ..loading import load_classifier
+from ..strength import Strength
 from . import options
 from .sample import add_sampling, load_models, sampling_options
 
@@ -78,14 +80,13 @@ def _judge_scales(args: argparse.Namespace, judge: NoisyClassifier) -> list[dict
 
 def _with_options(job: Job) -> str:
     """What the rows of classifier guidance are called."""
-    chosen = {
-        "entropy limit": (job.entropy_limit, 1),
-        "cap": (job.cap, 0),
-        "label smoothing": (job.label_smoothing, 0),
-    }
-    return ", ".join(
-        ["classifier", *(f"{name} {now:g}" for name, (now, off) in chosen.items() if now != off)]
-    )
+    values = {option: getattr(job.strength, option.name) for option in fields(Strength)}
+    chosen = [
+        f"{option.name.replace('_', ' ')} {value:g}"
+        for option, value in values.items()
+        if option.name != "scale" and value != option.default
+    ]
+    return ", ".join(["classifier", *chosen])
 
 
 def _runs(

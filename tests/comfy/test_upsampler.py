@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from tiny_models import write_classifier, write_unet
+from tiny_models import write_unet
 
 from guidance import load_adm
 from guidance.respacing import respaced_timesteps
@@ -16,46 +14,18 @@ LOW = 8
 SIZE = 4 * LOW
 
 
-@pytest.fixture(scope="module")
-def files(pack_nodes):
-    """A small upsampler, a plain model and a classifier where the loaders look for them."""
-    import folder_paths
-
-    models = Path(folder_paths.models_dir)
-    folder = {kind: models / kind for kind in ("classifiers", "diffusion_models")}
-    for path in folder.values():
-        path.mkdir(parents=True, exist_ok=True)
-    sizes = {"in_channels": 6, "image_size": SIZE}
-    write_unet(folder["diffusion_models"] / "upsampler.safetensors", **sizes)
-    write_unet(folder["diffusion_models"] / "no_upsampler.safetensors", classes=None)
-    write_classifier(folder["classifiers"] / "of_any_size.safetensors", pool="adaptive")
-    return folder
+@pytest.fixture
+def node(call):
+    """Runs a node of the pack; its first output."""
+    return lambda node_id, **inputs: call(node_id, **inputs)[0]
 
 
 @pytest.fixture
-def node(pack_nodes, files):
-    """Runs a node as the executor does: by keyword, in inference mode; its first output."""
-
-    def run(node_id, **inputs):
-        with torch.inference_mode():
-            return pack_nodes[node_id].execute(**inputs).result[0]
-
-    return run
-
-
-@pytest.fixture
-def upsampler(node):
-    return load(node, "upsampler")
-
-
-def load(node, name):
-    return node(
-        "ADMModelLoader",
-        model_name=f"{name}.safetensors",
-        noise_schedule="auto",
-        clip_denoised=True,
-        dtype="auto",
-    )
+def upsampler(files, load_model):
+    """A small upsampler, from a file."""
+    path = files["diffusion_models"] / "upsampler.safetensors"
+    write_unet(path, in_channels=6, image_size=SIZE)
+    return load_model(path.name)[0]
 
 
 def images(batch=2, side=LOW, channels=3):
@@ -130,13 +100,8 @@ def test_one_small_image_serves_the_whole_batch_and_alpha_is_dropped(node, upsam
     assert torch.equal(shared, sampled(node, upsampler, conditioned(node, upsampler, twice), x))
 
 
-def test_classifier_guidance_steers_an_upsampler_too(node, upsampler):
-    classifier = node(
-        "NoisyClassifierLoader",
-        classifier_name="of_any_size.safetensors",
-        noise_schedule="auto",
-        dtype="auto",
-    )
+def test_classifier_guidance_steers_an_upsampler_too(node, upsampler, load_classifier):
+    classifier = load_classifier("any_size.safetensors")
     steered = node(
         "ClassifierGuidance", model=upsampler, classifier=classifier, label="0,3", scale=1e6
     )
@@ -164,8 +129,8 @@ def test_small_images_that_do_not_match_the_batch(node, upsampler):
         sampled(node, upsampler, conditioning, noise())
 
 
-def test_a_plain_model_takes_no_small_image(node):
-    model = load(node, "no_upsampler")
+def test_a_plain_model_takes_no_small_image(node, load_model):
+    (model, _) = load_model("unconditional.safetensors")
     conditioning = conditioned(node, model, images(), "")
     with pytest.raises(ValueError, match="draws from noise alone"):
         sampled(node, model, conditioning, noise())
