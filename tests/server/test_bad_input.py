@@ -396,3 +396,130 @@ def test_values_out_of_range_are_refused(models, submit, good_prompt_runs, node,
     (reason,) = submit(prompt).node_errors[node]["errors"]
     has(reason["details"], name)
     good_prompt_runs()
+
+
+# --- broken weights --------------------------------------------------------------------------
+
+
+def altered(source, change, name):
+    """A copy of a model file, its tensors as `change` leaves them; description and all."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(source, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    change(tensors)
+    save_file(tensors, source.with_name(name), metadata)
+    return name
+
+
+WEIGHT = "input_blocks.0.0.weight"  # of both kinds
+LAST = "out.2.c_proj.weight"  # of the classifier
+
+
+def one_nan(tensors):
+    tensors[WEIGHT][0, 0, 0, 0] = torch.nan
+
+
+def one_infinite(tensors):
+    tensors[WEIGHT][0, 0, 0, 0] = -torch.inf
+
+
+def one_missing(tensors):
+    del tensors[WEIGHT]
+
+
+def one_too_many(tensors):
+    tensors["attic.weight"] = torch.ones(3)
+
+
+def another_shape(tensors):
+    tensors[WEIGHT] = tensors[WEIGHT][:, :, :1].contiguous()
+
+
+@pytest.mark.parametrize(
+    "change, parts",
+    [
+        (one_nan, ["not finite", WEIGHT, "again"]),
+        (one_infinite, ["not finite", WEIGHT, "again"]),
+        (one_missing, ["1 tensor is missing", WEIGHT]),
+        (one_too_many, ["1 tensor is too many", "attic.weight"]),
+        (another_shape, ["of another shape", WEIGHT, "(32, 3, 1, 3)", "(32, 3, 3, 3)"]),
+    ],
+)
+@pytest.mark.parametrize("node", ["classifier", "model"])
+def test_weights_that_cannot_be_right(models, failure, node, change, parts):
+    """Said when the file is loaded, with the tensor's name."""
+    folder = {"classifier": "classifiers", "model": "diffusion_models"}[node]
+    good = {"classifier": "animals.safetensors", "model": "plain.safetensors"}[node]
+    name = altered(models[folder] / good, change, f"{change.__name__}.safetensors")
+    has(failure(sampling(**{node: name}), node), name, *parts)
+
+
+def test_gradient_that_is_not_finite(models, failure):
+    """The weights are finite, but too large for what is computed with them."""
+
+    def huge(tensors):
+        tensors[LAST] = tensors[LAST].sign() * 3e38
+
+    name = altered(models["classifiers"] / "animals.safetensors", huge, "huge.safetensors")
+    said = failure(sampling(classifier=name), "sampled")
+    has(said, "gradient is not finite", "sigma", "image 0 of the batch", "another one")
+
+
+@pytest.mark.parametrize("node", ["classifier", "model"])
+@pytest.mark.parametrize(
+    "overrides, parts",
+    [
+        ({"num_heads": 2, "num_head_channels": 16}, ["num_heads is 2", "num_head_channels 16"]),
+        ({"num_heads": 5}, ["num_heads", "5"]),
+        ({"num_head_channels": 48}, ["num_head_channels", "48"]),
+    ],
+)
+def test_heads_that_do_not_fit(failure, node, overrides, parts):
+    prompt = sampling()
+    prompt[node]["inputs"] |= overrides
+    has(failure(prompt, node), *parts)
+
+
+# --- upsamplers ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def upsampler(models):
+    """An ADM upsampler's file."""
+    path = models["diffusion_models"] / "upsampler.safetensors"
+    write_unet(path, classes=None, in_channels=6)
+    return path.name
+
+
+def test_upsampler_as_a_plain_model(failure, upsampler):
+    said = failure(sampling(model=upsampler), "sampled")
+    has(said, upsampler, "is an upsampler", "ADM Upscale Conditioning")
+
+
+def upscaling(model, side):
+    """A prompt that enlarges an image of that width; its latent is SIZE wide."""
+    prompt = sampling(model=model)
+    prompt["image"] = {
+        "class_type": "EmptyImage",
+        "inputs": {"width": side, "height": 4, "batch_size": 1, "color": 0},
+    }
+    for name in ("positive", "negative"):
+        prompt[f"enlarging_{name}"] = {
+            "class_type": "ADMUpscaleConditioning",
+            "inputs": {"conditioning": [name, 0], "image": ["image", 0]},
+        }
+        prompt["sampled"]["inputs"][name] = [f"enlarging_{name}", 0]
+    return prompt
+
+
+def test_small_image_of_the_wrong_size(failure, upsampler):
+    said = failure(upscaling(upsampler, SIZE // 4 + 1), "sampled")
+    has(said, "image", "5x4", "20x16", "16x16")
+
+
+def test_small_image_for_a_plain_model(failure):
+    said = failure(upscaling("plain.safetensors", SIZE // 4), "sampled")
+    has(said, "plain.safetensors", "take ADM Upscale Conditioning away")
