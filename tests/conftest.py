@@ -22,7 +22,8 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not i
 MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
 for name in ("comfyui", "comfy_run", "comfy_server", "demo"):
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
-MODULES["tiny_models"] = TESTS / "tiny_models.py"
+for name in ("mixture", "tiny_models"):
+    MODULES[name] = TESTS / f"{name}.py"
 
 
 class RepositoryModules(importlib.abc.MetaPathFinder):

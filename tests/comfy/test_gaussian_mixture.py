@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixture import CLASS, MEANS, SPREAD, WEIGHTS, ExactClassifier, network_output
 from sampler_runs import sampler_named
 from torch import nn
 
 from guidance.noise import NoiseSchedule
 
-MEANS = torch.tensor([[-1.0, 0.3], [-0.4, 1.2], [0.9, 0.8], [1.1, -0.9], [0.2, -1.3]])
-CLASS = torch.tensor([0, 0, 1, 1, 2])  # of each component
-WEIGHTS = torch.tensor([0.16, 0.06, 0.4, 0.3, 0.08])
-SPREAD = 0.35
 LABEL = 1
 COUNT, STEPS = 20_000, 50
 
@@ -24,39 +21,6 @@ CASES = [(kind, name) for kind in ("EPS", "V_PREDICTION", "EDM") for name in BAR
 CASES += [("FLOW", "euler"), ("FLOW", "heun")]
 
 
-def log_joint(x, sigma, alpha):
-    """log p(x, component), (B, 5), for x (B, 2) = alpha x0 + sigma eps; levels (B, 1)."""
-    variance = (alpha * SPREAD) ** 2 + sigma**2
-    distance = (x[:, None] - alpha[..., None] * MEANS.to(x)).square().sum(dim=2)
-    return WEIGHTS.to(x).log() - 0.5 * distance / variance
-
-
-def exact_denoised(x, sigma, alpha):
-    """E[x0 | x], (B, 2)."""
-    share = log_joint(x, sigma, alpha).softmax(dim=1)
-    gain = (alpha * SPREAD**2 / ((alpha * SPREAD) ** 2 + sigma**2))[..., None]
-    means = MEANS.to(x)
-    each = means + gain * (x[:, None] - alpha[..., None] * means)
-    return (share[..., None] * each).sum(dim=1)
-
-
-class ExactClassifier(nn.Module):
-    """Logits of p(y | x_t) from x_vp and the timestep."""
-
-    def __init__(self):
-        super().__init__()
-        self.log_ratios = nn.Parameter(NoiseSchedule("linear").ratios.log(), requires_grad=False)
-        self.compute_dtype = torch.float64
-
-    def forward(self, x_vp, t):
-        low = t.long().clamp(max=len(self.log_ratios) - 2)
-        near, far = self.log_ratios[low], self.log_ratios[low + 1]
-        ratio = torch.lerp(near, far, (t - low).to(near)).exp()[:, None]
-        alpha = 1 / (1 + ratio**2).sqrt()
-        joint = log_joint(x_vp.flatten(1), ratio * alpha, alpha)
-        return torch.stack([joint[:, k == CLASS].logsumexp(dim=1) for k in range(3)], dim=1)
-
-
 class ExactNetwork(nn.Module):
     """What a perfect network of that kind would put out; told the sigma by `tell_sigma`."""
 
@@ -64,7 +28,8 @@ class ExactNetwork(nn.Module):
 
     def __init__(self, kind, sampling):
         super().__init__()
-        self.kind, self.sampling, self.sigma = kind, sampling, None
+        self.kind, self.sigma = kind, None
+        self.data = getattr(sampling, "sigma_data", 1.0)
 
     def tell_sigma(self, apply_model, args):
         """A model function wrapper: timesteps alone are too coarse to be exact."""
@@ -73,15 +38,9 @@ class ExactNetwork(nn.Module):
 
     def forward(self, x_in, timesteps, **_):
         x, sigma = self.x.flatten(1).double(), self.sigma.double()[:, None]
-        flow = self.kind == "FLOW"
-        x0 = exact_denoised(x, sigma, 1 - sigma if flow else torch.ones_like(sigma))
-        if self.kind in ("EPS", "FLOW"):
-            output = (x - x0) / sigma
-        else:
-            data = float(self.sampling.sigma_data)
-            total = sigma**2 + data**2
-            output = (x0 - x * data**2 / total) * total.sqrt() / (sigma * data)
-            output = -output if self.kind == "V_PREDICTION" else output
+        names = {"EPS": "eps", "V_PREDICTION": "v", "EDM": "edm", "FLOW": "flow"}
+        alpha = 1 - sigma if self.kind == "FLOW" else torch.ones_like(sigma)
+        output = network_output(names[self.kind], x, sigma, alpha, float(self.data))
         return output.view_as(x_in).to(x_in)
 
 
@@ -90,7 +49,7 @@ def exact_samples(label, seed):
     generator = torch.Generator().manual_seed(seed)
     weights = WEIGHTS if label is None else WEIGHTS * (label == CLASS)
     component = torch.multinomial(weights, COUNT, replacement=True, generator=generator)
-    return MEANS[component] + SPREAD * torch.randn(COUNT, 2, generator=generator)
+    return MEANS[component].float() + SPREAD * torch.randn(COUNT, 2, generator=generator)
 
 
 def distance(a, b):
@@ -130,7 +89,7 @@ def drawn(call, mixture_model, place_classifier):
     """(COUNT, 2) samples by a core sampler, steered towards LABEL unless scale is 0."""
     import comfy.samplers
 
-    classifier = place_classifier(ExactClassifier(), 3)
+    classifier = place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
 
     def run(kind, sampler, scale=1.0):
         model = mixture_model(kind)
