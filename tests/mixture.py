@@ -48,7 +48,7 @@ def score(x, sigma, alpha, label=None):
 def network_output(kind, x, sigma, alpha, sigma_data=0.5, noise_scale=1.0):
     """What a perfect network of that kind puts out, by its definition.
 
-    eps comes from the score. Flow: noise_scale belongs to the noise, sigma here is what multiplies unit noise.
+    eps comes from the score. Flow: noise_scale is within sigma here, which multiplies unit noise.
     """
     eps, x0 = -sigma * score(x, sigma, alpha), denoised(x, sigma, alpha)
     if kind == "eps":
