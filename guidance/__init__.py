@@ -12,10 +12,12 @@ from .diffusion import DiffusionModel
 from .labels import LabelError
 from .loading import load_adm, load_classifier
 from .noise import NoiseSchedule
+from .schedule import GuidanceSchedule
 
 __all__ = [
     "CheckpointError",
     "DiffusionModel",
+    "GuidanceSchedule",
     "LabelError",
     "NoiseSchedule",
     "NoisyClassifier",

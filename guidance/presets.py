@@ -1,0 +1,67 @@
+"""Schedules from papers, for a scale that the user chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .curves import Formula, Points, ScheduleError
+from .schedule import GuidanceSchedule
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named schedule: which paper, which models it is meant for, and what it makes of a scale."""
+
+    paper: str
+    meant_for: str
+    make: Callable[[float], GuidanceSchedule]
+
+
+def _interval_sdxl(scale: float) -> GuidanceSchedule:
+    points = ((5.42, scale), (0.28, scale))
+    return GuidanceSchedule(Points("sigma", points, "hold", 1.0), models="ve")
+
+
+def _linear_rise(scale: float) -> GuidanceSchedule:
+    return GuidanceSchedule(Points("step", ((0.0, 1.0), (1.0, 2 * scale - 1))))
+
+
+def _cosine_rise(scale: float) -> GuidanceSchedule:
+    return GuidanceSchedule(Points("step", ((0.0, 1.0), (1.0, 2 * scale - 1)), "cosine"))
+
+
+def _power_cosine(scale: float) -> GuidanceSchedule:
+    return GuidanceSchedule(Formula(f"1 + {scale - 1:.10g} * (1 - cos(pi * percent ** 4)) / 2"))
+
+
+PRESETS = {
+    "interval for SDXL": Preset(
+        "Kynkaanniemi et al. 2024, Applying Guidance in a Limited Interval Improves Sample and "
+        "Distribution Quality in Diffusion Models",
+        "SDXL and other EPS or V models with its range of sigma; refuses flow models",
+        _interval_sdxl,
+    ),
+    "linear rise": Preset(
+        "Wang et al. 2024, Analysis of Classifier-Free Guidance Weight Schedulers",
+        "any model; the mean over the steps is the scale",
+        _linear_rise,
+    ),
+    "cosine rise": Preset(
+        "Wang et al. 2024, Analysis of Classifier-Free Guidance Weight Schedulers",
+        "any model; the mean over the steps is the scale",
+        _cosine_rise,
+    ),
+    "power-cosine rise": Preset(
+        "Gao et al. 2023, Masked Diffusion Transformer is a Strong Image Synthesizer",
+        "class-conditional models at high scales",
+        _power_cosine,
+    ),
+}
+
+
+def preset(name: str, scale: float) -> GuidanceSchedule:
+    """The named schedule at that scale; ScheduleError for another name."""
+    if name not in PRESETS:
+        raise ScheduleError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}.")
+    return PRESETS[name].make(scale)
