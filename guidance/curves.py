@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .expression import Expression, ExpressionError
+from .place import Place
 
 AXES = ("percent", "step", "sigma")
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
@@ -23,30 +24,6 @@ SLACK = 1e-5
 
 class ScheduleError(ValueError):
     """A schedule that cannot be used; one sentence says what was found and what would do."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run is, at one evaluation of the model.
-
-    percent: of the model's timesteps, 0 at the noisiest, ComfyUI's convention, whatever part of
-    them this run takes. step: counted from 0, fractional between two steps. steps: of this run.
-    sigma: the sampler's.
-    """
-
-    percent: float
-    step: float
-    steps: int
-    sigma: float
-
-    @property
-    def share(self) -> float:
-        """Of this run's steps: 0 at the first, 1 at the last."""
-        return self.step / (self.steps - 1) if self.steps > 1 else 0.0
-
-    def on(self, axis: str) -> float:
-        """Its coordinate on an axis."""
-        return {"percent": self.percent, "step": self.share, "sigma": self.sigma}[axis]
 
 
 class Curve(Protocol):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curves import AXES, Curve, Formula, LastSteps, Place, Points, ScheduleError, StepList
+from .curves import AXES, Curve, Formula, LastSteps, Points, ScheduleError, StepList
+from .place import Place
 
 MODELS = ("any", "ve", "flow")
 FORMS = (

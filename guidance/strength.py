@@ -14,7 +14,7 @@ from .noise import per_image
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """`scale` and its options, all of them off by default.
+    """`scale`, or one for each image, and its options, all of them off by default.
 
     entropy_limit: above 1, the scale grows with the classifier's certainty, at most by this
     factor (`entropy_factor`). cap: above 0, the guidance term is at most this share of the
@@ -22,13 +22,14 @@ class Strength:
     all classes (`smoothed_target`). Raises ValueError for a value outside its range.
     """
 
-    scale: float
+    scale: float | tuple[float, ...]
     entropy_limit: float = 1.0
     cap: float = 0.0
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.scale):
+        scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if not all(math.isfinite(scale) for scale in scales):
             raise ValueError(f"scale is {self.scale}; it must be a finite number.")
         if not self.entropy_limit >= 1:
             raise ValueError(f"entropy_limit is {self.entropy_limit}; it must be 1 (off) or more.")
@@ -41,9 +42,10 @@ class Strength:
 
     def scales(self, log_probs: Tensor) -> Tensor:
         """The scale of each image (B,), from log p(y | x) of every class (B, classes)."""
+        scales = torch.as_tensor(self.scale).to(log_probs).expand(len(log_probs))
         if self.entropy_limit == 1:
-            return log_probs.new_full((len(log_probs),), self.scale)
-        return self.scale * entropy_factor(log_probs, self.entropy_limit)
+            return scales
+        return scales * entropy_factor(log_probs, self.entropy_limit)
 
     def capped(self, term: Tensor, denoised: Tensor) -> Tensor:
         """The guidance term (B, ...), shortened where it is over the cap."""

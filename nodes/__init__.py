@@ -6,6 +6,7 @@ from . import comfy_adapter
 from .inspection import ClassifyImage
 from .loaders import ADMModelLoader, NoisyClassifierLoader
 from .sampling import ADMScheduler, SamplerADM
+from .schedules import CFGScaleScheduler, GuidanceSchedule
 from .steering import (
     ADMClassLabel,
     ADMUpscaleConditioning,
@@ -23,6 +24,8 @@ NODES: list[type[io.ComfyNode]] = [
     ClassifierGuidance,
     ClassifierFreeGuidance,
     ClassifyImage,
+    GuidanceSchedule,
+    CFGScaleScheduler,
 ]
 
 

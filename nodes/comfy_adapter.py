@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
 import folder_paths
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +31,14 @@ from ..guidance.labels import spread_labels
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
+from ..guidance.place import Place, step_of
 
 PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
 DTYPE_NAMES = ["auto", *DTYPES]
 
+RUN_KEY = "classifier_guidance_run"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
 GRADIENT_KEY = "classifier_guidance_gradient"
@@ -368,6 +372,49 @@ def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
 def is_flow(model_sampling: Any) -> bool:
     """Whether the sampler carries x = (1 - sigma) x0 + sigma eps."""
     return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def place_of(guider: Any, sigma: Tensor, model_options: dict) -> Place:
+    """Where a run is when its sampler asks for sigma (B,)."""
+    level = float(sigma.flatten()[0])
+    options = model_options["transformer_options"]
+    # the options are this run's own: what is kept in them ends with it
+    run = options.get(RUN_KEY)
+    if run is None:
+        run = options[RUN_KEY] = Run(guider.inner_model.model_sampling, options["sample_sigmas"])
+    return run.place(level)
+
+
+class Run:
+    """The sigmas of a sampling run, and the way from a sigma to a place in it."""
+
+    def __init__(self, model_sampling: Any, sigmas: Tensor):
+        self.sampling = model_sampling
+        self.sigmas = sigmas.tolist()
+        table = getattr(model_sampling, "log_sigmas", None)
+        self.log_sigmas = None if table is None else table.float().cpu().numpy()
+
+    def place(self, sigma: float) -> Place:
+        """Also for a sigma between two steps, as second-order samplers ask for."""
+        steps = max(len(self.sigmas) - 1, 1)
+        step = min(step_of(self.sigmas, sigma), steps - 1)
+        return Place(percent=self._percent(sigma), step=step, steps=steps, sigma=sigma)
+
+    def _percent(self, sigma: float) -> float:
+        """The inverse of core's percent_to_sigma."""
+        if sigma <= 0:
+            return 1.0
+        if self.log_sigmas is not None:
+            timestep = np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas)))
+            return min(max(1 - float(timestep) / 999.0, 0.0), 1.0)  # 999: as core has it
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            if float(self.sampling.percent_to_sigma(middle)) > sigma:
+                low = middle
+            else:
+                high = middle
+        return high
 
 
 def starts_from_an_image(model_sampling: Any) -> bool:

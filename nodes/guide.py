@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..guidance.classifier import NoisyClassifier
 from ..guidance.classifier_guidance import classifier_term
 from ..guidance.labels import spread_labels
 from ..guidance.noise import per_image
+from ..guidance.schedule import GuidanceSchedule
 from ..guidance.strength import Strength
 from . import comfy_adapter as adapter
 
@@ -43,6 +44,7 @@ class ClassifierGuide:
     labels: list[int]
     strength: Strength
     key: str
+    schedule: GuidanceSchedule | None = None
 
     def __call__(
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
@@ -51,11 +53,14 @@ class ClassifierGuide:
         # before the big model runs: a label or size that does not fit is said at once
         labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
-        denoised = executor(x, sigma, model_options, seed)
         guider = executor.class_obj
+        strength = self._strength_at(guider, x, sigma, model_options)
+        denoised = executor(x, sigma, model_options, seed)
+        if strength is None:
+            return denoised
         levels = adapter.levels_of(guider.inner_model.model_sampling, sigma)
         term = classifier_term(
-            self._placed(guider), x, denoised, levels[0], labels, self.strength, levels[1]
+            self._placed(guider), x, denoised, levels[0], labels, strength, levels[1]
         )
         asked = model_options.get("transformer_options", {}).get(adapter.GRADIENT_KEY)
         if asked is not None:
@@ -63,6 +68,17 @@ class ClassifierGuide:
             asked.items.append(term * per_image(levels[1] / levels[0] ** 2, term))
             return denoised
         return denoised + term
+
+    def _strength_at(
+        self, guider: Any, x: Tensor, sigma: Tensor, model_options: dict
+    ) -> Strength | None:
+        """How strongly the classifier is followed here; None where it is off."""
+        if self.schedule is None:
+            return self.strength
+        place = adapter.place_of(guider, sigma, model_options)
+        scales = self.schedule.scales(place, len(x))
+        each = scales if isinstance(scales, list) else [scales]
+        return replace(self.strength, scale=tuple(each)) if any(each) else None
 
     def _placed(self, guider: Any) -> NoisyClassifier:
         """The classifier with the network that ComfyUI placed for this run.

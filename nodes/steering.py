@@ -10,8 +10,9 @@ from comfy_api.latest import io
 from ..guidance.labels import parse_labels
 from ..guidance.strength import Strength
 from . import comfy_adapter as adapter
+from .cfg_schedule import schedule_cfg
 from .guide import KEY, ClassifierGuide, check_fit
-from .types import CATEGORY, NoisyClassifierType
+from .types import CATEGORY, GuidanceScheduleType, NoisyClassifierType
 
 LABEL_TOOLTIP = (
     "A class: its index (207) or its name (golden retriever; the beginning is enough when only "
@@ -161,21 +162,37 @@ class ClassifierGuidance(io.ComfyNode):
                     tooltip="The share a of the target that goes to all K classes alike: "
                     "(1 - a) for the label + a / K for each (Szegedy et al. 2016). 0 is off.",
                 ),
+                GuidanceScheduleType.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="The scale over the run, instead of scale. Where it is 0, no gradient "
+                    "is computed.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model, classifier, label, scale, entropy_limit=1.0, cap=0.0, label_smoothing=0.0
+        cls,
+        model,
+        classifier,
+        label,
+        scale,
+        entropy_limit=1.0,
+        cap=0.0,
+        label_smoothing=0.0,
+        schedule=None,
     ) -> io.NodeOutput:
         check_fit(classifier, model)
+        if schedule is not None:
+            schedule.check_model(adapter.is_flow(model.get_model_object("model_sampling")))
         strength = Strength(
             scale=scale, entropy_limit=entropy_limit, cap=cap, label_smoothing=label_smoothing
         )
         inner = classifier.classifier
         labels = parse_labels(label, inner.num_classes, inner.labels)
-        if scale == 0:
+        if scale == 0 and schedule is None:
             return io.NodeOutput(model)
         steered = model.clone()
         # a number of its own for each node in a row, so that they add up
@@ -184,7 +201,7 @@ class ClassifierGuidance(io.ComfyNode):
         steered.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             key,
-            ClassifierGuide(inner, labels, strength, key),
+            ClassifierGuide(inner, labels, strength, key, schedule),
         )
         return io.NodeOutput(steered)
 
@@ -213,12 +230,20 @@ class ClassifierFreeGuidance(io.ComfyNode):
                     round=0.01,
                     tooltip="0 is unconditional, 1 conditional only, larger follows more.",
                 ),
+                GuidanceScheduleType.Input(
+                    "schedule",
+                    optional=True,
+                    tooltip="The scale over the run, instead of cfg. Where it is exactly 1, the "
+                    "negative is not computed.",
+                ),
             ],
             outputs=[io.Guider.Output()],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, cfg) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, cfg, schedule=None) -> io.NodeOutput:
+        if schedule is not None:
+            model = schedule_cfg(model, schedule)
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

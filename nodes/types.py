@@ -3,4 +3,5 @@
 from comfy_api.latest import io
 
 NoisyClassifierType = io.Custom("NOISY_CLASSIFIER")
+GuidanceScheduleType = io.Custom("GUIDANCE_SCHEDULE")
 CATEGORY = "classifier guidance"

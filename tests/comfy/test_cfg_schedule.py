@@ -1,0 +1,281 @@
+"""CFG and classifier guidance by a schedule, in a real ComfyUI."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sampler_runs import few_sigmas, noise, sampler_named, with_guider
+
+SIGMA_KINDS = ["EPS", "V_PREDICTION", "EDM", "V_PREDICTION_CONTINUOUS", "FLOW", "FLUX"]
+DEFAULTS = {
+    "axis": "percent",
+    "scale": 4.0,
+    "end_scale": 1.0,
+    "start": 0.0,
+    "end": 1.0,
+    "outside": 1.0,
+    "exponent": 2.0,
+    "last_steps": 5,
+    "keyframes": "0: 7.5, 1: 1",
+    "expression": "1 + percent",
+    "curve": "4",
+}
+
+
+@pytest.fixture(scope="module")
+def made(call):
+    """A GUIDANCE_SCHEDULE by the node."""
+    return lambda shape, **inputs: call("GuidanceSchedule", shape=shape, **DEFAULTS | inputs)[0]
+
+
+@pytest.fixture(scope="module")
+def scheduled(call):
+    """The MODEL with CFG Scale Scheduler."""
+    return lambda model, schedule: call("CFGScaleScheduler", model=model, schedule=schedule)[0]
+
+
+def counted(model):
+    """The MODEL, and a list that grows by the conditionings of each call of its network."""
+    passes = []
+
+    def count(apply_model, args):
+        passes.extend(args["cond_or_uncond"])
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(count)
+    return model, passes
+
+
+def guider_of(wiring, model, cfg=7.0):
+    guider = wiring.guider("cfg 3", model)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def test_passes_of_an_interval_over_half_of_the_steps(wiring, conditional, made, scheduled):
+    model, passes = counted(conditional)
+    half = made("interval", axis="step", start=0.0, end=0.5, scale=4.0)
+    sigmas = few_sigmas(model, 40)
+    with_guider(guider_of(wiring, scheduled(model, half)), sampler_named("euler"), sigmas)
+    assert len(passes) == 60
+    assert passes.count(0) == 40
+    passes.clear()
+    with_guider(guider_of(wiring, model), sampler_named("euler"), sigmas)
+    assert len(passes) == 80
+
+
+def samplers():
+    """Every name that KSampler offers; read late, so that collecting needs no ComfyUI."""
+    import comfy.samplers
+
+    return comfy.samplers.KSampler.SAMPLERS
+
+
+@pytest.mark.parametrize("cfg", [4.0, 1.0])
+def test_constant_is_core_cfg_with_every_sampler(wiring, conditional, made, scheduled, cfg):
+    model = scheduled(conditional, made("constant", scale=cfg))
+    sigmas = few_sigmas(conditional, 3)
+    different = []
+    for name in samplers():
+        core = with_guider(guider_of(wiring, conditional, cfg), sampler_named(name), sigmas)
+        ours = with_guider(guider_of(wiring, model, 2.0), sampler_named(name), sigmas)
+        if not torch.equal(core, ours):
+            different.append(name)
+    assert len(samplers()) > 30
+    assert not different
+
+
+def test_the_guiders_own_cfg_comes_back(wiring, conditional, made, scheduled):
+    guider = guider_of(wiring, scheduled(conditional, made("constant", scale=2.0)), 7.0)
+    with_guider(guider, sampler_named("euler"), few_sigmas(conditional))
+    assert guider.cfg == 7.0
+
+
+def test_our_guider_follows_too(call, label_of, wiring, conditional, made, scheduled):
+    schedule = made("linear", axis="step", scale=6.0)
+    y = {"positive": label_of(conditional, "1,2"), "negative": label_of(conditional, "")}
+    (ours,) = call("ClassifierFreeGuidance", model=conditional, cfg=9.0, schedule=schedule, **y)
+    (plain,) = call("ClassifierFreeGuidance", model=scheduled(conditional, schedule), cfg=1.0, **y)
+    sigmas = few_sigmas(conditional)
+    euler = sampler_named("euler")
+    assert torch.equal(with_guider(ours, euler, sigmas), with_guider(plain, euler, sigmas))
+
+
+def test_a_ramp_is_a_constant_at_each_step(wiring, conditional, made, scheduled):
+    """Against core, one step at a time."""
+    sigmas = few_sigmas(conditional, 3)
+    ramp = scheduled(conditional, made("linear", axis="step", scale=5.0, end_scale=1.0))
+    whole = with_guider(guider_of(wiring, ramp), sampler_named("euler"), sigmas)
+    euler, x = sampler_named("euler"), noise() * sigmas[0]
+    for cfg, pair in zip((5.0, 3.0, 1.0), zip(sigmas, sigmas[1:], strict=False), strict=True):
+        # as a split run goes on: from a latent, without noise
+        guider = guider_of(wiring, conditional, cfg)
+        nothing = torch.zeros_like(x)
+        x = with_guider(guider, euler, torch.stack(pair), latent=x, start=nothing)
+    assert (whole - x).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", SIGMA_KINDS)
+def test_percent_is_cores(core_model, pack_module, kind):
+    """What core's percent_to_sigma gives is read back, whatever the model's sigmas are."""
+    sampling = core_model(kind).get_model_object("model_sampling")
+    adapter = pack_module("nodes.comfy_adapter")
+    run = adapter.Run(sampling, torch.tensor([1.0, 0.5, 0.0]))
+    for percent in (0.0, 0.01, 0.1, 0.35, 0.5, 0.75, 0.99, 1.0):
+        sigma = float(sampling.percent_to_sigma(percent))
+        assert run.place(sigma).percent == pytest.approx(percent, abs=2e-5)
+
+
+def seen(model, sampler, sigmas, scheduled, wiring):
+    """The places at which a run read its schedule."""
+    places = []
+    schedule = type("Seen", (), {})()
+    schedule.check_model = lambda flow: None
+    schedule.scales = lambda place, batch: places.append(place) or 1.0
+    guider = guider_of(wiring, scheduled(model, schedule))
+    with_guider(guider, sampler_named(sampler), sigmas)
+    return places
+
+
+def test_places_of_a_run_and_of_its_two_halves(conditional, scheduled, wiring):
+    sigmas = few_sigmas(conditional, 8)
+    rest = (scheduled, wiring)
+    whole = seen(conditional, "euler", sigmas, *rest)
+    assert [place.step for place in whole] == list(range(8))
+    assert {place.steps for place in whole} == {8}
+    percents = [place.percent for place in whole]
+    assert percents == sorted(percents) and percents[0] < 1e-6 and 0.8 < percents[-1] < 1
+    second = seen(conditional, "euler", sigmas[5:], *rest)
+    assert [place.step for place in second] == [0, 1, 2]
+    assert [place.percent for place in second] == percents[5:]
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_sde", "dpm_adaptive", "dpm_fast"])
+def test_places_between_the_steps(conditional, scheduled, wiring, sampler):
+    sigmas = few_sigmas(conditional, 6)
+    places = seen(conditional, sampler, sigmas, scheduled, wiring)
+    assert len(places) >= 6
+    assert any(place.step != int(place.step) for place in places)
+    for place in places:
+        step = int(place.step)
+        assert 0 <= place.step <= 5
+        if place.step < 5 and sigmas[-1] < place.sigma <= sigmas[0]:
+            assert sigmas[step] * 1.0001 >= place.sigma >= sigmas[step + 1] * 0.9999
+
+
+@pytest.mark.parametrize("patch", ["RescaleCFG", "APG", "CFGZeroStar", "TCFG", "Mahiro"])
+def test_with_cores_cfg_patches(wiring, conditional, made, scheduled, patch):
+    """A constant schedule is what the patch does at that cfg."""
+    patched = wiring.patched(patch, conditional)
+    sigmas = few_sigmas(conditional)
+    euler = sampler_named("euler")
+    core = with_guider(guider_of(wiring, patched, 4.0), euler, sigmas)
+    plain = with_guider(guider_of(wiring, conditional, 4.0), euler, sigmas)
+    ours = with_guider(
+        guider_of(wiring, scheduled(patched, made("constant", scale=4.0))), euler, sigmas
+    )
+    assert torch.equal(core, ours)
+    assert not torch.equal(core, plain)
+
+
+def test_perp_neg_follows(wiring, conditional, made, scheduled):
+    guiders = [
+        wiring.guider("perp-neg", scheduled(conditional, made("constant", scale=cfg)))
+        for cfg in (2.0, 6.0)
+    ]
+    sigmas = few_sigmas(conditional)
+    a, b = (with_guider(guider, sampler_named("euler"), sigmas) for guider in guiders)
+    assert (a - b).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "kind, parts",
+    [("basic", ["negative", "CFGGuider"]), ("dual", ["scales of its own", "one cfg"])],
+)
+def test_guiders_that_cannot_follow_say_so(wiring, conditional, made, scheduled, kind, parts):
+    guider = wiring.guider(kind, scheduled(conditional, made("constant")))
+    with pytest.raises(ValueError) as error:
+        with_guider(guider, sampler_named("euler"), few_sigmas(conditional))
+    for part in ("CFG Scale Scheduler", type(guider).__name__, *parts):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("patch", [None, "RescaleCFG", "CFGZeroStar"])
+def test_a_scale_for_each_image(wiring, conditional, made, scheduled, patch):
+    model = wiring.patched(patch, conditional) if patch else conditional
+    each = scheduled(model, made("constant", scale=4.0, per_image="1, 0.25"))
+    sigmas, euler = few_sigmas(conditional), sampler_named("euler")
+    both = with_guider(guider_of(wiring, each), euler, sigmas)
+    for index, cfg in enumerate((4.0, 1.0)):
+        same = scheduled(model, made("constant", scale=cfg + 1e-9))
+        alone = with_guider(guider_of(wiring, same), euler, sigmas)
+        assert (both[index] - alone[index]).abs().max() < 1e-5
+    assert type(both) is torch.Tensor
+
+
+def test_preset_in_sigma_on_a_flow_model(core_model, made, scheduled):
+    flow = core_model("FLOW")
+    with pytest.raises(ValueError, match="flow model, whose sigma goes from 1 to 0"):
+        scheduled(flow, made("interval for SDXL"))
+    scheduled(core_model("EPS"), made("interval for SDXL"))
+
+
+def test_step_list_of_the_wrong_length(wiring, conditional, made, scheduled):
+    guider = guider_of(wiring, scheduled(conditional, made("keyframes", keyframes="7, 5, 1")))
+    with pytest.raises(ValueError, match="lists 3 scales, but this run has 4 steps"):
+        with_guider(guider, sampler_named("euler"), few_sigmas(conditional, 4))
+
+
+# --- classifier guidance ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def steered(call, load_classifier):
+    """The MODEL with Classifier Guidance, and a list that grows with each gradient."""
+
+    def run(model, schedule=None, scale=50.0):
+        classifier = load_classifier()
+        gradients = []
+        network = classifier.patcher.model
+        network.register_forward_hook(lambda *_: gradients.append(1))
+        inputs = {"classifier": classifier, "label": "1", "scale": scale}
+        inputs |= {} if schedule is None else {"schedule": schedule}
+        return call("ClassifierGuidance", model=model, **inputs)[0], gradients
+
+    return run
+
+
+def test_classifier_schedule_at_0_computes_nothing(wiring, conditional, made, steered):
+    guided, gradients = steered(conditional, made("constant", scale=0.0))
+    sigmas, euler = few_sigmas(conditional), sampler_named("euler")
+    plain = with_guider(guider_of(wiring, conditional), euler, sigmas)
+    assert torch.equal(with_guider(guider_of(wiring, guided), euler, sigmas), plain)
+    assert not gradients
+
+
+def test_classifier_schedule_is_the_scale(wiring, conditional, made, steered):
+    sigmas, euler = few_sigmas(conditional), sampler_named("euler")
+    constant, _ = steered(conditional, made("constant", scale=50.0), scale=0.0)
+    plain, _ = steered(conditional, scale=50.0)
+    got, expected, without = (
+        with_guider(guider_of(wiring, model), euler, sigmas)
+        for model in (constant, plain, conditional)
+    )
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, without)
+    half, gradients = steered(
+        conditional, made("interval", axis="step", start=0.5, end=1.0, scale=50.0, outside=0.0)
+    )
+    with_guider(guider_of(wiring, half), euler, sigmas)
+    assert len(gradients) == 2
+
+
+def test_classifier_scale_for_each_image(wiring, conditional, made, steered):
+    sigmas, euler = few_sigmas(conditional), sampler_named("euler")
+    each, _ = steered(conditional, made("constant", scale=50.0, per_image="1, 0"))
+    both = with_guider(guider_of(wiring, each), euler, sigmas)
+    full, _ = steered(conditional, scale=50.0)
+    for index, model in enumerate((full, conditional)):
+        alone = with_guider(guider_of(wiring, model), euler, sigmas)
+        assert (both[index] - alone[index]).abs().max() < 1e-5
