@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from .classifier import NoisyClassifier
 from .noise import levels_like, per_image, within_range
 from .strength import Strength
+
+Report = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def classifier_term(
@@ -18,12 +22,14 @@ def classifier_term(
     label: Tensor | int,
     strength: Strength,
     alpha: Tensor | float = 1.0,
+    report: Report | None = None,
 ) -> Tensor:
     """What guidance adds to the denoised image (B, ...) at x = alpha x0 + sigma eps.
 
     scale * (sigma^2 / alpha) * grad_x log p(label | x), shaped by the options of `strength`; finite
-    and continuous also where sigma / alpha is beyond the classifier's range. Raises ValueError
-    when the gradient is not finite.
+    and continuous also where sigma / alpha is beyond the classifier's range. `report` is called
+    with the scales (B,), the term (B, ...) and log p(y | x) of every class (B, classes). Raises
+    ValueError when the gradient is not finite.
     """
     sigma, alpha = levels_like(x, sigma, alpha)
     near = within_range(sigma, alpha, classifier.schedule.max_ratio)
@@ -31,8 +37,11 @@ def classifier_term(
         x, near[0], label, near[1], strength.label_smoothing
     )
     _check_finite(gradient, x, sigma)
-    term = guidance_term(gradient, near[0], strength.scales(log_probs), near[1])
-    return strength.capped(term, denoised)
+    scales = strength.scales(log_probs)
+    term = strength.capped(guidance_term(gradient, near[0], scales, near[1]), denoised)
+    if report is not None:
+        report(scales, term, log_probs)
+    return term
 
 
 def _check_finite(gradient: Tensor, x: Tensor, sigma: Tensor) -> None:

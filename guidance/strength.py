@@ -42,7 +42,7 @@ class Strength:
 
     def scales(self, log_probs: Tensor) -> Tensor:
         """The scale of each image (B,), from log p(y | x) of every class (B, classes)."""
-        scales = torch.as_tensor(self.scale).to(log_probs).expand(len(log_probs))
+        scales = log_probs.new_tensor(self.scale).expand(len(log_probs))
         if self.entropy_limit == 1:
             return scales
         return scales * entropy_factor(log_probs, self.entropy_limit)

@@ -13,6 +13,7 @@ from .steering import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
 )
+from .tracing import GuidancePlot, GuidanceTrace
 
 NODES: list[type[io.ComfyNode]] = [
     NoisyClassifierLoader,
@@ -26,6 +27,8 @@ NODES: list[type[io.ComfyNode]] = [
     ClassifyImage,
     GuidanceSchedule,
     CFGScaleScheduler,
+    GuidanceTrace,
+    GuidancePlot,
 ]
 
 

@@ -38,6 +38,7 @@ CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
 DTYPE_NAMES = ["auto", *DTYPES]
 
+TRACE_KEY = "guidance_trace"
 RUN_KEY = "classifier_guidance_run"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from ..guidance.adm import HalfUNet
 from ..guidance.classifier import NoisyClassifier
-from ..guidance.classifier_guidance import classifier_term
+from ..guidance.classifier_guidance import Report, classifier_term
 from ..guidance.labels import spread_labels
 from ..guidance.noise import per_image
 from ..guidance.schedule import GuidanceSchedule
 from ..guidance.strength import Strength
+from ..guidance.trace import Trace
 from . import comfy_adapter as adapter
 
 KEY = "classifier_guidance"
@@ -59,10 +60,12 @@ class ClassifierGuide:
         if strength is None:
             return denoised
         levels = adapter.levels_of(guider.inner_model.model_sampling, sigma)
+        options = model_options.get("transformer_options", {})
+        report = _reporting(options.get(adapter.TRACE_KEY), labels)
         term = classifier_term(
-            self._placed(guider), x, denoised, levels[0], labels, strength, levels[1]
+            self._placed(guider), x, denoised, levels[0], labels, strength, levels[1], report
         )
-        asked = model_options.get("transformer_options", {}).get(adapter.GRADIENT_KEY)
+        asked = options.get(adapter.GRADIENT_KEY)
         if asked is not None:
             # the gradient that gives this term: algorithm 1 weighs it by another variance
             asked.items.append(term * per_image(levels[1] / levels[0] ** 2, term))
@@ -95,3 +98,15 @@ class ClassifierGuide:
             )
         if isinstance(self.classifier.network, HalfUNet):
             self.classifier.network.check_size(x.shape[-2:])
+
+
+def _reporting(trace: Trace | None, labels: Tensor) -> Report | None:
+    """What tells the trace; nothing where there is none."""
+    if trace is None:
+        return None
+
+    def report(scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
+        chosen = labels.to(log_probs.device)[:, None]
+        trace.classifier(scales, term, log_probs.gather(1, chosen)[:, 0])
+
+    return report

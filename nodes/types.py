@@ -4,4 +4,5 @@ from comfy_api.latest import io
 
 NoisyClassifierType = io.Custom("NOISY_CLASSIFIER")
 GuidanceScheduleType = io.Custom("GUIDANCE_SCHEDULE")
+GuidanceTraceType = io.Custom("GUIDANCE_TRACE")
 CATEGORY = "classifier guidance"

@@ -107,7 +107,8 @@ def test_a_ramp_is_a_constant_at_each_step(wiring, conditional, made, scheduled)
     sigmas = few_sigmas(conditional, 3)
     ramp = scheduled(conditional, made("linear", axis="step", scale=5.0, end_scale=1.0))
     whole = with_guider(guider_of(wiring, ramp), sampler_named("euler"), sigmas)
-    euler, x = sampler_named("euler"), noise() * sigmas[0]
+    # core starts a whole run a little above sigma
+    euler, x = sampler_named("euler"), noise() * (1 + sigmas[0] ** 2).sqrt()
     for cfg, pair in zip((5.0, 3.0, 1.0), zip(sigmas, sigmas[1:], strict=False), strict=True):
         # as a split run goes on: from a latent, without noise
         guider = guider_of(wiring, conditional, cfg)
@@ -145,7 +146,7 @@ def test_places_of_a_run_and_of_its_two_halves(conditional, scheduled, wiring):
     assert [place.step for place in whole] == list(range(8))
     assert {place.steps for place in whole} == {8}
     percents = [place.percent for place in whole]
-    assert percents == sorted(percents) and percents[0] < 1e-6 and 0.8 < percents[-1] < 1
+    assert percents == sorted(percents) and percents[0] < 1e-6 and 0.8 < percents[-1] <= 1
     second = seen(conditional, "euler", sigmas[5:], *rest)
     assert [place.step for place in second] == [0, 1, 2]
     assert [place.percent for place in second] == percents[5:]
@@ -156,7 +157,8 @@ def test_places_between_the_steps(conditional, scheduled, wiring, sampler):
     sigmas = few_sigmas(conditional, 6)
     places = seen(conditional, sampler, sigmas, scheduled, wiring)
     assert len(places) >= 6
-    assert any(place.step != int(place.step) for place in places)
+    if sampler != "heun":  # it asks at the next step's sigma
+        assert any(place.step != int(place.step) for place in places)
     for place in places:
         step = int(place.step)
         assert 0 <= place.step <= 5

@@ -1,0 +1,120 @@
+"""What guidance did, at each evaluation of the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .place import Place
+
+
+@dataclass
+class ClassifierRecord:
+    """What one classifier did; lengths are means over the batch."""
+
+    scale: Tensor
+    norm: Tensor
+    log_probs: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """As numbers."""
+        return {
+            "scale": float(self.scale),
+            "norm": float(self.norm),
+            "log_probs": self.log_probs.tolist(),
+        }
+
+
+@dataclass
+class Evaluation:
+    """One evaluation of a guided model.
+
+    cfg_norm: of (cfg - 1) (cond - uncond), what CFG adds to the conditional prediction; None where
+    uncond was not computed. passes: conditionings that the network was run for. Values stay
+    tensors, on the model's device, until somebody reads them: a run does not wait for them.
+    """
+
+    place: Place
+    cfg: Any = None
+    cfg_norm: Any = None
+    passes: int = 0
+    classifiers: list[ClassifierRecord] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As numbers."""
+        return {
+            "sigma": self.place.sigma,
+            "step": self.place.step,
+            "percent": self.place.percent,
+            "cfg": None if self.cfg is None else _mean(self.cfg),
+            "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm),
+            "passes": self.passes,
+            "classifiers": [record.to_dict() for record in self.classifiers],
+        }
+
+
+class Trace:
+    """The evaluations of one sampling run, in order."""
+
+    def __init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+
+    def begin(self) -> None:
+        """A new run: what was seen before goes."""
+        self.evaluations = []
+
+    def evaluation(self, place: Place) -> Evaluation:
+        """The next one."""
+        self.evaluations.append(Evaluation(place))
+        return self.evaluations[-1]
+
+    def passes(self, count: int) -> None:
+        """The network ran for so many conditionings."""
+        if self.evaluations:
+            self.evaluations[-1].passes += count
+
+    def cfg(self, scale: Any, cond: Tensor, uncond: Tensor | None) -> None:
+        """CFG of that scale (a number, or a tensor with one for each image) was applied."""
+        if not self.evaluations:
+            return
+        current = self.evaluations[-1]
+        current.cfg = scale
+        if uncond is not None:
+            current.cfg_norm = mean_norm((scale - 1) * (cond - uncond))
+
+    def classifier(self, scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
+        """A classifier added `term` (B, ...); its scales and log p(label | x) are (B,)."""
+        if self.evaluations:
+            record = ClassifierRecord(scales.mean(), mean_norm(term), log_probs)
+            self.evaluations[-1].classifiers.append(record)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As numbers: {"passes": ..., "evaluations": [...]}."""
+        seen = [evaluation.to_dict() for evaluation in self.evaluations]
+        return {"passes": sum(one["passes"] for one in seen), "evaluations": seen}
+
+    def to_json(self) -> str:
+        """The same as JSON; what is not a number there is null."""
+        return json.dumps(_plain(self.to_dict()), allow_nan=False)
+
+
+def mean_norm(values: Tensor) -> Tensor:
+    """The L2 norm of each image (B, ...), averaged over the batch."""
+    return values.detach().float().flatten(1).norm(dim=1).mean()
+
+
+def _mean(scale: Any) -> float:
+    return float(scale.as_subclass(Tensor).mean()) if isinstance(scale, Tensor) else float(scale)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,111 @@
+"""Nodes that see what guidance did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..guidance.trace import Trace
+from . import comfy_adapter as adapter
+from .types import CATEGORY, GuidanceTraceType
+
+KEY = "guidance_trace"
+Wrappers = comfy.patcher_extension.WrappersMP
+
+
+class GuidanceTrace(io.ComfyNode):
+    """Keeps what guidance does at each evaluation of a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GuidanceTrace",
+            display_name="Guidance Trace",
+            category=CATEGORY,
+            description="Sample with this MODEL, and Guidance Plot shows what guidance did: scales, "
+            "lengths of the terms, what the classifier thought, passes of the network.",
+            search_aliases=["guidance log", "trace", "CFG monitor"],
+            inputs=[io.Model.Input("model", tooltip="A guided model, or any other.")],
+            outputs=[io.Model.Output(), GuidanceTraceType.Output(display_name="trace")],
+        )
+
+    @classmethod
+    def execute(cls, model) -> io.NodeOutput:
+        trace = Trace()
+        return io.NodeOutput(traced(model, trace), trace)
+
+
+def traced(model: Any, trace: Trace) -> Any:
+    """The MODEL, telling the trace what happens to it."""
+    model = model.clone()
+    model.model_options["transformer_options"][adapter.TRACE_KEY] = trace
+
+    def begin(executor: Any, *args: Any, **options: Any) -> Any:
+        trace.begin()
+        return executor(*args, **options)
+
+    def evaluation(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
+        trace.evaluation(adapter.place_of(executor.class_obj, sigma, model_options))
+        return executor(x, sigma, model_options, seed)
+
+    def passes(executor: Any, *args: Any, **options: Any) -> Any:
+        given = options.get("transformer_options") or next(
+            (arg for arg in args if isinstance(arg, dict) and "cond_or_uncond" in arg), {}
+        )
+        trace.passes(len(given.get("cond_or_uncond", [0])))
+        return executor(*args, **options)
+
+    def cfg(args: dict) -> Tensor:
+        conds = (args.get("cond_denoised"), args.get("uncond_denoised"))
+        # where it was not computed, core hands out zeros
+        uncond = None if args.get("uncond") is None else conds[1]
+        if conds[0] is not None:
+            trace.cfg(args["cond_scale"], conds[0], uncond)
+        return args["denoised"]
+
+    model.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, begin)
+    model.add_wrapper_with_key(Wrappers.PREDICT_NOISE, KEY, evaluation)
+    model.add_wrapper_with_key(Wrappers.APPLY_MODEL, KEY, passes)
+    model.set_model_sampler_post_cfg_function(cfg)
+    return model
+
+
+class GuidancePlot(io.ComfyNode):
+    """The picture of a trace."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="GuidancePlot",
+            display_name="Guidance Plot",
+            category=CATEGORY,
+            description="Draws what Guidance Trace saw: scales, lengths of the terms, p(label | x) "
+            "of each image, and the passes of the network.",
+            search_aliases=["guidance plot", "CFG plot", "trace"],
+            is_output_node=True,
+            inputs=[
+                GuidanceTraceType.Input("trace", tooltip="From Guidance Trace."),
+                io.Latent.Input(
+                    "samples",
+                    tooltip="What was sampled with Guidance Trace's MODEL: so that the plot is "
+                    "drawn afterwards.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="plot"),
+                io.String.Output(display_name="json"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trace, samples) -> io.NodeOutput:
+        from ..guidance.trace_plot import plot_trace  # matplotlib, on first use
+
+        image = torch.from_numpy(plot_trace(trace).copy()).float()[None] / 255
+        text = trace.to_json()
+        shown = ui.PreviewImage(image, cls=cls).as_dict()
+        return io.NodeOutput(image, text, ui=shown | {"guidance_trace": [text]})
