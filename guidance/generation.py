@@ -18,6 +18,7 @@ from .labels import parse_labels
 from .low_res import UPSCALE
 from .respacing import respaced_timesteps
 from .sampling import Guide, Step, chain, sample
+from .schedule import GuidanceSchedule
 from .strength import Strength
 
 
@@ -25,7 +26,9 @@ from .strength import Strength
 class Job:
     """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier.
 
-    `label` is "random", "all", indices and names with commas, or the indices themselves.
+    Their
+    schedules, where given, take their place. `label` is "random", "all", indices and names with
+    commas, or the indices themselves.
     """
 
     num_samples: int
@@ -41,6 +44,8 @@ class Job:
     entropy_limit: float = 1.0
     cap: float = 0.0
     label_smoothing: float = 0.0
+    schedule: GuidanceSchedule | None = None
+    cfg_schedule: GuidanceSchedule | None = None
 
     @property
     def strength(self) -> Strength:
@@ -136,8 +141,8 @@ def _draw(
         return torch.randn(like.shape, generator=generator, device=like.device)
 
     guides = []
-    if classifier is not None and job.scale and labels is not None:
-        guides.append(Guide(classifier, labels, job.strength))
+    if classifier is not None and labels is not None:
+        guides.append(Guide(classifier, labels, job.strength, job.schedule))
     return sample(
         model,
         x,
@@ -145,7 +150,7 @@ def _draw(
         method=job.method,
         eta=job.eta,
         labels=labels if model.num_classes else None,
-        cfg=job.cfg,
+        cfg=job.cfg if job.cfg_schedule is None else job.cfg_schedule,
         guides=guides,
         low_res=low_res,
         clip_denoised=job.clip_denoised,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from .classifier import NoisyClassifier
 from .classifier_free import classifier_free
 from .classifier_guidance import classifier_term, mean_shift
 from .diffusion import DiffusionModel
+from .place import Place
+from .schedule import GuidanceSchedule
 from .strength import Strength
 
 METHODS = ("ddim", "ddpm")
@@ -116,16 +118,23 @@ def ddim_step(x: Tensor, x0: Tensor, step: Step, eta: float, noise: Tensor) -> T
 
 @dataclass(frozen=True)
 class Guide:
-    """A classifier, the class of each image (B,) and how strongly it is followed."""
+    """A classifier, the class of each image (B,) and how strongly it is followed.
+
+    A schedule takes the place of the scale.
+    """
 
     classifier: NoisyClassifier
     labels: Tensor
     strength: Strength | float
+    schedule: GuidanceSchedule | None = None
 
-    @property
-    def off(self) -> bool:
-        """Whether it changes nothing."""
-        return self._strength.scale == 0
+    def at(self, place: Place, batch: int) -> Guide | None:
+        """The guide with the scale that it has there; None where it changes nothing."""
+        if self.schedule is None:
+            return self if self._strength.scale != 0 else None
+        scales = self.schedule.scales(place, batch)
+        each = tuple(scales) if isinstance(scales, list) else (scales,)
+        return replace(self, strength=replace(self._strength, scale=each)) if any(each) else None
 
     @property
     def _strength(self) -> Strength:
@@ -154,7 +163,7 @@ def sample(
     method: str = "ddim",
     eta: float = 0.0,
     labels: Tensor | None = None,
-    cfg: float = 1.0,
+    cfg: float | GuidanceSchedule = 1.0,
     guides: Sequence[Guide] = (),
     low_res: Tensor | None = None,
     clip_denoised: bool = True,
@@ -162,7 +171,8 @@ def sample(
 ) -> Tensor:
     """Images x0 (B, C, H, W) from x_T ~ N(0, I), by `method` "ddim" or "ddpm".
 
-    labels (B,) condition the model with classifier-free guidance of scale `cfg`; `guides` add
+    labels (B,) condition the model with classifier-free guidance of scale `cfg`, a number or a
+    schedule; `guides` add
     classifier guidance (algorithm 2 for ddim, algorithm 1 for ddpm). low_res (B, C, H/4, W/4), or
     one for all, in [-1, 1] is what an upsampler enlarges. x0 is clipped to [-1, 1] before
     classifier guidance, as in the original. `noise(x)` is drawn once in every step, also where it
@@ -172,9 +182,12 @@ def sample(
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
-    active = [guide for guide in guides if not guide.off]
-    for step in steps:
-        eps, v = _predict(model, x, step, labels, cfg, low_res)
+    steps = list(steps)
+    for index, step in enumerate(steps):
+        place = place_of(step, index, len(steps), len(model.schedule))
+        active = [guide for each in guides if (guide := each.at(place, len(x))) is not None]
+        scale = cfg.scales(place, len(x)) if isinstance(cfg, GuidanceSchedule) else cfg
+        eps, v = _predict(model, x, step, labels, scale, low_res)
         x0 = predict_x0(x, eps, step.alpha_bar)
         x0 = x0.clamp(-1, 1) if clip_denoised else x0
         drawn = noise(x)
@@ -188,12 +201,22 @@ def sample(
     return x
 
 
+def place_of(step: Step, index: int, steps: int, timesteps: int) -> Place:
+    """Where the run of `steps` steps through a chain of `timesteps` is, at its index-th step."""
+    return Place(
+        percent=1 - step.timestep / max(timesteps - 1, 1),
+        step=index,
+        steps=steps,
+        sigma=((1 - step.alpha_bar) / step.alpha_bar) ** 0.5,
+    )
+
+
 def _predict(
     model: DiffusionModel,
     x: Tensor,
     step: Step,
     labels: Tensor | None,
-    cfg: float,
+    cfg: float | list[float],
     low_res: Tensor | None,
 ) -> tuple[Tensor, Any]:
     """eps after classifier-free guidance, and the variance of the conditional prediction."""
@@ -207,7 +230,8 @@ def _predict(
         low_res = torch.cat([low_res, low_res])
     eps, v = model(torch.cat([x, x]), torch.cat([t, t]), both, low_res)
     cond, uncond = eps.chunk(2)
-    return classifier_free(cond, uncond, cfg), None if v is None else v.chunk(2)[0]
+    scale = torch.tensor(cfg).to(cond) if isinstance(cfg, list) else cfg
+    return classifier_free(cond, uncond, scale), None if v is None else v.chunk(2)[0]
 
 
 def _required_null(model: DiffusionModel, batch: int) -> Tensor:

@@ -26,8 +26,8 @@ class GuidanceTrace(io.ComfyNode):
             node_id="GuidanceTrace",
             display_name="Guidance Trace",
             category=CATEGORY,
-            description="Sample with this MODEL, and Guidance Plot shows what guidance did: scales, "
-            "lengths of the terms, what the classifier thought, passes of the network.",
+            description="Sample with this MODEL, and Guidance Plot shows what guidance did: "
+            "scales, lengths of the terms, what the classifier thought, passes of the network.",
             search_aliases=["guidance log", "trace", "CFG monitor"],
             inputs=[io.Model.Input("model", tooltip="A guided model, or any other.")],
             outputs=[io.Model.Output(), GuidanceTraceType.Output(display_name="trace")],

@@ -11,6 +11,7 @@ from ..images import check_output, save_samples
 from ..loading import load_adm, load_classifier
 from ..low_res import read_low_res
 from ..sampling import METHODS
+from ..schedule import GuidanceSchedule
 from . import options
 
 HELP = "draw images with classifier guidance, classifier-free guidance, or both"
@@ -68,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "left out: 0 with a classifier if the model can, else 1",
     )
     parser.add_argument(
+        "--schedule",
+        help="JSON of a schedule that takes the place of --scale, or without --classifier of "
+        '--cfg: \'{"axis": "percent", "points": [[0, 7.5], [1, 1]]}\'',
+    )
+    parser.add_argument("--cfg-schedule", help="JSON of a schedule in the place of --cfg")
+    parser.add_argument(
         "--num-samples", type=int, help="default: 50, or one for each image of --low-res"
     )
     parser.add_argument("--columns", type=int, help="images in a row of the grid")
@@ -83,11 +90,25 @@ def run(args: argparse.Namespace) -> None:
         label=_label(args.label, shown, model, classifier),
         scale=args.scale,
         cfg=_cfg(args.cfg, model, classifier),
+        **_schedules(args),
         **sampling_options(args),
     )
     images, labels = generate(model, classifier, job, args.image_size, low_res=low_res)
     save_samples(args.output, images, labels, args.columns)
     print(f"{args.output}: {len(images)} images of {images.shape[2]}x{images.shape[1]}")
+
+
+def _schedules(args: argparse.Namespace) -> dict:
+    """What of a Job --schedule and --cfg-schedule ask for."""
+    texts = {"schedule": args.schedule, "cfg_schedule": args.cfg_schedule}
+    if args.schedule and args.classifier is None:
+        if args.cfg_schedule:
+            raise ValueError(
+                "--schedule and --cfg-schedule are both given, but there is no --classifier for "
+                "the first; leave one out."
+            )
+        texts = {"cfg_schedule": args.schedule}
+    return {name: GuidanceSchedule.from_json(text) for name, text in texts.items() if text}
 
 
 def load_models(args: argparse.Namespace):

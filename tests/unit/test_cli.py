@@ -501,3 +501,35 @@ def test_ctrl_c_ends_a_training_without_a_trace(root, files, tmp_path):
     assert said.strip().splitlines()[-1] == "interrupted; nothing was written."
     assert output.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_schedules_of_sample(guidance):
+    """--schedule is the classifier's, or CFG's where there is none."""
+
+    def drawn(*more):
+        guidance(*sample("--num-samples", "2", "--seed", "3", *more, "--output", "x.npz"))
+        with np.load("x.npz") as saved:
+            return saved["arr_0"]
+
+    steered = ["--classifier", "@classifier.safetensors", "--label", "1"]
+    four = '{"points": [[0, 4]]}'
+    plain = drawn(*steered, "--scale", "4")
+    assert np.array_equal(drawn(*steered, "--scale", "0", "--schedule", four), plain)
+    cfg = drawn("--label", "1", "--cfg", "4")
+    assert not np.array_equal(cfg, plain)
+    assert np.array_equal(drawn("--label", "1", "--schedule", four), cfg)
+    assert np.array_equal(drawn("--label", "1", "--cfg-schedule", four), cfg)
+
+
+@pytest.mark.parametrize(
+    "more, parts",
+    [
+        (["--schedule", "{"], ["not readable JSON"]),
+        (["--cfg-schedule", '{"points": [[2, 1]]}'], ["percent 2", "from 0 to 1"]),
+        (["--schedule", "4", "--cfg-schedule", "4"], ["no --classifier", "leave one out"]),
+    ],
+)
+def test_bad_schedules_of_sample(guidance, more, parts):
+    said = guidance(*sample("--label", "1", *more, "--output", "x.npz"), status=1)
+    assert all(part in said for part in parts)
+    assert names_here() == []

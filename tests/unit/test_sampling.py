@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_networks import CLASSES, SIZE, diffusion_model, noisy_classifier
 
-from guidance import DiffusionModel, NoiseSchedule
+from guidance import DiffusionModel, GuidanceSchedule, NoiseSchedule
 from guidance.generation import Job, generate
 from guidance.respacing import respaced_timesteps
 from guidance.sampling import (
@@ -19,6 +19,7 @@ from guidance.sampling import (
     ddim_step,
     ddpm_step,
     ddpm_variance,
+    place_of,
     posterior_variance,
     predict_x0,
     sample,
@@ -448,3 +449,44 @@ def test_labels_of_an_unconditional_model_need_a_classifier():
         generate(model, None, Job(**JOB, label="0"))
     _, labels = generate(model, noisy_classifier(), Job(**JOB, label="zebra, cat", scale=1.0))
     assert labels.tolist() == [2, 0, 2, 0, 2]
+
+
+# --- schedules -------------------------------------------------------------------------------
+
+
+@methods
+def test_a_constant_schedule_is_the_scale(model, classifier, method):
+    labels = torch.tensor([1, 2])
+    constant = GuidanceSchedule.constant(3.0)
+    plain = run(model, method=method, cfg=3.0, guides=[Guide(classifier, labels, 3.0)])
+    guides = [Guide(classifier, labels, 0.0, constant)]
+    assert torch.equal(run(model, method=method, cfg=constant, guides=guides), plain)
+
+
+def test_passes_of_a_cfg_interval(model):
+    recorder = Recorder(model)
+    run(recorder, cfg=GuidanceSchedule.interval("step", 0.0, 0.5, 4.0))
+    assert [len(call.x) for call in recorder.calls] == [4, 4, 4, 2, 2]
+
+
+def test_a_classifiers_schedule_at_zero_costs_nothing(model):
+    nothing = Guide(Untouchable(), torch.tensor([0, 1]), 2.0, GuidanceSchedule.constant(0.0))
+    assert torch.equal(run(model, guides=[nothing]), run(model))
+
+
+def test_a_scale_for_each_image(model, classifier):
+    labels = torch.tensor([1, 2])
+    each = GuidanceSchedule.from_dict({"points": [[0, 4]], "per_image": [1, 0.25]})
+    both = run(model, cfg=each, guides=[Guide(classifier, labels, 0.0, each)])
+    for index, scale in enumerate((4.0, 1.0)):
+        alone = run(model, cfg=scale, guides=[Guide(classifier, labels, scale)])
+        assert (both[index] - alone[index]).abs().max() < 1e-5
+
+
+def test_places_of_a_run():
+    """percent counts as ComfyUI does: of the model's timesteps."""
+    chosen = steps("10,10")
+    places = [place_of(step, index, 20, 1000) for index, step in enumerate(chosen)]
+    assert places[0].percent == 0.0 and places[-1].percent == 1.0
+    assert [place.step for place in places] == list(range(20))
+    assert places[0].sigma == pytest.approx(157.4, abs=0.1)

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""What schedules save and cost in a real ComfyUI: python benchmarks/schedules.py
+
+One process, runs taken in turn, medians. Prints a Markdown table of ratios: a CFG interval over
+half of 40 steps against CFG everywhere, on the digits' model; and the overhead of a step with a
+schedule or a trace, against a model that takes 50 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, STEPS, SLEEP = 5, 40, 0.05
+
+
+def main() -> None:
+    """Prints the table."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from comfyui import find_comfyui
+
+    comfyui = find_comfyui()
+    sys.path[0] = str(comfyui.path)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import nodes
+
+    asyncio.run(nodes.load_custom_node(str(ROOT)))
+    rows = [*interval_rows(nodes), *overhead_rows(nodes)]
+    import torch
+
+    print(f"{comfyui}, torch {torch.__version__}, {torch.get_num_threads()} threads, CPU\n")
+    print("| what | against | ratio |\n|---|---|---|")
+    for what, against, ratio in rows:
+        print(f"| {what} | {against} | {ratio:.4f} |")
+
+
+def call(nodes, node_id: str, **inputs):
+    """A node's outputs."""
+    import torch
+
+    with torch.inference_mode():
+        return nodes.NODE_CLASS_MAPPINGS[node_id].execute(**inputs).result
+
+
+def interval_of(nodes, scale: float, end: float):
+    """A CFG interval from the start, by the node."""
+    return call(
+        nodes,
+        "GuidanceSchedule",
+        shape="interval",
+        axis="step",
+        scale=scale,
+        end_scale=1.0,
+        start=0.0,
+        end=end,
+        outside=1.0,
+        exponent=2.0,
+        last_steps=1,
+        keyframes="",
+        expression="",
+        curve="",
+    )[0]
+
+
+def sampled(model, conds, cfg: float, size: int, batch: int) -> float:
+    """Seconds of one run of euler."""
+    import comfy.samplers
+    import torch
+
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(*conds)
+    guider.set_cfg(cfg)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
+    noise = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    sampler = comfy.samplers.sampler_object("euler")
+    start = time.perf_counter()
+    with torch.inference_mode():
+        guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
+    return time.perf_counter() - start
+
+
+def in_turn(runs: dict) -> dict[str, float]:
+    """The median seconds of each run, taken in turn, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(RUNS + 1):
+        for name, run in runs.items():
+            taken = run()
+            if turn:
+                seconds[name].append(taken)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def digits(nodes):
+    """The digits' MODEL and its conditionings of a class and of none."""
+    loader = {"noise_schedule": "auto", "clip_denoised": True, "dtype": "fp32"}
+    model = call(nodes, "ADMModelLoader", model_name="digits_adm.safetensors", **loader)[0]
+    conds = [call(nodes, "ADMClassLabel", model=model, label=label)[0] for label in ("7", "")]
+    return model, conds
+
+
+def interval_rows(nodes):
+    """Half of the steps with CFG, against all of them."""
+    model, conds = digits(nodes)
+    half = call(nodes, "CFGScaleScheduler", model=model, schedule=interval_of(nodes, 4.0, 0.5))[0]
+    medians = in_turn(
+        {
+            "full": lambda: sampled(model, conds, 4.0, 32, 8),
+            "half": lambda: sampled(half, conds, 4.0, 32, 8),
+        }
+    )
+    yield (
+        f"CFG in half of {STEPS} steps",
+        "CFG in all",
+        medians["half"] / medians["full"],
+    )
+
+
+def overhead_rows(nodes):
+    """A step's overhead beside a model that takes 50 ms, and does nothing else."""
+    model, conds = digits(nodes)
+
+    def slow(apply_model, args):
+        end = time.perf_counter() + SLEEP
+        while time.perf_counter() < end:
+            pass
+        return args["input"]
+
+    plain = model.clone()
+    plain.set_model_unet_function_wrapper(slow)
+    one = interval_of(nodes, 1.0, 1.0)
+    scheduled = call(nodes, "CFGScaleScheduler", model=plain, schedule=one)[0]
+    traced = call(nodes, "GuidanceTrace", model=plain)[0]
+    medians = in_turn(
+        {
+            "plain": lambda: sampled(plain, conds, 1.0, 32, 1),
+            "schedule": lambda: sampled(scheduled, conds, 1.0, 32, 1),
+            "trace": lambda: sampled(traced, conds, 1.0, 32, 1),
+        }
+    )
+    step = STEPS * SLEEP
+    yield (
+        "schedule with nothing to do",
+        "a 50 ms step",
+        (medians["schedule"] - medians["plain"]) / step,
+    )
+    yield "trace", "a 50 ms step", (medians["trace"] - medians["plain"]) / step
+
+
+if __name__ == "__main__":
+    main()
