@@ -107,7 +107,9 @@ class GuidanceSchedule(io.ComfyNode):
                 io.String.Input(
                     "curve",
                     default=CURVE,
-                    tooltip="Of the shape curve: any schedule in its JSON form.",
+                    tooltip="Of the shape curve: drag the points; double-click adds one, Delete or "
+                    "the right button removes it. Its value is any schedule in its JSON form.",
+                    extra_dict={"widgetType": "GUIDANCE_CURVE"},
                 ),
                 io.String.Input(
                     "per_image",

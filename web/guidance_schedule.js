@@ -1,0 +1,112 @@
+/** The curve on the node Guidance Schedule. */
+
+import { app } from "../../scripts/app.js";
+import { CurveEditor } from "./lib/curve_editor.js";
+import { INTERPOLATIONS } from "./lib/schedule.js";
+
+const DEFAULT_STEPS = 20;
+
+app.registerExtension({
+  name: "classifier-guidance.guidance-schedule",
+
+  getCustomWidgets() {
+    return { GUIDANCE_CURVE: curveWidget };
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === "GuidanceSchedule") followTheNode(node);
+  },
+});
+
+function curveWidget(node, name, inputData) {
+  const editor = new CurveEditor({
+    value: inputData[1]?.default ?? "",
+    onEdit: () => edited(node, widget),
+    steps: stepsOfTheGraph,
+    why: () => whyNot(node, name),
+  });
+  const widget = node.addDOMWidget(name, "GUIDANCE_CURVE", editor.element, {
+    getValue: () => editor.value,
+    setValue: (text) => {
+      editor.value = text;
+    },
+    getMinHeight: () => 220,
+  });
+  widget.editor = editor;
+  return { widget };
+}
+
+/** Undo knows of it, the page as unsaved, and whoever listens to the widget. */
+function edited(node, widget) {
+  widget.callback?.(widget.value);
+  node.graph?.setDirtyCanvas?.(true, true);
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
+}
+
+function whyNot(node, name) {
+  const input = node.inputs?.find((one) => one.widget?.name === name);
+  if (input?.link != null) return "linked";
+  const shape = valueOf(node, "shape");
+  return shape === undefined || shape === "curve" ? "" : `shape: ${shape}`;
+}
+
+function valueOf(node, name) {
+  return node.widgets?.find((widget) => widget.name === name)?.value;
+}
+
+/** The number of steps that some sampler or scheduler of this graph takes. */
+function stepsOfTheGraph() {
+  for (const node of app.graph?.nodes ?? []) {
+    const steps = valueOf(node, "steps");
+    if (Number.isInteger(steps) && steps > 0) return steps;
+  }
+  return DEFAULT_STEPS;
+}
+
+/** Draws the other shapes, too, as far as their widgets say what they are. */
+function followTheNode(node) {
+  const editor = () => node.widgets?.find((widget) => widget.name === "curve")?.editor;
+  const redraw = () => {
+    const curve = editor();
+    if (!curve) return;
+    curve.shown = shownShape(node);
+    curve.draw();
+  };
+  for (const widget of node.widgets ?? []) {
+    if (widget.name === "curve") continue;
+    const before = widget.callback;
+    widget.callback = function (...values) {
+      const result = before?.apply(this, values);
+      redraw();
+      return result;
+    };
+  }
+  for (const event of ["onConnectionsChange", "onConfigure"]) {
+    const before = node[event];
+    node[event] = function (...values) {
+      const result = before?.apply(this, values);
+      requestAnimationFrame(redraw);
+      return result;
+    };
+  }
+  requestAnimationFrame(redraw);
+}
+
+function shownShape(node) {
+  const get = (name) => valueOf(node, name);
+  const shape = get("shape");
+  const axis = get("axis");
+  const [start, end, scale] = [get("start"), get("end"), get("scale")];
+  if (shape === "constant") return { axis: "percent", interpolation: "hold", points: [[0, scale]] };
+  if (shape === "interval") {
+    const points = [[start, scale], [end, scale]];
+    return { axis, interpolation: "hold", points, outside: get("outside") };
+  }
+  if ([...INTERPOLATIONS, "power", "exponential"].includes(shape)) {
+    const points = [[start, scale], [end, get("end_scale")]];
+    return { axis, interpolation: shape, points, exponent: get("exponent") };
+  }
+  return shape === "curve" ? null : { axis: "sigma", points: [[0, 1]] };
+}
+

@@ -1,0 +1,309 @@
+/** An interactive curve: points [position, scale] on an absolute axis of scales. */
+
+import { INTERPOLATIONS, parseSchedule, passes, scaleAt, toText } from "./schedule.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const MARGIN = { left: 34, right: 12, top: 10, bottom: 20 };
+const GAP = 0.001; // between two neighbours
+const STYLE = `
+.cg-curve { display: flex; flex-direction: column; min-height: 210px; height: 100%; width: 100%;
+  box-sizing: border-box; font: 11px sans-serif; color: var(--input-text, #ddd); }
+.cg-curve svg { flex: 1; min-height: 0; width: 100%; border-radius: 6px; touch-action: none;
+  background: var(--comfy-input-bg, #222); }
+.cg-curve .cg-bar { display: flex; gap: 6px; align-items: center; padding: 3px 2px; }
+.cg-curve .cg-bar select { background: var(--comfy-input-bg, #222); color: inherit;
+  border: 1px solid var(--border-color, #555); border-radius: 4px; font: inherit; }
+.cg-curve .cg-said { margin-left: auto; opacity: 0.85; white-space: nowrap; }
+.cg-curve circle { fill: var(--cg-point, #f0a040); stroke: #0008; cursor: grab; outline: none; }
+.cg-curve circle:focus, .cg-curve circle:hover { stroke: #fff; stroke-width: 2; }
+.cg-curve.cg-off { opacity: 0.45; }
+.cg-curve.cg-off svg, .cg-curve.cg-off select { pointer-events: none; }
+`;
+
+function addStyle() {
+  if (document.getElementById("cg-curve-style")) return;
+  const style = document.createElement("style");
+  style.id = "cg-curve-style";
+  style.textContent = STYLE;
+  document.head.append(style);
+}
+
+function make(name, attributes, parent) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  parent?.append(element);
+  return element;
+}
+
+export class CurveEditor {
+  /**
+   * @param {{value: string, onEdit: (text: string) => void, steps: () => number,
+   *   why: () => string}} options `why` says why the curve cannot be drawn on, or nothing.
+   */
+  constructor({ value, onEdit, steps, why }) {
+    addStyle();
+    this.onEdit = onEdit;
+    this.steps = steps;
+    this.why = why;
+    this.text = value;
+    this.shown = null; // another schedule, drawn in the place of this one's
+    this.element = document.createElement("div");
+    this.element.className = "cg-curve";
+    this.svg = make("svg", { role: "group", "aria-label": "guidance schedule" });
+    this.element.append(this.svg, this.#bar());
+    this.svg.addEventListener("dblclick", (event) => this.#addAt(event));
+    // the graph behind must not pan, and its menu must not open
+    for (const name of ["pointerdown", "mousedown", "contextmenu", "wheel", "dblclick"]) {
+      this.element.addEventListener(name, (event) => event.stopPropagation());
+    }
+    new ResizeObserver(() => this.draw()).observe(this.svg);
+  }
+
+  get value() {
+    return this.text;
+  }
+
+  set value(text) {
+    this.text = text;
+    this.draw();
+  }
+
+  get off() {
+    return Boolean(this.why());
+  }
+
+  #bar() {
+    const bar = document.createElement("div");
+    bar.className = "cg-bar";
+    this.axis = this.#select(["percent", "step"], "axis", bar);
+    this.interpolation = this.#select(INTERPOLATIONS, "interpolation", bar);
+    this.said = document.createElement("span");
+    this.said.className = "cg-said";
+    bar.append(this.said);
+    return bar;
+  }
+
+  #select(options, key, bar) {
+    const select = document.createElement("select");
+    select.setAttribute("aria-label", key);
+    select.append(...options.map((name) => new Option(name, name)));
+    select.addEventListener("change", () => this.#edit({ [key]: select.value }));
+    bar.append(select);
+    return select;
+  }
+
+  #edit(changes) {
+    const schedule = parseSchedule(this.text);
+    if (!schedule || this.off) return;
+    this.text = toText({ ...schedule, ...changes });
+    this.draw();
+    this.onEdit(this.text);
+  }
+
+  draw() {
+    const schedule = this.shown ?? parseSchedule(this.text);
+    this.element.classList.toggle("cg-off", this.off);
+    this.axis.disabled = this.interpolation.disabled = this.off || !schedule;
+    this.svg.replaceChildren();
+    if (!schedule || schedule.axis === "sigma") {
+      this.said.textContent = this.why() || "no points on percent or step to draw";
+      return;
+    }
+    if (!this.shown) {
+      this.axis.value = schedule.axis;
+      this.interpolation.value = schedule.interpolation;
+    }
+    this.#measure(schedule);
+    this.#grid();
+    this.#line(schedule);
+    if (!this.off) schedule.points.forEach((point, index) => this.#point(schedule, index));
+    this.#say(schedule);
+  }
+
+  #measure(schedule) {
+    const highest = Math.max(...schedule.points.map((p) => p[1]), schedule.outside ?? 1, 1);
+    const lowest = Math.min(...schedule.points.map((p) => p[1]), schedule.outside ?? 0, 0);
+    if (!this.dragged) this.range = [Math.floor(lowest), Math.ceil(highest * 1.15 + 0.5)];
+    // clientWidth: in the element's own pixels, however far the graph is zoomed
+    this.width = Math.max(this.svg.clientWidth, 80);
+    this.height = Math.max(this.svg.clientHeight, 60);
+  }
+
+  x(position) {
+    return MARGIN.left + position * (this.width - MARGIN.left - MARGIN.right);
+  }
+
+  y(scale) {
+    const [low, high] = this.range;
+    const share = (scale - low) / (high - low);
+    return this.height - MARGIN.bottom - share * (this.height - MARGIN.top - MARGIN.bottom);
+  }
+
+  /** Position and scale under a pointer. */
+  at(event) {
+    const box = this.svg.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * this.width;
+    const y = ((event.clientY - box.top) / box.height) * this.height;
+    const [low, high] = this.range;
+    const position = (x - MARGIN.left) / (this.width - MARGIN.left - MARGIN.right);
+    const share = (this.height - MARGIN.bottom - y) / (this.height - MARGIN.top - MARGIN.bottom);
+    return [Math.min(Math.max(position, 0), 1), low + share * (high - low)];
+  }
+
+  #grid() {
+    const text = { fill: "currentColor", "font-size": 10, opacity: 0.7 };
+    const [low, high] = this.range;
+    const step = Math.max(1, Math.ceil((high - low) / 5));
+    for (let scale = low; scale <= high; scale += step) {
+      const y = this.y(scale);
+      make("line", { x1: this.x(0), x2: this.x(1), y1: y, y2: y, stroke: "#8884" }, this.svg);
+      const label = make("text", { x: 4, y: y + 3, ...text }, this.svg);
+      label.textContent = String(scale);
+    }
+    for (const position of [0, 0.25, 0.5, 0.75, 1]) {
+      const x = this.x(position);
+      const ends = { y1: this.y(low), y2: this.y(high) };
+      make("line", { x1: x, x2: x, ...ends, stroke: "#8884" }, this.svg);
+      const place = { x, y: this.height - 6, "text-anchor": "middle" };
+      const label = make("text", { ...place, ...text }, this.svg);
+      label.textContent = String(position);
+    }
+    const one = this.y(1); // where CFG saves its second pass
+    const dashed = { stroke: "#6c8", "stroke-dasharray": "3 3" };
+    make("line", { x1: this.x(0), x2: this.x(1), y1: one, y2: one, ...dashed }, this.svg);
+  }
+
+  #line(schedule) {
+    const corners = [];
+    const count = 200;
+    for (let index = 0; index <= count; index += 1) {
+      const position = index / count;
+      corners.push(`${this.x(position)},${this.y(scaleAt(schedule, position))}`);
+    }
+    const line = { points: corners.join(" "), fill: "none", stroke: "#f0a040" };
+    make("polyline", { ...line, "stroke-width": 2 }, this.svg);
+  }
+
+  #point(schedule, index) {
+    const [position, scale] = schedule.points[index];
+    const circle = make(
+      "circle",
+      {
+        cx: this.x(position),
+        cy: this.y(scale),
+        r: 6,
+        tabindex: 0,
+        role: "slider",
+        "aria-label": `point ${index + 1} of ${schedule.points.length}`,
+        "aria-valuetext": `${schedule.axis} ${position}, scale ${scale}`,
+        "aria-valuenow": scale,
+        "data-index": index,
+      },
+      this.svg,
+    );
+    circle.addEventListener("pointerdown", (event) => this.#drag(event, index));
+    circle.addEventListener("keydown", (event) => this.#key(event, index));
+    circle.addEventListener("contextmenu", (event) => {
+      event.preventDefault();
+      this.remove(index);
+    });
+    circle.addEventListener("dblclick", (event) => event.stopPropagation());
+  }
+
+  #drag(event, index) {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    this.dragged = true;
+    const before = this.text;
+    const move = (to) => this.#place(index, ...this.at(to));
+    const stop = () => {
+      window.removeEventListener("pointermove", move, true);
+      window.removeEventListener("pointerup", stop, true);
+      window.removeEventListener("pointercancel", stop, true);
+      this.dragged = false;
+      this.draw();
+      this.focus(index);
+      if (this.text !== before) this.onEdit(this.text);
+    };
+    window.addEventListener("pointermove", move, true);
+    window.addEventListener("pointerup", stop, true);
+    window.addEventListener("pointercancel", stop, true);
+    this.focus(index);
+  }
+
+  focus(index) {
+    this.svg.querySelector(`circle[data-index="${index}"]`)?.focus({ preventScroll: true });
+  }
+
+  /** Moves a point, between its neighbours; the caller tells when it is done. */
+  #place(index, position, scale) {
+    const schedule = parseSchedule(this.text);
+    if (!schedule || this.off) return;
+    const low = index > 0 ? schedule.points[index - 1][0] + GAP : 0;
+    const after = schedule.points[index + 1];
+    const high = after ? after[0] - GAP : 1;
+    schedule.points[index] = [Math.min(Math.max(position, low), high), scale];
+    this.text = toText(schedule);
+    this.draw();
+  }
+
+  #key(event, index) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // undo and its like
+    const large = event.shiftKey ? 10 : 1;
+    const [position, scale] = parseSchedule(this.text).points[index];
+    const moves = {
+      ArrowLeft: [position - 0.01 * large, scale],
+      ArrowRight: [position + 0.01 * large, scale],
+      ArrowUp: [position, scale + 0.1 * large],
+      ArrowDown: [position, scale - 0.1 * large],
+    };
+    if (event.key in moves) {
+      this.#place(index, ...moves[event.key]);
+      this.focus(index);
+      this.onEdit(this.text);
+    } else if (event.key === "Delete" || event.key === "Backspace") {
+      this.remove(index);
+    } else if (event.key === "+" || event.key === "Insert") {
+      this.#addAfter(index);
+    } else {
+      return;
+    }
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  #addAt(event) {
+    event.preventDefault();
+    this.add(...this.at(event));
+  }
+
+  #addAfter(index) {
+    const schedule = parseSchedule(this.text);
+    const next = schedule.points[index + 1]?.[0] ?? 1;
+    const middle = (schedule.points[index][0] + next) / 2;
+    this.add(middle, scaleAt(schedule, middle));
+  }
+
+  add(position, scale) {
+    const schedule = parseSchedule(this.text);
+    if (!schedule || this.off) return;
+    if (schedule.points.some((p) => Math.abs(p[0] - position) < GAP)) return;
+    const points = [...schedule.points, [position, scale]].sort((a, b) => a[0] - b[0]);
+    this.#edit({ points });
+    this.focus(points.findIndex((p) => p[0] === position));
+  }
+
+  remove(index) {
+    const schedule = parseSchedule(this.text);
+    if (!schedule || this.off || schedule.points.length === 1) return;
+    this.#edit({ points: schedule.points.filter((_, i) => i !== index) });
+    this.focus(Math.max(index - 1, 0));
+  }
+
+  #say(schedule) {
+    const steps = this.steps();
+    const cost = `${passes(schedule, steps)} of ${2 * steps} passes`;
+    this.said.textContent = [this.why(), cost].filter(Boolean).join(" · ");
+    this.said.title = `CFG in ${steps} steps; where the scale is 1, one pass is enough`;
+  }
+}
