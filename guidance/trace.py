@@ -55,6 +55,10 @@ class Evaluation:
             "classifiers": [record.to_dict() for record in self.classifiers],
         }
 
+    def to_plain(self) -> dict[str, Any]:
+        """The same for JSON: what is not a number there is None."""
+        return _plain(self.to_dict())
+
 
 class Trace:
     """The evaluations of one sampling run, in order."""

@@ -36,8 +36,9 @@ class ClassifierGuidanceExtension(ComfyExtension):
     """What ComfyUI asks for the pack's nodes."""
 
     async def on_load(self) -> None:
-        """Makes the model folders known, the demo models among them."""
+        """Makes the model folders known, the demo models among them, and answers the page."""
         comfy_adapter.register_model_folders()
+        comfy_adapter.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The pack's nodes."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from torch import Tensor
 from ..guidance.adm import UNet, UNetLayout
 from ..guidance.checkpoint import DTYPES, SUFFIXES, Checkpoint, CheckpointError, read_checkpoint
 from ..guidance.classifier import NoisyClassifier
-from ..guidance.labels import spread_labels
+from ..guidance.labels import class_names, spread_labels
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
@@ -427,3 +430,50 @@ def starts_from_an_image(model_sampling: Any) -> bool:
 def latent_channels(patcher: Any) -> int:
     """Channels of what the sampler carries for this MODEL."""
     return patcher.get_model_object("latent_format").latent_channels
+
+
+# --- the page --------------------------------------------------------------------------------
+
+
+def tell_page(event: str, about: dict[str, Any]) -> None:
+    """Sends an event to the page that queued what runs; nowhere without a server."""
+    # in the server's process it is there, and elsewhere it need not be imported
+    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
+    instance = getattr(prompt_server, "instance", None)
+    if instance is not None:
+        instance.send_sync(event, about, instance.client_id)
+
+
+def add_routes() -> None:
+    """GET /classifier_guidance/classes?kind=classifiers&name=...: what its classes are called."""
+    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
+    instance = getattr(prompt_server, "instance", None)
+    if instance is None:
+        return
+    from aiohttp import web
+
+    @instance.routes.get("/classifier_guidance/classes")
+    async def classes(request: Any) -> Any:
+        kind, name = request.query.get("kind", ""), request.query.get("name", "")
+        if kind not in (CLASSIFIERS, DIFFUSION_MODELS) or name not in model_names(kind):
+            return web.json_response({"classes": []}, status=404)
+        loop = asyncio.get_running_loop()
+        names = await loop.run_in_executor(None, classes_of, kind, name)
+        return web.json_response({"classes": names})
+
+
+def classes_of(kind: str, name: str) -> list[str]:
+    """The names of a file's classes, or their numbers; none of a file that cannot be used."""
+    try:
+        fingerprint = file_fingerprint(kind, name)
+        return list(_classes_of(kind, name, fingerprint))
+    except CheckpointError:
+        return []
+
+
+@functools.lru_cache(maxsize=32)
+def _classes_of(kind: str, name: str, fingerprint: str) -> tuple[str, ...]:
+    about = read_checkpoint(model_path(kind, name)).description
+    count = about.layout.class_count or 0
+    names = class_names(count, about.labels)
+    return tuple(names) if names else tuple(str(index) for index in range(count))

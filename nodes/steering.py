@@ -34,7 +34,12 @@ class ADMClassLabel(io.ComfyNode):
             search_aliases=["class label", "class conditioning", "ImageNet class"],
             inputs=[
                 io.Model.Input("model", tooltip="The ADM model whose classes are meant."),
-                io.String.Input("label", default="", tooltip=LABEL_TOOLTIP + " Empty: no class."),
+                io.String.Input(
+                    "label",
+                    default="",
+                    tooltip=LABEL_TOOLTIP + " Empty: no class.",
+                    extra_dict={"widgetType": "GUIDANCE_LABEL"},
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
@@ -113,7 +118,12 @@ class ClassifierGuidance(io.ComfyNode):
             inputs=[
                 io.Model.Input("model"),
                 NoisyClassifierType.Input("classifier"),
-                io.String.Input("label", default="0", tooltip=LABEL_TOOLTIP),
+                io.String.Input(
+                    "label",
+                    default="0",
+                    tooltip=LABEL_TOOLTIP,
+                    extra_dict={"widgetType": "GUIDANCE_LABEL"},
+                ),
                 io.Float.Input(
                     "scale",
                     default=1.0,

@@ -14,6 +14,7 @@ from . import comfy_adapter as adapter
 from .types import CATEGORY, GuidanceTraceType
 
 KEY = "guidance_trace"
+EVENT = "classifier_guidance.trace"
 Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -31,24 +32,38 @@ class GuidanceTrace(io.ComfyNode):
             search_aliases=["guidance log", "trace", "CFG monitor"],
             inputs=[io.Model.Input("model", tooltip="A guided model, or any other.")],
             outputs=[io.Model.Output(), GuidanceTraceType.Output(display_name="trace")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
         trace = Trace()
-        return io.NodeOutput(traced(model, trace), trace)
+        node = getattr(cls.hidden, "unique_id", None)
+        return io.NodeOutput(traced(model, trace, node), trace)
 
 
-def traced(model: Any, trace: Trace) -> Any:
-    """The MODEL, telling the trace what happens to it."""
+def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
+    """The MODEL, telling the trace what happens to it, and the page where there is a node on it."""
     model = model.clone()
     model.model_options["transformer_options"][adapter.TRACE_KEY] = trace
 
+    def tell() -> None:
+        # one evaluation late: only then have all of its guidances been at work
+        if node is not None and trace.evaluations:
+            last = trace.evaluations[-1]
+            number = len(trace.evaluations) - 1
+            about = {"node": node, "number": number, "steps": last.place.steps}
+            adapter.tell_page(EVENT, about | {"evaluation": last.to_plain()})
+
     def begin(executor: Any, *args: Any, **options: Any) -> Any:
         trace.begin()
-        return executor(*args, **options)
+        try:
+            return executor(*args, **options)
+        finally:
+            tell()
 
     def evaluation(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
+        tell()
         trace.evaluation(adapter.place_of(executor.class_obj, sigma, model_options))
         return executor(x, sigma, model_options, seed)
 

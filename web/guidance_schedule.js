@@ -2,6 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { CurveEditor } from "./lib/curve_editor.js";
+import { edited } from "./lib/dom.js";
 import { INTERPOLATIONS } from "./lib/schedule.js";
 
 const DEFAULT_STEPS = 20;
@@ -21,7 +22,7 @@ app.registerExtension({
 function curveWidget(node, name, inputData) {
   const editor = new CurveEditor({
     value: inputData[1]?.default ?? "",
-    onEdit: () => edited(node, widget),
+    onEdit: () => edited(app, node, widget),
     steps: stepsOfTheGraph,
     why: () => whyNot(node, name),
   });
@@ -34,14 +35,6 @@ function curveWidget(node, name, inputData) {
   });
   widget.editor = editor;
   return { widget };
-}
-
-/** Undo knows of it, the page as unsaved, and whoever listens to the widget. */
-function edited(node, widget) {
-  widget.callback?.(widget.value);
-  node.graph?.setDirtyCanvas?.(true, true);
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
 function whyNot(node, name) {

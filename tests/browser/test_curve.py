@@ -128,3 +128,61 @@ def test_linked_curve_cannot_be_drawn_on(page, node):
     page.page.wait_for_timeout(500)
     assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
     assert page.page.locator(".cg-curve circle").count() == 0
+
+
+def saved_workflow(page, tmp_path):
+    """The graph as "Save" writes it."""
+    path = tmp_path / "curve.json"
+    path.write_text(page.run("() => JSON.stringify(app.graph.serialize())"), encoding="utf-8")
+    return path
+
+
+def opened(page, path):
+    """The graph of a file, opened as the user does."""
+    page.page.set_input_files("#comfy-file-input", str(path))
+    page.page.wait_for_timeout(2000)
+    page.page.wait_for_selector(".cg-curve circle")
+    return page.run("() => app.graph.nodes.find(n => n.type === 'GuidanceSchedule').id")
+
+
+def test_drawn_saved_reloaded_and_run(page, node, server, tmp_path):
+    """The JSON that the executed node gets is the one that was drawn."""
+    drag(page, 1, -40, 30)
+    drawn = page.value(node, "curve")
+    path = saved_workflow(page, tmp_path)
+    page.open()
+    again = opened(page, path)
+    assert page.value(again, "curve") == drawn
+    shown = page.run(
+        """(id) => {
+            const show = LiteGraph.createNode("PreviewAny");
+            app.graph.add(show);
+            app.graph.getNodeById(id).connect(0, show, 0);
+            return show.id;
+        }""",
+        again,
+    )
+    page.page.get_by_test_id("queue-button").first.click()
+    page.page.wait_for_timeout(500)
+    for _ in range(60):
+        _, history = server.request("/history")
+        ended = [r for r in history.values() if str(shown) in r["outputs"]]
+        asked = [r["prompt"][2].get(str(again), {"inputs": {}})["inputs"] for r in ended]
+        if drawn in [inputs.get("curve") for inputs in asked]:
+            break
+        page.page.wait_for_timeout(500)
+    else:
+        pytest.fail("the run did not end")
+
+
+def test_drawn_in_one_renderer_and_opened_in_the_other(page, node, server, renderer, tmp_path):
+    drag(page, 1, -40, 30)
+    drawn = page.value(node, "curve")
+    path = saved_workflow(page, tmp_path)
+    server.request("/api/settings/Comfy.VueNodes.Enabled", renderer == "classic")
+    page.open()
+    again = opened(page, path)
+    assert page.value(again, "curve") == drawn
+    assert page.value(again, "shape") == "curve"
+    drag(page, 1, 10, 0)
+    assert page.value(again, "curve") != drawn

@@ -1,8 +1,8 @@
 /** An interactive curve: points [position, scale] on an absolute axis of scales. */
 
+import { addStyle, svg as make } from "./dom.js";
 import { INTERPOLATIONS, parseSchedule, passes, scaleAt, toText } from "./schedule.js";
 
-const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { left: 34, right: 12, top: 10, bottom: 20 };
 const GAP = 0.001; // between two neighbours
 const STYLE = `
@@ -20,32 +20,18 @@ const STYLE = `
 .cg-curve.cg-off svg, .cg-curve.cg-off select { pointer-events: none; }
 `;
 
-function addStyle() {
-  if (document.getElementById("cg-curve-style")) return;
-  const style = document.createElement("style");
-  style.id = "cg-curve-style";
-  style.textContent = STYLE;
-  document.head.append(style);
-}
-
-function make(name, attributes, parent) {
-  const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-  parent?.append(element);
-  return element;
-}
-
 export class CurveEditor {
   /**
    * @param {{value: string, onEdit: (text: string) => void, steps: () => number,
    *   why: () => string}} options `why` says why the curve cannot be drawn on, or nothing.
    */
   constructor({ value, onEdit, steps, why }) {
-    addStyle();
+    addStyle("cg-curve-style", STYLE);
     this.onEdit = onEdit;
     this.steps = steps;
     this.why = why;
     this.text = value;
+    this.draft = null; // while a point is dragged: undo must not see each move
     this.shown = null; // another schedule, drawn in the place of this one's
     this.element = document.createElement("div");
     this.element.className = "cg-curve";
@@ -101,7 +87,7 @@ export class CurveEditor {
   }
 
   draw() {
-    const schedule = this.shown ?? parseSchedule(this.text);
+    const schedule = this.shown ?? parseSchedule(this.draft ?? this.text);
     this.element.classList.toggle("cg-off", this.off);
     this.axis.disabled = this.interpolation.disabled = this.off || !schedule;
     this.svg.replaceChildren();
@@ -214,16 +200,14 @@ export class CurveEditor {
     if (event.button !== 0) return;
     event.preventDefault();
     this.dragged = true;
-    const before = this.text;
     const move = (to) => this.#place(index, ...this.at(to));
     const stop = () => {
       window.removeEventListener("pointermove", move, true);
       window.removeEventListener("pointerup", stop, true);
       window.removeEventListener("pointercancel", stop, true);
       this.dragged = false;
-      this.draw();
+      this.#keep();
       this.focus(index);
-      if (this.text !== before) this.onEdit(this.text);
     };
     window.addEventListener("pointermove", move, true);
     window.addEventListener("pointerup", stop, true);
@@ -235,7 +219,17 @@ export class CurveEditor {
     this.svg.querySelector(`circle[data-index="${index}"]`)?.focus({ preventScroll: true });
   }
 
-  /** Moves a point, between its neighbours; the caller tells when it is done. */
+  /** What was drafted becomes the value. */
+  #keep() {
+    const text = this.draft ?? this.text;
+    const changed = text !== this.text;
+    this.draft = null;
+    this.text = text;
+    this.draw();
+    if (changed) this.onEdit(text);
+  }
+
+  /** Moves a point, between its neighbours, until #keep. */
   #place(index, position, scale) {
     const schedule = parseSchedule(this.text);
     if (!schedule || this.off) return;
@@ -243,7 +237,7 @@ export class CurveEditor {
     const after = schedule.points[index + 1];
     const high = after ? after[0] - GAP : 1;
     schedule.points[index] = [Math.min(Math.max(position, low), high), scale];
-    this.text = toText(schedule);
+    this.draft = toText(schedule);
     this.draw();
   }
 
@@ -259,8 +253,8 @@ export class CurveEditor {
     };
     if (event.key in moves) {
       this.#place(index, ...moves[event.key]);
+      this.#keep();
       this.focus(index);
-      this.onEdit(this.text);
     } else if (event.key === "Delete" || event.key === "Backspace") {
       this.remove(index);
     } else if (event.key === "+" || event.key === "Insert") {

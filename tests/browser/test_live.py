@@ -1,0 +1,107 @@
+"""The live plot of Guidance Trace and the label field, in both renderers."""
+
+from __future__ import annotations
+
+import pytest
+
+STEPS = 8
+
+
+@pytest.fixture
+def traced(page, root):
+    """The first template with a Guidance Trace before its sampler; the trace's id."""
+    path = root / "example_workflows" / "classifier_guided_digits.json"
+    page.page.set_input_files("#comfy-file-input", str(path))
+    page.page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'KSampler')")
+    page.page.wait_for_timeout(1000)
+    return page.run(
+        """(steps) => {
+            const sampler = app.graph.nodes.find(n => n.type === "KSampler");
+            const slot = sampler.inputs.findIndex(i => i.name === "model");
+            const trace = LiteGraph.createNode("GuidanceTrace");
+            trace.pos = [sampler.pos[0], sampler.pos[1] - 320];
+            app.graph.add(trace);
+            sampler.getInputNode(slot).connect(0, trace, 0);
+            trace.connect(0, sampler, slot);
+            sampler.widgets.find(w => w.name === "steps").value = steps;
+            sampler.widgets.find(w => w.name === "seed").value = Math.floor(Math.random() * 1e9);
+            window.seen = [];
+            const plot = trace.widgets.find(w => w.name === "live").element.querySelector("svg");
+            app.api.addEventListener("classifier_guidance.trace", ({ detail }) => {
+                seen.push({ ...detail, at: performance.now(), drawn: null });
+            });
+            new MutationObserver(() => {
+                for (const one of seen) {
+                    if (one.drawn === null && Number(plot.dataset.count) > one.number)
+                        one.drawn = performance.now();
+                }
+            }).observe(plot, { attributes: true, childList: true });
+            return trace.id;
+        }""",
+        STEPS,
+    )
+
+
+def lines(page):
+    return page.run(
+        """() => Object.fromEntries([...document.querySelectorAll(".cg-trace polyline")].map(
+            l => [l.dataset.line, l.getAttribute("points").split(" ").length]))"""
+    )
+
+
+def test_live_plot(page, traced, tmp_path):
+    """One event for each step, drawn at once, kept in the workflow."""
+    page.page.get_by_test_id("queue-button").first.click()
+    page.page.wait_for_function(f"() => seen.length === {STEPS}", timeout=60_000)
+    page.page.wait_for_timeout(500)
+    seen = page.run("() => seen")
+    assert [one["number"] for one in seen] == list(range(STEPS))
+    assert {one["steps"] for one in seen} == {STEPS}
+    assert all(one["drawn"] is not None and one["drawn"] - one["at"] < 100 for one in seen)
+    drawn = {"cfg": STEPS, "scale": STEPS, "probability": STEPS}
+    assert lines(page) == drawn
+    path = tmp_path / "traced.json"
+    path.write_text(page.run("() => JSON.stringify(app.graph.serialize())"), encoding="utf-8")
+    page.open()
+    page.clear()
+    page.page.set_input_files("#comfy-file-input", str(path))
+    page.page.wait_for_selector(".cg-trace polyline", state="attached", timeout=20_000)
+    assert lines(page) == drawn
+
+
+def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
+    prompt = page.run("async () => (await app.graphToPrompt()).output")
+    assert set(prompt[str(traced)]["inputs"]) == {"model"}
+    kept = page.run("(id) => app.graph.getNodeById(id).serialize().widgets_values", traced)
+    assert not kept
+
+
+def test_label_field_offers_the_classes(page, traced):
+    node = page.run("() => app.graph.nodes.find(n => n.type === 'ClassifierGuidance').id")
+    before = page.value(node, "label")
+    field = page.page.locator(".cg-label input").first
+    field.focus()
+    page.page.wait_for_function(
+        "() => document.querySelector('.cg-label datalist').options.length === 10"
+    )
+    offered = page.run(
+        "() => [...document.querySelector('.cg-label datalist').options].map(o => o.value)"
+    )
+    _, answer = page.server.request(
+        "/classifier_guidance/classes?kind=classifiers&name=digits_classifier.safetensors"
+    )
+    assert offered[0].endswith(answer["classes"][0])
+    field.fill("3, 5")
+    field.blur()
+    assert page.value(node, "label") == "3, 5" != before
+    prompt = page.run("async () => (await app.graphToPrompt()).output")
+    assert prompt[str(node)]["inputs"]["label"] == "3, 5"
+
+
+def test_classes_of_no_file(server):
+    status, _ = server.request(
+        "/classifier_guidance/classes?kind=classifiers&name=../x.safetensors"
+    )
+    assert status == 404
+    status, _ = server.request("/classifier_guidance/classes?kind=loras&name=x")
+    assert status == 404
