@@ -23,13 +23,13 @@ class ClassifyImage(io.ComfyNode):
             search_aliases=["classifier", "recognise", "judge", "what is this"],
             is_output_node=True,
             inputs=[
-                NoisyClassifierType.Input("classifier"),
-                io.Image.Input("image"),
+                NoisyClassifierType.Input("classifier", tooltip="Who looks at them."),
+                io.Image.Input("image", tooltip="Finished images, of the size it was trained on."),
                 io.Int.Input(
                     "top_k", default=3, min=1, max=1000, tooltip="How many classes to list."
                 ),
             ],
-            outputs=[io.String.Output(display_name="classes")],
+            outputs=[io.String.Output(display_name="classes", tooltip="A line for each image.")],
         )
 
     @classmethod

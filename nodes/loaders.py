@@ -73,7 +73,12 @@ class NoisyClassifierLoader(io.ComfyNode):
                 io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
                 *attention_inputs(),
             ],
-            outputs=[NoisyClassifierType.Output(display_name="classifier")],
+            outputs=[
+                NoisyClassifierType.Output(
+                    display_name="classifier",
+                    tooltip="For Classifier Guidance and Classify Image.",
+                )
+            ],
         )
 
     @classmethod
@@ -114,7 +119,10 @@ class ADMModelLoader(io.ComfyNode):
                 io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
                 *attention_inputs(),
             ],
-            outputs=[io.Model.Output(), io.Vae.Output()],
+            outputs=[
+                io.Model.Output(tooltip="An ordinary MODEL."),
+                io.Vae.Output(tooltip="Of pixel space: images stay what they are."),
+            ],
         )
 
     @classmethod

@@ -30,7 +30,7 @@ class ADMScheduler(io.ComfyNode):
             description="Sigmas at the trained timesteps that guided-diffusion would visit.",
             search_aliases=["timestep respacing", "ddim25", "guided diffusion scheduler"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input("model", tooltip="The ADM model whose timesteps are meant."),
                 io.String.Input(
                     "respacing",
                     default="ddim25",
@@ -46,7 +46,7 @@ class ADMScheduler(io.ComfyNode):
                     tooltip="The share of these steps to run, counted from the clean end.",
                 ),
             ],
-            outputs=[io.Sigmas.Output()],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and its like.")],
         )
 
     @classmethod
@@ -91,7 +91,7 @@ class SamplerADM(io.ComfyNode):
                     tooltip="Of ddim only: 0 adds no noise, 1 as much as ddpm.",
                 ),
             ],
-            outputs=[io.Sampler.Output()],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and its like.")],
         )
 
     @classmethod

@@ -120,7 +120,13 @@ class GuidanceSchedule(io.ComfyNode):
                     "Empty: the same for all.",
                 ),
             ],
-            outputs=[GuidanceScheduleType.Output(display_name="schedule")],
+            outputs=[
+                GuidanceScheduleType.Output(
+                    display_name="schedule",
+                    tooltip="For CFG Scale Scheduler, Classifier-Free Guidance and Classifier "
+                    "Guidance.",
+                )
+            ],
         )
 
     @classmethod
@@ -187,7 +193,7 @@ class CFGScaleScheduler(io.ComfyNode):
                 io.Model.Input("model", tooltip="Any model."),
                 GuidanceScheduleType.Input("schedule", tooltip="The cfg over the run."),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The MODEL, its cfg by the schedule.")],
         )
 
     @classmethod

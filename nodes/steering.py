@@ -41,7 +41,7 @@ class ADMClassLabel(io.ComfyNode):
                     extra_dict={"widgetType": "GUIDANCE_LABEL"},
                 ),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="The class.")],
         )
 
     @classmethod
@@ -92,7 +92,7 @@ class ADMUpscaleConditioning(io.ComfyNode):
                 ),
                 io.Image.Input("image", tooltip="One for the whole batch, or one for each image."),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="The same with the small image.")],
         )
 
     @classmethod
@@ -116,8 +116,12 @@ class ClassifierGuidance(io.ComfyNode):
             "denoised + scale * sigma^2 / alpha * grad log p(label | x).",
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
-                io.Model.Input("model"),
-                NoisyClassifierType.Input("classifier"),
+                io.Model.Input(
+                    "model", tooltip="Any model that samples what the classifier reads."
+                ),
+                NoisyClassifierType.Input(
+                    "classifier", tooltip="Trained on noisy images of this model's space."
+                ),
                 io.String.Input(
                     "label",
                     default="0",
@@ -179,7 +183,7 @@ class ClassifierGuidance(io.ComfyNode):
                     "is computed.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="The MODEL, steered.")],
         )
 
     @classmethod
@@ -228,9 +232,11 @@ class ClassifierFreeGuidance(io.ComfyNode):
             description="uncond + cfg * (cond - uncond). At cfg 1 the negative is not computed.",
             search_aliases=["CFG", "CFG guider", "classifier free"],
             inputs=[
-                io.Model.Input("model"),
-                io.Conditioning.Input("positive"),
-                io.Conditioning.Input("negative"),
+                io.Model.Input("model", tooltip="Any model."),
+                io.Conditioning.Input("positive", tooltip="What is wanted."),
+                io.Conditioning.Input(
+                    "negative", tooltip="What it is compared with: nothing, or what is not wanted."
+                ),
                 io.Float.Input(
                     "cfg",
                     default=4.0,
@@ -247,7 +253,7 @@ class ClassifierFreeGuidance(io.ComfyNode):
                     "negative is not computed.",
                 ),
             ],
-            outputs=[io.Guider.Output()],
+            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod

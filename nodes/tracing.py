@@ -31,7 +31,10 @@ class GuidanceTrace(io.ComfyNode):
             "scales, lengths of the terms, what the classifier thought, passes of the network.",
             search_aliases=["guidance log", "trace", "CFG monitor"],
             inputs=[io.Model.Input("model", tooltip="A guided model, or any other.")],
-            outputs=[io.Model.Output(), GuidanceTraceType.Output(display_name="trace")],
+            outputs=[
+                io.Model.Output(tooltip="Sample with this one."),
+                GuidanceTraceType.Output(display_name="trace", tooltip="For Guidance Plot."),
+            ],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -111,8 +114,8 @@ class GuidancePlot(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="plot"),
-                io.String.Output(display_name="json"),
+                io.Image.Output(display_name="plot", tooltip="The picture."),
+                io.String.Output(display_name="json", tooltip="The same as JSON."),
             ],
         )
 

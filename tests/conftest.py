@@ -62,6 +62,12 @@ def comfyui():
 
 
 @pytest.fixture(scope="session")
+def comfyui_if_any():
+    """The same, or None where there is none."""
+    return found_comfyui
+
+
+@pytest.fixture(scope="session")
 def server(comfyui):
     """A running ComfyUI with this pack: `server.run(workflow)`, `server.request(path)`, `.log`.
 

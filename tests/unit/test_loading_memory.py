@@ -23,13 +23,12 @@ def bench(root):
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize("kind", ["classifier", "diffusion"])
-def test_peak_memory(bench, tmp_path, request, say_at_the_end, kind, suffix, dtype):
+def test_peak_memory(bench, tmp_path, comfyui_if_any, say_at_the_end, kind, suffix, dtype):
     width = 128 if kind == "diffusion" else None  # 0.5 GB in fp32
     file = bench.write_model(tmp_path / f"{kind}_{dtype}.{suffix}", kind, dtype, width)
     ways = [("library", None)]
     if dtype == "fp16" or suffix == "safetensors":
-        comfyui = sys.modules["conftest"].found_comfyui if "conftest" in sys.modules else None
-        ways += [("comfyui", comfyui.path)] if comfyui else []
+        ways += [("comfyui", comfyui_if_any.path)] if comfyui_if_any else []
     for how, place in ways:
         growth = bench.in_fresh_process(how, file, place)["growth"]
         say_at_the_end(f"memory while loading / file: {file.name} {how} {growth:.3f}")
