@@ -53,3 +53,13 @@ def _texts(schema):
 def test_every_node_can_be_found_by_other_words(pack_nodes):
     for node_id, node in pack_nodes.items():
         assert len(node.GET_SCHEMA().search_aliases) >= 2, node_id
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_node_has_a_help_page_with_all_its_inputs(pack_nodes, root, language):
+    for node_id, node in pack_nodes.items():
+        page = root / "web" / "docs" / node_id / f"{language}.md"
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith("# ")
+        missing = [one.id for one in node.GET_SCHEMA().inputs if f"`{one.id}`" not in text]
+        assert not missing, page
