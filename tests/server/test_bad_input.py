@@ -523,3 +523,91 @@ def test_small_image_of_the_wrong_size(failure, upsampler):
 def test_small_image_for_a_plain_model(failure):
     said = failure(upscaling("plain.safetensors", SIZE // 4), "sampled")
     has(said, "plain.safetensors", "take ADM Upscale Conditioning away")
+
+
+# --- schedules -------------------------------------------------------------------------------
+
+
+def scheduled(**inputs):
+    """A prompt whose CFG follows a schedule."""
+    values = {
+        "shape": "interval",
+        "axis": "percent",
+        "scale": 4.0,
+        "end_scale": 1.0,
+        "start": 0.0,
+        "end": 1.0,
+        "outside": 1.0,
+        "exponent": 2.0,
+        "last_steps": 1,
+        "keyframes": "0: 4",
+        "expression": "4",
+        "curve": "4",
+    }
+    prompt = sampling(model="dropout.safetensors", positive="1", negative="")
+    prompt["schedule"] = {"class_type": "GuidanceSchedule", "inputs": values | inputs}
+    prompt["cfg"] = {
+        "class_type": "CFGScaleScheduler",
+        "inputs": {"model": ["guided", 0], "schedule": ["schedule", 0]},
+    }
+    prompt["sampled"]["inputs"]["model"] = ["cfg", 0]
+    return prompt
+
+
+def curve(text):
+    return {"shape": "curve", "curve": text}
+
+
+@pytest.mark.parametrize(
+    "inputs, parts",
+    [
+        (curve("{"), ["not readable JSON", "points"]),
+        (curve('{"points": [[0, NaN]]}'), ["NaN is not a number"]),
+        (curve('{"points": [[0.6, 4], [0.4, 1]]}'), ["0.6 to 0.4", "must rise"]),
+        (curve('{"points": [[0, 4], [1.5, 1]]}'), ["percent 1.5", "0 to 1"]),
+        ({"end": 1.5}, ["percent 1.5", "0 to 1"]),
+        ({"start": 0.7, "end": 0.3}, ["0.7 to 0.3", "must rise"]),
+        ({"axis": "sigma", "start": 1.0, "end": 5.0}, ["1 to 5", "must fall"]),
+        ({"shape": "exponential", "end_scale": 0.0}, ["scale 0", "above 0"]),
+        ({"shape": "expression", "expression": "percnt"}, ["percnt", "percent, step"]),
+        ({"shape": "expression", "expression": "9 ** 9 ** 9 ** 9"}, ["9 ** 9", "formula"]),
+        ({"shape": "keyframes", "keyframes": "a: 4"}, ["keyframes has 'a'", "number"]),
+        ({"per_image": "1; 2"}, ["per_image is '1; 2'", "commas"]),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_schedule(failure, inputs, parts):
+    has(failure(scheduled(**inputs), "schedule"), *parts)
+
+
+@pytest.mark.parametrize(
+    "inputs, parts",
+    [
+        ({"shape": "keyframes", "keyframes": "4, 3, 2"}, ["lists 3 scales", "2 steps"]),
+        ({"per_image": "1, 2, 3"}, ["lists 3 factors", "2 images"]),
+        ({"shape": "expression", "expression": "1 / (steps - 2)"}, ["1 / (steps - 2)", "zero"]),
+    ],
+    ids=str,
+)
+def test_schedule_that_does_not_fit_the_run(failure, inputs, parts):
+    has(failure(scheduled(**inputs), "sampled"), *parts)
+
+
+def test_sigma_schedule_on_a_flow_model(failure):
+    prompt = scheduled(shape="interval for SDXL")
+    prompt["flow"] = {
+        "class_type": "ModelSamplingSD3",
+        "inputs": {"model": ["guided", 0], "shift": 3.0},
+    }
+    prompt["cfg"]["inputs"]["model"] = ["flow", 0]
+    has(failure(prompt, "cfg"), "is for ve models", "flow model", "percent or step")
+
+
+def test_plot_of_a_run_that_was_not_traced(failure):
+    prompt = sampling()
+    prompt["trace"] = {"class_type": "GuidanceTrace", "inputs": {"model": ["guided", 0]}}
+    prompt["plot"] = {
+        "class_type": "GuidancePlot",
+        "inputs": {"trace": ["trace", 1], "samples": ["sampled", 0]},
+    }
+    has(failure(prompt, "plot"), "trace holds no evaluation", "Guidance Trace")
