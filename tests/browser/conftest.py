@@ -22,7 +22,8 @@ NOISE = (
 )
 
 
-@pytest.fixture(scope="session")
+# not for the whole session: playwright runs an event loop, beside which ComfyUI cannot run its own
+@pytest.fixture(scope="module")
 def chromium():
     """A running Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api")
