@@ -72,8 +72,8 @@ def widgets(node, about):
     assert list(values) == [], f"{node['type']} has values that no widget takes"
 
 
-def test_there_are_four_templates_of_digits_and_three_of_imagenet():
-    assert (len(TEMPLATES), len(EVERY_TEMPLATE)) == (4, 7)
+def test_there_are_five_templates_of_digits_and_three_of_imagenet():
+    assert (len(TEMPLATES), len(EVERY_TEMPLATE)) == (5, 8)
     assert GUIDED in [path.stem for path in TEMPLATES]
 
 
