@@ -57,7 +57,7 @@ def nodes_of(path):
 
 def widgets(node, about):
     """(name, options, value) of every widget, read as the page reads them: by place."""
-    values = iter(node["widgets_values"])
+    values = iter(node.get("widgets_values", []))  # a node without widgets saves none
     for group in ("required", "optional"):
         for name in about["input_order"].get(group, []):
             kind, *rest = about["input"][group][name]
