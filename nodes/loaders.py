@@ -60,7 +60,7 @@ class NoisyClassifierLoader(io.ComfyNode):
             node_id="NoisyClassifierLoader",
             display_name="Load Noisy Classifier",
             category=CATEGORY,
-            description="Loads a classifier that was trained on noisy images, p(y | x_t, t), "
+            description="Loads a classifier that was trained on noisy images, p(y given x_t, t), "
             "from models/classifiers.",
             search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
             inputs=[

@@ -113,7 +113,7 @@ class ClassifierGuidance(io.ComfyNode):
             display_name="Classifier Guidance",
             category=CATEGORY,
             description="Steers a model towards a class with the gradient of a noisy classifier: "
-            "denoised + scale * sigma^2 / alpha * grad log p(label | x).",
+            "denoised + scale * sigma^2 / alpha * grad log p(label given x).",
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
                 io.Model.Input(
@@ -161,8 +161,8 @@ class ClassifierGuidance(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Above 0: guidance moves the denoised image by at most this share of "
-                    "its own length: term * min(1, cap |denoised| / |term|) (after Sadat et al. "
-                    "2024). 0 is off.",
+                    "its own length: term * min(1, cap norm(denoised) / norm(term)) (after "
+                    "Sadat et al. 2024). 0 is off.",
                 ),
                 io.Float.Input(
                     "label_smoothing",

@@ -101,8 +101,8 @@ class GuidancePlot(io.ComfyNode):
             node_id="GuidancePlot",
             display_name="Guidance Plot",
             category=CATEGORY,
-            description="Draws what Guidance Trace saw: scales, lengths of the terms, p(label | x) "
-            "of each image, and the passes of the network.",
+            description="Draws what Guidance Trace saw: scales, lengths of the terms, "
+            "p(label given x) of each image, and the passes of the network.",
             search_aliases=["guidance plot", "CFG plot", "trace"],
             is_output_node=True,
             inputs=[

@@ -28,6 +28,21 @@ def test_every_node_input_and_output_has_its_texts(pack_nodes, texts):
             assert one["name"] and one["tooltip"], node_id
 
 
+def test_the_page_shows_texts_whole(texts):
+    """Its translations take | for the plural, and these others for what is to be filled in."""
+    found = [part for part in strings(texts[1]) if set(part) & set("|@{}")]
+    assert not found
+
+
+def strings(value):
+    """Every text in it."""
+    if isinstance(value, str):
+        yield value
+    else:
+        for inner in value.values():
+            yield from strings(inner)
+
+
 def test_english_is_what_the_nodes_say(pack_nodes, root):
     path = root / "locales" / "en" / "nodeDefs.json"
     assert json.loads(path.read_text(encoding="utf-8")) == english(pack_nodes)
