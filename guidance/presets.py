@@ -23,12 +23,12 @@ def _interval_sdxl(scale: float) -> GuidanceSchedule:
     return GuidanceSchedule(Points("sigma", points, "hold", 1.0), models="ve")
 
 
-def _linear_rise(scale: float) -> GuidanceSchedule:
-    return GuidanceSchedule(Points("step", ((0.0, 1.0), (1.0, 2 * scale - 1))))
+def _rise(interpolation: str) -> Callable[[float], GuidanceSchedule]:
+    def make(scale: float) -> GuidanceSchedule:
+        points = ((0.0, 1.0), (1.0, 2 * scale - 1))
+        return GuidanceSchedule(Points("step", points, interpolation))
 
-
-def _cosine_rise(scale: float) -> GuidanceSchedule:
-    return GuidanceSchedule(Points("step", ((0.0, 1.0), (1.0, 2 * scale - 1)), "cosine"))
+    return make
 
 
 def _power_cosine(scale: float) -> GuidanceSchedule:
@@ -45,12 +45,12 @@ PRESETS = {
     "linear rise": Preset(
         "Wang et al. 2024, Analysis of Classifier-Free Guidance Weight Schedulers",
         "any model; the mean over the steps is the scale",
-        _linear_rise,
+        _rise("linear"),
     ),
     "cosine rise": Preset(
         "Wang et al. 2024, Analysis of Classifier-Free Guidance Weight Schedulers",
         "any model; the mean over the steps is the scale",
-        _cosine_rise,
+        _rise("cosine"),
     ),
     "power-cosine rise": Preset(
         "Gao et al. 2023, Masked Diffusion Transformer is a Strong Image Synthesizer",

@@ -132,9 +132,8 @@ class Guide:
         """The guide with the scale that it has there; None where it changes nothing."""
         if self.schedule is None:
             return self if self._strength.scale != 0 else None
-        scales = self.schedule.scales(place, batch)
-        each = tuple(scales) if isinstance(scales, list) else (scales,)
-        return replace(self, strength=replace(self._strength, scale=each)) if any(each) else None
+        strength = self._strength.at(self.schedule, place, batch)
+        return None if strength is None else replace(self, strength=strength)
 
     @property
     def _strength(self) -> Strength:

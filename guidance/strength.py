@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .noise import per_image
+from .place import Place
+from .schedule import GuidanceSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,12 @@ class Strength:
         if self.entropy_limit == 1:
             return scales
         return scales * entropy_factor(log_probs, self.entropy_limit)
+
+    def at(self, schedule: GuidanceSchedule, place: Place, batch: int) -> Strength | None:
+        """The same with the scale that the schedule has there; None where that is 0."""
+        scales = schedule.scales(place, batch)
+        each = tuple(scales) if isinstance(scales, list) else (scales,)
+        return replace(self, scale=each) if any(each) else None
 
     def capped(self, term: Tensor, denoised: Tensor) -> Tensor:
         """The guidance term (B, ...), shortened where it is over the cap."""

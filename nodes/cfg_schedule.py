@@ -17,12 +17,17 @@ KEY = "cfg_schedule"
 
 def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
     """The MODEL, with its cfg following the schedule; ScheduleError when its kind does not fit."""
-    schedule.check_model(adapter.is_flow(model.get_model_object("model_sampling")))
+    check_schedule(schedule, model)
     scheduled = model.clone()
     scheduled.add_wrapper_with_key(
         comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, ScheduledCFG(schedule)
     )
     return scheduled
+
+
+def check_schedule(schedule: GuidanceSchedule, model: Any) -> None:
+    """Raises ScheduleError when the schedule's sigmas mean nothing on this MODEL."""
+    schedule.check_model(adapter.is_flow(model.get_model_object("model_sampling")))
 
 
 class PerImageScale(Tensor):

@@ -435,24 +435,27 @@ def latent_channels(patcher: Any) -> int:
 # --- the page --------------------------------------------------------------------------------
 
 
+def _server() -> Any:
+    """ComfyUI's server, or None without one: in its process it is imported, elsewhere not."""
+    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
+    return getattr(prompt_server, "instance", None)
+
+
 def tell_page(event: str, about: dict[str, Any]) -> None:
     """Sends an event to the page that queued what runs; nowhere without a server."""
-    # in the server's process it is there, and elsewhere it need not be imported
-    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(prompt_server, "instance", None)
-    if instance is not None:
-        instance.send_sync(event, about, instance.client_id)
+    server = _server()
+    if server is not None:
+        server.send_sync(event, about, server.client_id)
 
 
 def add_routes() -> None:
     """GET /classifier_guidance/classes?kind=classifiers&name=...: what its classes are called."""
-    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
-    instance = getattr(prompt_server, "instance", None)
-    if instance is None:
+    server = _server()
+    if server is None:
         return
     from aiohttp import web
 
-    @instance.routes.get("/classifier_guidance/classes")
+    @server.routes.get("/classifier_guidance/classes")
     async def classes(request: Any) -> Any:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
         if kind not in (CLASSIFIERS, DIFFUSION_MODELS) or name not in model_names(kind):
@@ -462,18 +465,16 @@ def add_routes() -> None:
         return web.json_response({"classes": names})
 
 
-def classes_of(kind: str, name: str) -> list[str]:
+def classes_of(kind: str, name: str) -> tuple[str, ...]:
     """The names of a file's classes, or their numbers; none of a file that cannot be used."""
     try:
-        fingerprint = file_fingerprint(kind, name)
-        return list(_classes_of(kind, name, fingerprint))
+        return _classes_of(kind, name, file_fingerprint(kind, name))
     except CheckpointError:
-        return []
+        return ()
 
 
 @functools.lru_cache(maxsize=32)
 def _classes_of(kind: str, name: str, fingerprint: str) -> tuple[str, ...]:
     about = read_checkpoint(model_path(kind, name)).description
     count = about.layout.class_count or 0
-    names = class_names(count, about.labels)
-    return tuple(names) if names else tuple(str(index) for index in range(count))
+    return class_names(count, about.labels) or tuple(str(index) for index in range(count))

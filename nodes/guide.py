@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -79,9 +79,7 @@ class ClassifierGuide:
         if self.schedule is None:
             return self.strength
         place = adapter.place_of(guider, sigma, model_options)
-        scales = self.schedule.scales(place, len(x))
-        each = scales if isinstance(scales, list) else [scales]
-        return replace(self.strength, scale=tuple(each)) if any(each) else None
+        return self.strength.at(self.schedule, place, len(x))
 
     def _placed(self, guider: Any) -> NoisyClassifier:
         """The classifier with the network that ComfyUI placed for this run.

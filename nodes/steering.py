@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..guidance.labels import parse_labels
 from ..guidance.strength import Strength
 from . import comfy_adapter as adapter
-from .cfg_schedule import schedule_cfg
+from .cfg_schedule import check_schedule, schedule_cfg
 from .guide import KEY, ClassifierGuide, check_fit
 from .types import CATEGORY, GuidanceScheduleType, NoisyClassifierType
 
@@ -103,6 +103,12 @@ class ADMUpscaleConditioning(io.ComfyNode):
         return io.NodeOutput(given)
 
 
+def _schedule_input(instead_of: str, saves: str) -> io.Input:
+    """The socket of a schedule that takes the place of a scale."""
+    tooltip = f"The scale over the run, instead of {instead_of}. {saves}"
+    return GuidanceScheduleType.Input("schedule", optional=True, tooltip=tooltip)
+
+
 class ClassifierGuidance(io.ComfyNode):
     """Follows the gradient of a noisy classifier at every step."""
 
@@ -176,12 +182,7 @@ class ClassifierGuidance(io.ComfyNode):
                     tooltip="The share a of the target that goes to all K classes alike: "
                     "(1 - a) for the label + a / K for each (Szegedy et al. 2016). 0 is off.",
                 ),
-                GuidanceScheduleType.Input(
-                    "schedule",
-                    optional=True,
-                    tooltip="The scale over the run, instead of scale. Where it is 0, no gradient "
-                    "is computed.",
-                ),
+                _schedule_input("scale", "Where it is 0, no gradient is computed."),
             ],
             outputs=[io.Model.Output(tooltip="The MODEL, steered.")],
         )
@@ -200,7 +201,7 @@ class ClassifierGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         check_fit(classifier, model)
         if schedule is not None:
-            schedule.check_model(adapter.is_flow(model.get_model_object("model_sampling")))
+            check_schedule(schedule, model)
         strength = Strength(
             scale=scale, entropy_limit=entropy_limit, cap=cap, label_smoothing=label_smoothing
         )
@@ -246,12 +247,7 @@ class ClassifierFreeGuidance(io.ComfyNode):
                     round=0.01,
                     tooltip="0 is unconditional, 1 conditional only, larger follows more.",
                 ),
-                GuidanceScheduleType.Input(
-                    "schedule",
-                    optional=True,
-                    tooltip="The scale over the run, instead of cfg. Where it is exactly 1, the "
-                    "negative is not computed.",
-                ),
+                _schedule_input("cfg", "Where it is exactly 1, the negative is not computed."),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
         )

@@ -15,6 +15,7 @@ from .types import CATEGORY, GuidanceTraceType
 
 KEY = "guidance_trace"
 EVENT = "classifier_guidance.trace"
+TRANSFORMER_OPTIONS = 5  # where core's apply_model hands them on
 Wrappers = comfy.patcher_extension.WrappersMP
 
 
@@ -70,19 +71,15 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
         trace.evaluation(adapter.place_of(executor.class_obj, sigma, model_options))
         return executor(x, sigma, model_options, seed)
 
-    def passes(executor: Any, *args: Any, **options: Any) -> Any:
-        given = options.get("transformer_options") or next(
-            (arg for arg in args if isinstance(arg, dict) and "cond_or_uncond" in arg), {}
-        )
-        trace.passes(len(given.get("cond_or_uncond", [0])))
-        return executor(*args, **options)
+    def passes(executor: Any, *inputs: Any, **conds: Any) -> Any:
+        trace.passes(len(inputs[TRANSFORMER_OPTIONS]["cond_or_uncond"]))
+        return executor(*inputs, **conds)
 
     def cfg(args: dict) -> Tensor:
-        conds = (args.get("cond_denoised"), args.get("uncond_denoised"))
-        # where it was not computed, core hands out zeros
-        uncond = None if args.get("uncond") is None else conds[1]
-        if conds[0] is not None:
-            trace.cfg(args["cond_scale"], conds[0], uncond)
+        # where uncond was not computed, core hands out zeros
+        uncond = None if args.get("uncond") is None else args.get("uncond_denoised")
+        if args.get("cond_denoised") is not None:
+            trace.cfg(args["cond_scale"], args["cond_denoised"], uncond)
         return args["denoised"]
 
     model.add_wrapper_with_key(Wrappers.OUTER_SAMPLE, KEY, begin)

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { CurveEditor } from "./lib/curve_editor.js";
-import { edited } from "./lib/dom.js";
+import { after, edited } from "./lib/dom.js";
 import { INTERPOLATIONS } from "./lib/schedule.js";
 
 const DEFAULT_STEPS = 20;
@@ -68,20 +68,10 @@ function followTheNode(node) {
   };
   for (const widget of node.widgets ?? []) {
     if (widget.name === "curve") continue;
-    const before = widget.callback;
-    widget.callback = function (...values) {
-      const result = before?.apply(this, values);
-      redraw();
-      return result;
-    };
+    after(widget, "callback", redraw);
   }
   for (const event of ["onConnectionsChange", "onConfigure"]) {
-    const before = node[event];
-    node[event] = function (...values) {
-      const result = before?.apply(this, values);
-      requestAnimationFrame(redraw);
-      return result;
-    };
+    after(node, event, () => requestAnimationFrame(redraw));
   }
   requestAnimationFrame(redraw);
 }

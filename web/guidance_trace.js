@@ -2,7 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addStyle, nodeById, svg } from "./lib/dom.js";
+import { addStyle, after, nodeById, svg } from "./lib/dom.js";
 
 const EVENT = "classifier_guidance.trace";
 const PROPERTY = "guidance_trace";
@@ -41,12 +41,7 @@ function addPlot(node) {
   widget.serialize = false; // nor in the workflow: the property is
   node.drawTrace = () => draw(node, picture, said);
   new ResizeObserver(node.drawTrace).observe(picture);
-  const configured = node.onConfigure;
-  node.onConfigure = function (...values) {
-    const result = configured?.apply(this, values);
-    node.drawTrace();
-    return result;
-  };
+  after(node, "onConfigure", node.drawTrace);
 }
 
 function received({ node: id, number, steps, evaluation }) {

@@ -19,6 +19,16 @@ export function svg(name, attributes, parent) {
   return element;
 }
 
+/** Calls `then` after whatever target[name] does. */
+export function after(target, name, then) {
+  const before = target[name];
+  target[name] = function (...values) {
+    const result = before?.apply(this, values);
+    then();
+    return result;
+  };
+}
+
 /** Tells undo and "unsaved" that a widget was edited. */
 export function edited(app, node, widget) {
   widget.callback?.(widget.value);
