@@ -10,53 +10,38 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from harness import find_comfyui, in_fresh_process, load_pack, start_comfyui
+
 RUNS = 5
 
 
-def load_pack(comfyui: str) -> dict:
+def measured(comfyui: str) -> dict:
     """Loads the pack in this process: the seconds it took, and the modules that it brought."""
-    sys.path[0] = comfyui  # in the place of this script's own folder
-    from comfy.cli_args import args
-
-    args.cpu = True  # no time for waking up a GPU
-    import nodes  # ComfyUI's, with torch and all of comfy that it needs
-
+    nodes = start_comfyui(comfyui)
     # a node of core's, so that what the loader itself needs is there, too
     asyncio.run(nodes.load_custom_node(f"{comfyui}/comfy_extras/nodes_custom_sampler.py"))
 
     before = set(sys.modules)
     start = time.perf_counter()
-    loaded = asyncio.run(nodes.load_custom_node(str(ROOT)))
+    loaded = load_pack(nodes)
     seconds = time.perf_counter() - start
     return {"loaded": loaded, "seconds": seconds, "modules": sorted(set(sys.modules) - before)}
 
 
-def in_fresh_process(comfyui: Path) -> dict:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--once", str(comfyui)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Prints the median and the single runs."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from comfyui import find_comfyui
-
     comfyui = find_comfyui()
-    seconds = [in_fresh_process(comfyui.path)["seconds"] for _ in range(RUNS)]
+    path = str(comfyui.path)
+    seconds = [in_fresh_process(__file__, path)["seconds"] for _ in range(RUNS)]
     each = ", ".join(f"{value:.3f}" for value in seconds)
     print(f"{comfyui}: {statistics.median(seconds):.3f} s (median of {each})")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--once"]:
-        print(json.dumps(load_pack(sys.argv[2])))
+        print(json.dumps(measured(sys.argv[2])))
     else:
         main()

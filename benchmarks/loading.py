@@ -8,17 +8,16 @@ random weights of the released 64x64 classifier. Prints a Markdown table.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from harness import ROOT, in_fresh_process, load_pack, start_comfyui
+
 RUNS = 3
 
 
@@ -43,59 +42,47 @@ def write_model(path: Path, kind: str, dtype: str, channels: int | None = None) 
     return path
 
 
-def load(how: str, path: Path, comfyui: str | None = None):
-    """Returns a function that loads a file in that way."""
-    from guidance.checkpoint import read_checkpoint
-
+def load(how: str, kind: str, comfyui: str | None = None):
+    """A function that loads a file of that kind in that way."""
     if how == "library":
         from guidance import load_adm, load_classifier
 
-        classifier = read_checkpoint(path).description.kind == "classifier"
-        loader = load_classifier if classifier else load_adm
+        loader = load_classifier if kind == "classifier" else load_adm
         return lambda file: loader(file, dtype="auto")
     if how == "comfyui":
-        return _through_comfyui(path, comfyui)
+        return _through_comfyui(kind, str(comfyui))
+    return _copied
+
+
+def _copied(file: Path):
+    """A network with memory of its own, and the file's tensors copied into it."""
+    import torch
+    from safetensors.torch import load_file
+
     from guidance.adm.network import build_network
-
-    layout = read_checkpoint(path).description.layout
-
-    def copied(file):
-        import torch
-        from safetensors.torch import load_file
-
-        network = build_network(layout)
-        whole = file.suffix == ".safetensors"
-        state = load_file(file) if whole else torch.load(file, weights_only=True)
-        network.load_state_dict(state)
-        return network
-
-    return copied
-
-
-def _through_comfyui(path: Path, comfyui: str | None):
-    """The loaders' own way, in a ComfyUI of this process."""
-    kind = _kind(path)
-    sys.path[0] = str(comfyui)  # in the place of this script's own folder
-    from comfy.cli_args import args
-
-    args.cpu = True
-    import folder_paths
-
-    import nodes
-
-    asyncio.run(nodes.load_custom_node(str(ROOT)))
-    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.comfy_adapter"))
-    folder = adapter.CLASSIFIERS if kind == "classifier" else adapter.DIFFUSION_MODELS
-    folder_paths.add_model_folder_path(folder, str(path.parent))
-    if kind == "classifier":
-        return lambda file: adapter.load_classifier(file.name, "auto")
-    return lambda file: adapter.load_adm(file.name, True, "auto")
-
-
-def _kind(path: Path) -> str:
     from guidance.checkpoint import read_checkpoint
 
-    return read_checkpoint(path).description.kind
+    network = build_network(read_checkpoint(file).description.layout)
+    whole = file.suffix == ".safetensors"
+    network.load_state_dict(load_file(file) if whole else torch.load(file, weights_only=True))
+    return network
+
+
+def _through_comfyui(kind: str, comfyui: str):
+    """The loaders' own way, in a ComfyUI of this process."""
+    load_pack(start_comfyui(comfyui))
+    import folder_paths
+
+    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.comfy_adapter"))
+    folder = adapter.CLASSIFIERS if kind == "classifier" else adapter.DIFFUSION_MODELS
+
+    def load(file: Path):
+        folder_paths.add_model_folder_path(folder, str(file.parent))
+        if kind == "classifier":
+            return adapter.load_classifier(file.name, "auto")
+        return adapter.load_adm(file.name, True, "auto")
+
+    return load
 
 
 def resident(which: str) -> int:
@@ -106,15 +93,16 @@ def resident(which: str) -> int:
 
 def measured(how: str, path: Path, comfyui: str | None = None) -> dict:
     """Seconds, and the growth as a share of the file, of one load."""
-    sys.path.insert(0, str(ROOT))
-    sys.path.insert(0, "")  # for _through_comfyui to replace
+    sys.path.insert(1, str(ROOT))
     import torch
 
+    from guidance.checkpoint import read_checkpoint
+
+    kind = read_checkpoint(path).description.kind
+    loader = load(how, kind, comfyui)
     with tempfile.TemporaryDirectory() as folder:
         # what the first load of any file brings along is not this file's
-        small = write_model(Path(folder) / f"small{path.suffix}", _kind(path), "fp32", 64)
-        load(how, small, comfyui)(small)
-    loader = load(how, path, comfyui)
+        loader(write_model(Path(folder) / f"small{path.suffix}", kind, "fp32", 64))
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     before, start = resident("VmRSS"), time.perf_counter()
     with torch.inference_mode():
@@ -124,21 +112,14 @@ def measured(how: str, path: Path, comfyui: str | None = None) -> dict:
     return {"seconds": seconds, "growth": (resident("VmHWM") - before) / path.stat().st_size}
 
 
-def in_fresh_process(how: str, path: Path, comfyui: Path | None = None) -> dict:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--once", how, str(path)]
-    command += [str(comfyui)] if comfyui else []
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(files: list[Path]) -> None:
     """Prints the table."""
     print("| file | MB | memory, ours / file | memory, copying / file | time, ours / copying |")
     print("|---|---|---|---|---|")
     for path in files:
         ours, copying = (
-            [in_fresh_process(how, path) for _ in range(RUNS)] for how in ("library", "copying")
+            [in_fresh_process(__file__, how, str(path)) for _ in range(RUNS)]
+            for how in ("library", "copying")
         )
         time_ratio = median(ours, "seconds") / median(copying, "seconds")
         size = path.stat().st_size / 1e6
@@ -146,6 +127,11 @@ def main(files: list[Path]) -> None:
             f"| {path.name} | {size:.0f} | {median(ours, 'growth'):.2f} "
             f"| {median(copying, 'growth'):.2f} | {time_ratio:.2f} |"
         )
+
+
+def runs(how: str, path: Path) -> list[dict]:
+    """Some runs, each in a process of its own."""
+    return [in_fresh_process(__file__, how, str(path)) for _ in range(RUNS)]
 
 
 def median(runs: list[dict], name: str) -> float:

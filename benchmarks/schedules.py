@@ -8,29 +8,19 @@ schedule or a trace, against a model that takes 50 ms.
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from harness import find_comfyui, load_pack, start_comfyui
+
 RUNS, STEPS, SLEEP = 5, 40, 0.05
 
 
 def main() -> None:
     """Prints the table."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    from comfyui import find_comfyui
-
     comfyui = find_comfyui()
-    sys.path[0] = str(comfyui.path)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    import nodes
-
-    asyncio.run(nodes.load_custom_node(str(ROOT)))
+    nodes = start_comfyui(str(comfyui.path))
+    load_pack(nodes)
     rows = [*interval_rows(nodes), *overhead_rows(nodes)]
     import torch
 
@@ -50,22 +40,10 @@ def call(nodes, node_id: str, **inputs):
 
 def interval_of(nodes, scale: float, end: float):
     """A CFG interval from the start, by the node."""
-    return call(
-        nodes,
-        "GuidanceSchedule",
-        shape="interval",
-        axis="step",
-        scale=scale,
-        end_scale=1.0,
-        start=0.0,
-        end=end,
-        outside=1.0,
-        exponent=2.0,
-        last_steps=1,
-        keyframes="",
-        expression="",
-        curve="",
-    )[0]
+    schema = nodes.NODE_CLASS_MAPPINGS["GuidanceSchedule"].GET_SCHEMA()
+    inputs = {one.id: one.default for one in schema.inputs}
+    inputs |= {"shape": "interval", "axis": "step", "scale": scale, "end": end}
+    return call(nodes, "GuidanceSchedule", **inputs)[0]
 
 
 def sampled(model, conds, cfg: float, size: int, batch: int) -> float:

@@ -22,7 +22,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not i
 MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
 for name in ("comfyui", "comfy_run", "comfy_server", "demo"):
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
-for name in ("mixture", "tiny_models"):
+for name in ("harness", "loading"):
+    MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
+for name in ("mixture", "schedule_inputs", "tiny_models"):
     MODULES[name] = TESTS / f"{name}.py"
 
 

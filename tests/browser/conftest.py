@@ -78,6 +78,27 @@ class Page:
             [node_id, x, y],
         )
 
+    def load(self, path, node_id):
+        """Opens a workflow as the user does, and waits for a node of that type."""
+        self.page.set_input_files("#comfy-file-input", str(path))
+        found = f"() => app.graph.nodes.some(n => n.type === {node_id!r})"
+        self.page.wait_for_function(found)
+        self.page.wait_for_timeout(1000)
+
+    def save(self, path):
+        """Writes the graph as "Save" does; the path."""
+        text = self.run("() => JSON.stringify(app.graph.serialize())")
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    def queue(self):
+        """Presses Run."""
+        self.page.get_by_test_id("queue-button").first.click()
+
+    def prompt(self):
+        """What would be queued: the nodes by id."""
+        return self.run("async () => (await app.graphToPrompt()).output")
+
     def clear(self):
         """An empty graph."""
         self.run("() => app.graph.clear()")

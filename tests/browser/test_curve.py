@@ -130,17 +130,9 @@ def test_linked_curve_cannot_be_drawn_on(page, node):
     assert page.page.locator(".cg-curve circle").count() == 0
 
 
-def saved_workflow(page, tmp_path):
-    """The graph as "Save" writes it."""
-    path = tmp_path / "curve.json"
-    path.write_text(page.run("() => JSON.stringify(app.graph.serialize())"), encoding="utf-8")
-    return path
-
-
 def opened(page, path):
     """The graph of a file, opened as the user does."""
-    page.page.set_input_files("#comfy-file-input", str(path))
-    page.page.wait_for_timeout(2000)
+    page.load(path, "GuidanceSchedule")
     page.page.wait_for_selector(".cg-curve circle")
     return page.run("() => app.graph.nodes.find(n => n.type === 'GuidanceSchedule').id")
 
@@ -149,7 +141,7 @@ def test_drawn_saved_reloaded_and_run(page, node, server, tmp_path):
     """The JSON that the executed node gets is the one that was drawn."""
     drag(page, 1, -40, 30)
     drawn = page.value(node, "curve")
-    path = saved_workflow(page, tmp_path)
+    path = page.save(tmp_path / "curve.json")
     page.open()
     again = opened(page, path)
     assert page.value(again, "curve") == drawn
@@ -162,7 +154,7 @@ def test_drawn_saved_reloaded_and_run(page, node, server, tmp_path):
         }""",
         again,
     )
-    page.page.get_by_test_id("queue-button").first.click()
+    page.queue()
     page.page.wait_for_timeout(500)
     for _ in range(60):
         _, history = server.request("/history")
@@ -178,7 +170,7 @@ def test_drawn_saved_reloaded_and_run(page, node, server, tmp_path):
 def test_drawn_in_one_renderer_and_opened_in_the_other(page, node, server, renderer, tmp_path):
     drag(page, 1, -40, 30)
     drawn = page.value(node, "curve")
-    path = saved_workflow(page, tmp_path)
+    path = page.save(tmp_path / "curve.json")
     server.request("/api/settings/Comfy.VueNodes.Enabled", renderer == "classic")
     page.open()
     again = opened(page, path)

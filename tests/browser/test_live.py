@@ -10,10 +10,7 @@ STEPS = 8
 @pytest.fixture
 def traced(page, root):
     """The first template with a Guidance Trace before its sampler; the trace's id."""
-    path = root / "example_workflows" / "classifier_guided_digits.json"
-    page.page.set_input_files("#comfy-file-input", str(path))
-    page.page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'KSampler')")
-    page.page.wait_for_timeout(1000)
+    page.load(root / "example_workflows" / "classifier_guided_digits.json", "KSampler")
     return page.run(
         """(steps) => {
             const sampler = app.graph.nodes.find(n => n.type === "KSampler");
@@ -51,7 +48,7 @@ def lines(page):
 
 def test_live_plot(page, traced, tmp_path):
     """One event for each step, drawn at once, kept in the workflow."""
-    page.page.get_by_test_id("queue-button").first.click()
+    page.queue()
     page.page.wait_for_function(f"() => seen.length === {STEPS}", timeout=60_000)
     page.page.wait_for_timeout(500)
     seen = page.run("() => seen")
@@ -60,18 +57,16 @@ def test_live_plot(page, traced, tmp_path):
     assert all(one["drawn"] is not None and one["drawn"] - one["at"] < 100 for one in seen)
     drawn = {"cfg": STEPS, "scale": STEPS, "probability": STEPS}
     assert lines(page) == drawn
-    path = tmp_path / "traced.json"
-    path.write_text(page.run("() => JSON.stringify(app.graph.serialize())"), encoding="utf-8")
+    path = page.save(tmp_path / "traced.json")
     page.open()
     page.clear()
-    page.page.set_input_files("#comfy-file-input", str(path))
+    page.load(path, "GuidanceTrace")
     page.page.wait_for_selector(".cg-trace polyline", state="attached", timeout=20_000)
     assert lines(page) == drawn
 
 
 def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
-    prompt = page.run("async () => (await app.graphToPrompt()).output")
-    assert set(prompt[str(traced)]["inputs"]) == {"model"}
+    assert set(page.prompt()[str(traced)]["inputs"]) == {"model"}
     kept = page.run("(id) => app.graph.getNodeById(id).serialize().widgets_values", traced)
     assert not kept
 
@@ -94,8 +89,7 @@ def test_label_field_offers_the_classes(page, traced):
     field.fill("3, 5")
     field.blur()
     assert page.value(node, "label") == "3, 5" != before
-    prompt = page.run("async () => (await app.graphToPrompt()).output")
-    assert prompt[str(node)]["inputs"]["label"] == "3, 5"
+    assert page.prompt()[str(node)]["inputs"]["label"] == "3, 5"
 
 
 def test_classes_of_no_file(server):

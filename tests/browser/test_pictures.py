@@ -13,10 +13,8 @@ NODES = ["GuidanceSchedule", "GuidanceTrace"]
 
 def test_schedule_and_live_plot(page, root, renderer):
     """The template after a run: the curve as it was drawn, the plot as it came."""
-    path = root / "example_workflows" / "scheduled_cfg_digits.json"
-    page.page.set_input_files("#comfy-file-input", str(path))
+    page.load(root / "example_workflows" / "scheduled_cfg_digits.json", "GuidanceSchedule")
     page.page.wait_for_selector(".cg-curve circle", state="attached")
-    page.page.wait_for_timeout(1000)
     page.run(
         """([schedule, trace]) => {
             const [curve, plot] = [schedule, trace].map(
@@ -33,7 +31,7 @@ def test_schedule_and_live_plot(page, root, renderer):
         }""",
         NODES,
     )
-    page.page.get_by_test_id("queue-button").first.click()
+    page.queue()
     seen = "app.graph.nodes.find(n => n.type === 'GuidanceTrace').properties.guidance_trace?.seen"
     page.page.wait_for_function(f"() => {seen}?.length === 50", timeout=120_000)
     page.page.wait_for_timeout(1500)

@@ -13,10 +13,7 @@ CURVE = '{"axis":"percent","interpolation":"cosine","points":[[0,6],[0.45,6],[0.
 @pytest.fixture
 def scheduled(page, root):
     """The CFG template with a drawn schedule, a trace, and a label of names."""
-    path = root / "example_workflows" / "classifier_free_guided_digits.json"
-    page.page.set_input_files("#comfy-file-input", str(path))
-    page.page.wait_for_function("() => app.graph.nodes.some(n => n.type === 'ADMModelLoader')")
-    page.page.wait_for_timeout(1000)
+    page.load(root / "example_workflows" / "classifier_free_guided_digits.json", "ADMModelLoader")
     page.run(
         """(curve) => {
             const loader = app.graph.nodes.find(n => n.type === "ADMModelLoader");
@@ -41,10 +38,6 @@ def scheduled(page, root):
     page.page.wait_for_timeout(300)
 
 
-def prompt_of(page):
-    return page.run("async () => (await app.graphToPrompt()).output")
-
-
 def shape_of(prompt):
     """The nodes with their values and links, without the ids that a page may change."""
     return sorted(
@@ -60,9 +53,9 @@ def flip(page, server, renderer):
 
 
 def test_a_saved_picture_dropped_on_an_empty_canvas(page, scheduled, server, renderer):
-    before = prompt_of(page)
+    before = page.prompt()
     _, history = server.request("/history")
-    page.page.get_by_test_id("queue-button").first.click()
+    page.queue()
     for _ in range(120):
         page.page.wait_for_timeout(500)
         _, now = server.request("/history")
@@ -72,8 +65,7 @@ def test_a_saved_picture_dropped_on_an_empty_canvas(page, scheduled, server, ren
             break
     else:
         pytest.fail("the run did not end")
-    folder = {"output": "output", "temp": "temp"}[images[0]["type"]]
-    file = server.base / folder / images[0]["subfolder"] / images[0]["filename"]
+    file = server.base / images[0]["type"] / images[0]["subfolder"] / images[0]["filename"]
     flip(page, server, renderer)
     page.run(
         """async (data) => {
@@ -90,18 +82,17 @@ def test_a_saved_picture_dropped_on_an_empty_canvas(page, scheduled, server, ren
     )
     page.page.wait_for_selector(".cg-curve circle", state="attached", timeout=20_000)
     page.page.wait_for_timeout(500)
-    assert shape_of(prompt_of(page)) == shape_of(before)
+    assert shape_of(page.prompt()) == shape_of(before)
 
 
 def test_a_workflow_opened_in_the_other_renderer(page, scheduled, server, renderer, tmp_path):
-    before = prompt_of(page)
-    path = tmp_path / "shared.json"
-    path.write_text(page.run("() => JSON.stringify(app.graph.serialize())"), encoding="utf-8")
+    before = page.prompt()
+    path = page.save(tmp_path / "shared.json")
     flip(page, server, renderer)
-    page.page.set_input_files("#comfy-file-input", str(path))
+    page.load(path, "GuidanceSchedule")
     page.page.wait_for_selector(".cg-curve circle", state="attached", timeout=20_000)
     page.page.wait_for_timeout(500)
-    after = prompt_of(page)
+    after = page.prompt()
     assert shape_of(after) == shape_of(before)
     (schedule,) = [n for n in after.values() if n["class_type"] == "GuidanceSchedule"]
     assert schedule["inputs"]["curve"] == CURVE

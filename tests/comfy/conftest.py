@@ -187,6 +187,17 @@ def core_model(comfy):
 
 
 @pytest.fixture(scope="session")
+def plane_model(core_model):
+    """A core MODEL of 2-channel latents, for the mixture of tests/mixture.py."""
+    import comfy.latent_formats
+
+    class Plane(comfy.latent_formats.LatentFormat):
+        latent_channels = 2
+
+    return lambda kind: core_model(kind, Plane)
+
+
+@pytest.fixture(scope="session")
 def place_classifier(pack_module):
     """A NOISY_CLASSIFIER around any network, as the loader gives one for a file."""
 

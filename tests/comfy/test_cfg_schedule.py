@@ -5,27 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from sampler_runs import few_sigmas, noise, sampler_named, with_guider
+from schedule_inputs import SCHEDULE_INPUTS
 
 SIGMA_KINDS = ["EPS", "V_PREDICTION", "EDM", "V_PREDICTION_CONTINUOUS", "FLOW", "FLUX"]
-DEFAULTS = {
-    "axis": "percent",
-    "scale": 4.0,
-    "end_scale": 1.0,
-    "start": 0.0,
-    "end": 1.0,
-    "outside": 1.0,
-    "exponent": 2.0,
-    "last_steps": 5,
-    "keyframes": "0: 7.5, 1: 1",
-    "expression": "1 + percent",
-    "curve": "4",
-}
 
 
 @pytest.fixture(scope="module")
 def made(call):
     """A GUIDANCE_SCHEDULE by the node."""
-    return lambda shape, **inputs: call("GuidanceSchedule", shape=shape, **DEFAULTS | inputs)[0]
+
+    def run(shape, **inputs):
+        return call("GuidanceSchedule", **SCHEDULE_INPUTS | inputs | {"shape": shape})[0]
+
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -60,15 +60,11 @@ def distance(a, b):
 
 
 @pytest.fixture(scope="module")
-def mixture_model(core_model):
+def mixture_model(plane_model):
     """A core MODEL of that kind whose network is exact."""
-    import comfy.latent_formats
-
-    class Plane(comfy.latent_formats.LatentFormat):
-        latent_channels = 2
 
     def make(kind):
-        patcher = core_model(kind, Plane)
+        patcher = plane_model(kind)
         sampling = patcher.model.model_sampling
         if kind in ("EPS", "V_PREDICTION"):
             # up to sigma 157: from the 15 of Stable Diffusion's schedule, core's er_sde alone is

@@ -29,16 +29,12 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def exact_model(core_model):
+def exact_model(plane_model):
     """A core MODEL whose network is exact, in float64: core's own model sampling reads it."""
-    import comfy.latent_formats
     import comfy.model_sampling
 
-    class Plane(comfy.latent_formats.LatentFormat):
-        latent_channels = 2
-
     def make(kind, noise_scale=1.0):
-        patcher = core_model("EPS" if kind == "X0" else kind, Plane)
+        patcher = plane_model("EPS" if kind == "X0" else kind)
         model = patcher.model
         if kind == "X0":
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from schedule_inputs import SCHEDULE_INPUTS
 from tiny_models import SIZE, write_classifier, write_unet
 
 ANIMALS = ("cat", "catfish", "horse", "zebra")
@@ -530,22 +531,8 @@ def test_small_image_for_a_plain_model(failure):
 
 def scheduled(**inputs):
     """A prompt whose CFG follows a schedule."""
-    values = {
-        "shape": "interval",
-        "axis": "percent",
-        "scale": 4.0,
-        "end_scale": 1.0,
-        "start": 0.0,
-        "end": 1.0,
-        "outside": 1.0,
-        "exponent": 2.0,
-        "last_steps": 1,
-        "keyframes": "0: 4",
-        "expression": "4",
-        "curve": "4",
-    }
     prompt = sampling(model="dropout.safetensors", positive="1", negative="")
-    prompt["schedule"] = {"class_type": "GuidanceSchedule", "inputs": values | inputs}
+    prompt["schedule"] = {"class_type": "GuidanceSchedule", "inputs": SCHEDULE_INPUTS | inputs}
     prompt["cfg"] = {
         "class_type": "CFGScaleScheduler",
         "inputs": {"model": ["guided", 0], "schedule": ["schedule", 0]},
