@@ -84,13 +84,12 @@ class GuidanceSchedule:
 
     def check_model(self, flow: bool) -> None:
         """Raises ScheduleError when its sigmas mean nothing on that kind of model."""
-        if self.models == "any" or (self.models == "flow") == flow:
-            if flow and isinstance(self.curve, Points) and self.curve.axis == "sigma":
-                top = self.curve.points[0][0]
-                if top > 1:
-                    raise ScheduleError(_wrong_kind(f"starts at sigma {top:g}", flow))
-            return
-        raise ScheduleError(_wrong_kind(f"is for {self.models} models", flow))
+        if self.models not in ("any", "flow" if flow else "ve"):
+            raise ScheduleError(_wrong_kind(f"is for {self.models} models", flow))
+        in_sigma = isinstance(self.curve, Points) and self.curve.axis == "sigma"
+        if flow and in_sigma and self.curve.points[0][0] > 1:
+            top = self.curve.points[0][0]
+            raise ScheduleError(_wrong_kind(f"starts at sigma {top:g}", flow))
 
     # --- JSON ---
 

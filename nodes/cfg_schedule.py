@@ -19,10 +19,23 @@ def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
     """The MODEL, with its cfg following the schedule; ScheduleError when its kind does not fit."""
     check_schedule(schedule, model)
     scheduled = model.clone()
-    scheduled.add_wrapper_with_key(
-        comfy.patcher_extension.WrappersMP.PREDICT_NOISE, KEY, ScheduledCFG(schedule)
-    )
+    wrappers = comfy.patcher_extension.WrappersMP
+    scheduled.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, prepared_for_any_cfg)
+    scheduled.add_wrapper_with_key(wrappers.PREDICT_NOISE, KEY, ScheduledCFG(schedule))
     return scheduled
+
+
+def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
+    """An OUTER_SAMPLE wrapper: a guider that begins at cfg 1 does not leave the negative out."""
+    guider = executor.class_obj
+    saved = getattr(guider, "cfg", None)
+    if saved == 1:
+        guider.cfg = 1 + 1e-3  # not taken for 1; each evaluation sets its own
+    try:
+        return executor(*args, **options)
+    finally:
+        if saved is not None:
+            guider.cfg = saved
 
 
 def check_schedule(schedule: GuidanceSchedule, model: Any) -> None:

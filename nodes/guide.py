@@ -61,7 +61,7 @@ class ClassifierGuide:
             return denoised
         levels = adapter.levels_of(guider.inner_model.model_sampling, sigma)
         options = model_options.get("transformer_options", {})
-        report = _reporting(options.get(adapter.TRACE_KEY), labels)
+        report = _reporting(options.get(adapter.TRACE_KEY, ()), labels)
         term = classifier_term(
             self._placed(guider), x, denoised, levels[0], labels, strength, levels[1], report
         )
@@ -98,13 +98,14 @@ class ClassifierGuide:
             self.classifier.network.check_size(x.shape[-2:])
 
 
-def _reporting(trace: Trace | None, labels: Tensor) -> Report | None:
-    """What tells the trace; nothing where there is none."""
-    if trace is None:
+def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:
+    """What tells the traces; nothing where there are none."""
+    if not traces:
         return None
 
     def report(scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
         chosen = labels.to(log_probs.device)[:, None]
-        trace.classifier(scales, term, log_probs.gather(1, chosen)[:, 0])
+        for trace in traces:
+            trace.classifier(scales, term, log_probs.gather(1, chosen)[:, 0])
 
     return report

@@ -49,7 +49,8 @@ class GuidanceTrace(io.ComfyNode):
 def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
     """The MODEL, telling the trace what happens to it, and the page where there is a node on it."""
     model = model.clone()
-    model.model_options["transformer_options"][adapter.TRACE_KEY] = trace
+    options = model.model_options["transformer_options"]
+    options[adapter.TRACE_KEY] = (*options.get(adapter.TRACE_KEY, ()), trace)
 
     def tell() -> None:
         # one evaluation late: only then have all of its guidances been at work

@@ -17,7 +17,6 @@ const LOADERS = {
   NoisyClassifierLoader: ["classifiers", "classifier_name"],
   ADMModelLoader: ["diffusion_models", "model_name"],
 };
-const known = new Map();
 let lists = 0;
 
 app.registerExtension({
@@ -50,9 +49,13 @@ function labelWidget(node, name, inputData) {
     getMinHeight: () => 26,
     getMaxHeight: () => 26,
   });
-  const offer = async () => fill(list, field.value, await classesFor(node));
-  field.addEventListener("focus", offer);
-  field.addEventListener("input", offer);
+  let classes = [];
+  field.addEventListener("focus", async () => {
+    // asked for each time: the loader's choice or its file may be another one now
+    classes = await classesFor(node);
+    fill(list, field.value, classes);
+  });
+  field.addEventListener("input", () => fill(list, field.value, classes));
   field.addEventListener("change", () => edited(app, node, widget));
   for (const event of ["keydown", "pointerdown", "mousedown", "dblclick"]) {
     element.addEventListener(event, (happened) => happened.stopPropagation());
@@ -74,12 +77,8 @@ async function classesFor(node) {
   const name = loader.widgets?.find((widget) => widget.name === input)?.value;
   if (!name) return [];
   const query = new URLSearchParams({ kind, name });
-  const key = query.toString();
-  if (!known.has(key)) {
-    const response = await api.fetchApi(`/classifier_guidance/classes?${key}`);
-    known.set(key, response.ok ? (await response.json()).classes : []);
-  }
-  return known.get(key);
+  const response = await api.fetchApi(`/classifier_guidance/classes?${query}`);
+  return response.ok ? (await response.json()).classes : [];
 }
 
 /** The loader that a node's classifier, or else its model, comes from. */

@@ -2,10 +2,25 @@
 
 import { app } from "../../scripts/app.js";
 import { CurveEditor } from "./lib/curve_editor.js";
-import { after, edited } from "./lib/dom.js";
+import { after, edited, hide } from "./lib/dom.js";
 import { INTERPOLATIONS } from "./lib/schedule.js";
 
 const DEFAULT_STEPS = 20;
+const RAMP = ["axis", "scale", "end_scale", "start", "end"];
+// what a shape reads; the papers' presets read a scale
+const INPUTS = {
+  constant: ["scale"],
+  linear: RAMP,
+  cosine: RAMP,
+  power: [...RAMP, "exponent"],
+  exponential: RAMP,
+  interval: ["axis", "scale", "start", "end", "outside"],
+  "last steps": ["scale", "outside", "last_steps"],
+  keyframes: ["axis", "keyframes"],
+  curve: [],
+  expression: ["expression"],
+};
+const ALWAYS = ["shape", "curve", "per_image"];
 
 app.registerExtension({
   name: "classifier-guidance.guidance-schedule",
@@ -57,7 +72,7 @@ function stepsOfTheGraph() {
   return DEFAULT_STEPS;
 }
 
-/** Draws the other shapes, too, as far as their widgets say what they are. */
+/** Shows what the shape reads, and draws it, as far as the widgets say what it is. */
 function followTheNode(node) {
   const editor = () => node.widgets?.find((widget) => widget.name === "curve")?.editor;
   const redraw = () => {
@@ -69,11 +84,25 @@ function followTheNode(node) {
   for (const widget of node.widgets ?? []) {
     if (widget.name === "curve") continue;
     after(widget, "callback", redraw);
+    if (widget.name === "shape") after(widget, "callback", () => showInputs(node));
   }
+  const all = () => {
+    showInputs(node);
+    redraw();
+  };
   for (const event of ["onConnectionsChange", "onConfigure"]) {
-    after(node, event, () => requestAnimationFrame(redraw));
+    after(node, event, () => requestAnimationFrame(all));
   }
-  requestAnimationFrame(redraw);
+  requestAnimationFrame(all);
+}
+
+/** Hides the inputs that the shape does not read, unless they are linked. */
+function showInputs(node) {
+  const linked = (name) => node.inputs?.some((one) => one.widget?.name === name && one.link != null);
+  const read = linked("shape") ? null : (INPUTS[valueOf(node, "shape")] ?? ["scale"]);
+  const seen = (name) => !read || ALWAYS.includes(name) || read.includes(name) || linked(name);
+  for (const widget of node.widgets ?? []) hide(app, widget, !seen(widget.name));
+  node.graph?.setDirtyCanvas?.(true, true);
 }
 
 function shownShape(node) {

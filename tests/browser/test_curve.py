@@ -112,6 +112,50 @@ def test_another_shape_is_shown_and_not_drawn_on(page, node):
     assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
 
 
+def rows(page, node):
+    """The names of the widgets that can be seen."""
+    return page.run(
+        """(id) => {
+            const widgets = app.graph.getNodeById(id).widgets.filter(w => w.name !== "per_image");
+            const drawn = document.querySelector(`[data-node-id="${id}"]`);
+            const there = (w) => w.name === "curve" || (drawn
+                ? drawn.innerText.split("\\n").includes(w.name)
+                : app.graph.getNodeById(id).isWidgetVisible(w));
+            return widgets.filter(there).map(w => w.name);
+        }""",
+        node,
+    )
+
+
+@pytest.mark.parametrize(
+    "shape, read",
+    [
+        ("constant", ["scale"]),
+        ("power", ["axis", "scale", "end_scale", "start", "end", "exponent"]),
+        ("interval", ["axis", "scale", "start", "end", "outside"]),
+        ("last steps", ["scale", "outside", "last_steps"]),
+        ("keyframes", ["axis", "keyframes"]),
+        ("expression", ["expression"]),
+        ("curve", []),
+        ("linear rise", ["scale"]),
+    ],
+)
+def test_only_the_inputs_of_the_shape_are_shown(page, node, shape, read):
+    before = page.prompt()[str(node)]["inputs"]
+    page.set_value(node, "shape", shape)
+    page.page.wait_for_timeout(300)
+    assert rows(page, node) == ["shape", *read, "curve"]
+    assert page.prompt()[str(node)]["inputs"] == before | {"shape": shape}
+
+
+def test_inputs_shown_after_a_reload(page, node, tmp_path):
+    page.set_value(node, "shape", "last steps")
+    path = page.save(tmp_path / "shape.json")
+    page.open()
+    page.load(path, "GuidanceSchedule")
+    assert rows(page, node) == ["shape", "scale", "outside", "last_steps", "curve"]
+
+
 def test_linked_curve_cannot_be_drawn_on(page, node):
     linked = page.run(
         """(id) => {

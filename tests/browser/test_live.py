@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tiny_models import write_unet
 
 STEPS = 8
 
@@ -90,6 +91,33 @@ def test_label_field_offers_the_classes(page, traced):
     field.blur()
     assert page.value(node, "label") == "3, 5" != before
     assert page.prompt()[str(node)]["inputs"]["label"] == "3, 5"
+
+
+def test_label_of_a_model_offers_a_thousand_classes(page, server):
+    """ADM Class Label behind a guided model of ImageNet's classes; the file is replaced."""
+    path = server.base / "models" / "diffusion_models" / "thousand.safetensors"
+    write_unet(path, classes=1000, null_class=None)
+    page.run(
+        """(name) => {
+            const [loader, trace, label] = ["ADMModelLoader", "GuidanceTrace", "ADMClassLabel"].map(
+                type => { const n = LiteGraph.createNode(type); app.graph.add(n); return n; });
+            loader.widgets.find(w => w.name === "model_name").value = name;
+            loader.connect(0, trace, 0);
+            trace.connect(0, label, 0);
+        }""",
+        path.name,
+    )
+    field = page.page.locator(".cg-label input").first
+    options = "[...document.querySelector('.cg-label datalist').options].map(o => o.value)"
+    offered = []
+    for count in (1000, 7):
+        write_unet(path, classes=count, null_class=None)
+        field.focus()
+        page.page.wait_for_function(f"() => {options}.length === {count}")
+        offered.append(page.run(f"() => {options}"))
+        field.blur()
+    assert "golden retriever" in offered[0]
+    assert offered[1] == [str(index) for index in range(7)]
 
 
 def test_classes_of_no_file(server):

@@ -167,7 +167,7 @@ def core_model(comfy):
     import comfy.model_patcher
     import comfy.supported_models_base
 
-    def make(kind="EPS", latent_format=comfy.latent_formats.SD15):
+    def make(kind="EPS", latent_format=comfy.latent_formats.SD15, network=Small):
         class Config(comfy.supported_models_base.BASE):
             unet_extra_config = {}
 
@@ -176,7 +176,7 @@ def core_model(comfy):
         config.set_inference_dtype(torch.float32, None)
         config.sampling_settings = {}
         model = comfy.model_base.BaseModel(
-            config, getattr(comfy.model_base.ModelType, kind), unet_model=Small
+            config, getattr(comfy.model_base.ModelType, kind), unet_model=network
         )
         torch.nn.init.normal_(model.diffusion_model.layer.weight, std=0.1)
         torch.nn.init.zeros_(model.diffusion_model.layer.bias)

@@ -158,6 +158,45 @@ def test_places_between_the_steps(conditional, scheduled, wiring, sampler):
             assert sigmas[step] * 1.0001 >= place.sigma >= sigmas[step + 1] * 0.9999
 
 
+@pytest.mark.parametrize("shape", ["linear", "curve", "expression", "last steps"])
+def test_two_ksamplers_are_one(call_core, label_of, conditional, made, scheduled, shape):
+    """A percent is the same in a run and in its two parts; so is a run of denoise below 1."""
+    inputs = {"axis": "percent", "scale": 6.0, "expression": "1 + 5 * percent ** 2"}
+    inputs["curve"] = '{"points": [[0.2, 1], [0.7, 6]]}'
+    model = scheduled(conditional, made(shape, **inputs))
+    conds = {"positive": label_of(model, "1,2"), "negative": label_of(model, "")}
+    sampling = {"seed": 5, "cfg": 9.0, "sampler_name": "euler", "scheduler": "normal", **conds}
+    latent = {"samples": torch.zeros(2, 3, 16, 16)}
+
+    def advanced(latent, start, end, noise):
+        (out,) = call_core(
+            "nodes",
+            "KSamplerAdvanced",
+            model=model,
+            add_noise=noise,
+            noise_seed=sampling["seed"],
+            steps=8,
+            start_at_step=start,
+            end_at_step=end,
+            return_with_leftover_noise="enable" if end < 8 else "disable",
+            latent_image=latent,
+            **{k: v for k, v in sampling.items() if k != "seed"},
+        )
+        return out
+
+    whole = advanced(latent, 0, 8, "enable")["samples"]
+    parts = advanced(advanced(latent, 0, 5, "enable"), 5, 8, "disable")["samples"]
+    if shape == "last steps":  # of the first run, too
+        assert (whole - parts).abs().max() > 1e-3
+    else:
+        assert (whole - parts).abs().max() < 1e-4
+    (half,) = call_core(
+        "nodes", "KSampler", model=model, steps=4, denoise=0.5, latent_image=latent, **sampling
+    )
+    late = advanced(latent, 4, 8, "enable")["samples"]
+    assert (half["samples"] - late).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("patch", ["RescaleCFG", "APG", "CFGZeroStar", "TCFG", "Mahiro"])
 def test_with_cores_cfg_patches(wiring, conditional, made, scheduled, patch):
     """A constant schedule is what the patch does at that cfg."""
@@ -173,6 +212,73 @@ def test_with_cores_cfg_patches(wiring, conditional, made, scheduled, patch):
     assert not torch.equal(core, plain)
 
 
+class Blocks(torch.nn.Module):
+    """A network of two blocks that core's skip-layer patches can take out, with a context."""
+
+    def __init__(self, channels=4, dtype=None, device=None, operations=None):
+        super().__init__()
+        self.dtype = dtype or torch.float32
+        self.layer = operations.Conv2d(channels, channels, 1, dtype=dtype, device=device)
+
+    def forward(self, x, timesteps, context, transformer_options=None, **_):
+        """As a DiT does: every block may be replaced."""
+        replaced = (transformer_options or {}).get("patches_replace", {}).get("dit", {})
+        img = x + context.mean(dim=(1, 2))[:, None, None, None]
+        for key in (("double_block", 0), ("single_block", 0)):
+
+            def block(args):
+                return {"img": torch.tanh(self.layer(args["img"]))}
+
+            patch = replaced.get(key)
+            img = (
+                patch({"img": img}, {"original_block": block}) if patch else block({"img": img})
+            )["img"]
+        return img
+
+
+@pytest.fixture(scope="module")
+def blocks(core_model):
+    """A core MODEL of that network."""
+    return core_model("FLOW", network=Blocks)
+
+
+@pytest.mark.parametrize(
+    "patch, options, passes_at_1",
+    [
+        ("SkipLayerGuidanceDiT", {"scale": 2.0, "rescaling_scale": 0.3}, 2),
+        ("SkipLayerGuidanceDiTSimple", {}, 1),
+    ],
+)
+def test_with_skip_layer_guidance(call_core, blocks, made, scheduled, patch, options, passes_at_1):
+    layers = {"double_layers": "0", "single_layers": "0"}
+    layers |= {"start_percent": 0.0, "end_percent": 1.0}
+    node = ("comfy_extras.nodes_slg", patch)
+    (patched,) = call_core(*node, model=blocks, **layers, **options)
+    sigmas, euler = few_sigmas(blocks, 4), sampler_named("euler")
+    start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def run(model, cfg):
+        model, passes = counted(model)
+        positive, negative = ([[torch.full((1, 3, 8), v), {}]] for v in (0.5, -0.5))
+        (guider,) = call_core(
+            "comfy_extras.nodes_custom_sampler",
+            "CFGGuider",
+            model=model,
+            positive=positive,
+            negative=negative,
+            cfg=cfg,
+        )
+        return with_guider(guider, euler, sigmas, start=start), len(passes)
+
+    core, passes = run(patched, 4.0)
+    ours, same = run(scheduled(patched, made("constant", scale=4.0)), 7.0)
+    assert torch.equal(core, ours) and passes == same
+    assert not torch.equal(core, run(blocks, 4.0)[0])
+    half = made("interval", axis="step", start=0.0, end=0.5, scale=4.0)
+    _, saved = run(scheduled(patched, half), 7.0)
+    assert saved == passes / 2 + 2 * passes_at_1
+
+
 def test_perp_neg_follows(wiring, conditional, made, scheduled):
     guiders = [
         wiring.guider("perp-neg", scheduled(conditional, made("constant", scale=cfg)))
@@ -181,6 +287,24 @@ def test_perp_neg_follows(wiring, conditional, made, scheduled):
     sigmas = few_sigmas(conditional)
     a, b = (with_guider(guider, sampler_named("euler"), sigmas) for guider in guiders)
     assert (a - b).abs().max() > 1e-4
+
+
+def test_two_models_follow_from_cfg_1_on(wiring, unconditional, made, scheduled):
+    """The guider does not load its negative model for a run that begins at cfg 1."""
+    model, passes = counted(unconditional)
+    sigmas, euler = few_sigmas(unconditional), sampler_named("euler")
+    core = with_guider(wiring.guider("dual model", unconditional), euler, sigmas)
+    guider = wiring.guider("dual model", scheduled(model, made("constant", scale=3.0)))
+    guider.set_cfg(1.0)
+    assert torch.equal(with_guider(guider, euler, sigmas), core)
+    assert guider.cfg == 1.0
+    alone = wiring.guider("dual model", unconditional)
+    alone.set_cfg(1.0)
+    passes.clear()
+    guider = wiring.guider("dual model", scheduled(model, made("constant", scale=1.0)))
+    ours = with_guider(guider, euler, sigmas)
+    assert len(passes) == 4
+    assert torch.equal(ours, with_guider(alone, euler, sigmas))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,19 @@ export function edited(app, node, widget) {
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker);
 }
 
+/**
+ * Shows or hides a widget, whose value stays.
+ *
+ * Nodes 2.0 reads what its own store has of a widget. Where a frontend keeps none, the widget stays
+ * to be seen.
+ */
+export function hide(app, widget, hidden) {
+  widget.hidden = hidden;
+  const store = app.extensionManager?._p?._s?.get("widgetValue");
+  const options = store?.getWidget?.(widget.widgetId)?.options ?? widget.options;
+  if (options) options.hidden = hidden;
+}
+
 /** The node of an id such as "7", or "3:7" inside of a subgraph. */
 export function nodeById(app, id) {
   let graph = app.rootGraph ?? app.graph;
