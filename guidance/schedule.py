@@ -86,9 +86,8 @@ class GuidanceSchedule:
         """Raises ScheduleError when its sigmas mean nothing on that kind of model."""
         if self.models not in ("any", "flow" if flow else "ve"):
             raise ScheduleError(_wrong_kind(f"is for {self.models} models", flow))
-        in_sigma = isinstance(self.curve, Points) and self.curve.axis == "sigma"
-        if flow and in_sigma and self.curve.points[0][0] > 1:
-            top = self.curve.points[0][0]
+        top = self.curve.points[0][0] if isinstance(self.curve, Points) else 0
+        if flow and top > 1:  # on the axis sigma: the others end at 1
             raise ScheduleError(_wrong_kind(f"starts at sigma {top:g}", flow))
 
     # --- JSON ---
