@@ -26,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written.", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        said = str(stopped) or "interrupted; nothing was written."
+        print(f"\n{said}", file=sys.stderr)
         return 130
     return 0
 

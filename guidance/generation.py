@@ -16,6 +16,7 @@ from .diffusion import DiffusionModel
 from .images import to_uint8
 from .labels import parse_labels
 from .low_res import UPSCALE
+from .processes import ALONE, Processes
 from .respacing import respaced_timesteps
 from .sampling import Guide, Step, chain, sample
 from .schedule import GuidanceSchedule
@@ -75,12 +76,14 @@ def generate(
     image_size: int | None = None,
     title: str = "sample",
     low_res: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N, H, W, C) and the labels asked for (N,); shows a progress bar.
 
     low_res (n, C, h, w) in [-1, 1] are what an upsampler enlarges, taken in turn. Draws follow
     guided-diffusion: for each batch the random labels, then x_T, then one noise per step, from
-    one generator.
+    one generator. Several processes share the batches out, and each gets all of the images: the
+    same as from one.
     """
     _check_channels(model, classifier)
     size = _size(model, image_size, low_res)
@@ -88,18 +91,34 @@ def generate(
     timesteps = respaced_timesteps(job.respacing, len(model.schedule))
     steps = chain(model.schedule.alpha_bar.tolist(), timesteps)
     wanted = _fixed_labels(model, classifier, job)
-    images: list[np.ndarray] = []
+    images: dict[int, np.ndarray] = {}
     labels: list[int] = []
-    with tqdm(total=job.num_samples * len(steps), desc=title, unit="eval", mininterval=0.5) as bar:
-        while len(labels) < job.num_samples:
-            count = min(job.batch_size, job.num_samples - len(labels))
-            batch = _batch_labels(model, classifier, wanted, len(labels), count, generator)
-            shape = (count, model.layout.image_channels, *size)
-            small = _turn(low_res, len(labels), count)
-            drawn = _draw(model, classifier, job, steps, batch, small, shape, generator, bar)
-            images.append(to_uint8(drawn))
+    starts = range(0, job.num_samples, job.batch_size)
+    mine = [start for number, start in enumerate(starts) if processes.has(number)]
+    total = len(steps) * sum(min(job.batch_size, job.num_samples - start) for start in mine)
+    quiet = not processes.first
+    with tqdm(total=total, desc=title, unit="eval", mininterval=0.5, disable=quiet) as bar:
+        for start in starts:
+            count = min(job.batch_size, job.num_samples - start)
+            batch = _batch_labels(model, classifier, wanted, start, count, generator)
             labels += batch.tolist() if batch is not None else [0] * count
-    return np.concatenate(images), np.array(labels, dtype=np.int64)
+            shape = (count, model.layout.image_channels, *size)
+            if start not in mine:
+                _pass_over(shape, len(steps), generator)
+                continue
+            small = _turn(low_res, start, count)
+            drawn = _draw(model, classifier, job, steps, batch, small, shape, generator, bar)
+            images[start] = to_uint8(drawn)
+    for others in processes.gathered(images):
+        images |= others
+    whole = np.concatenate([images[start] for start in starts])
+    return whole, np.array(labels, dtype=np.int64)
+
+
+def _pass_over(shape: tuple[int, ...], steps: int, generator: torch.Generator) -> None:
+    """Draws what another process draws for its batch: x_T and a noise for each step."""
+    for _ in range(1 + steps):
+        torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _check_channels(model: DiffusionModel, classifier: NoisyClassifier | None) -> None:

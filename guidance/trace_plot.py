@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from .figures import new_figure, to_pixels
 from .trace import Trace
-
-WIDTH, HEIGHT, DPI = 9.0, 7.0, 100
 
 
 def plot_trace(trace: Trace) -> np.ndarray:
@@ -19,17 +16,13 @@ def plot_trace(trace: Trace) -> np.ndarray:
 
     Raises ValueError for a trace without evaluations.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot: it would choose a screen for everybody
-
     seen = trace.to_dict()["evaluations"]
     if not seen:
         raise ValueError(
             "trace holds no evaluation; sample with the MODEL of Guidance Trace, and connect what "
             "was sampled to samples."
         )
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 7.0)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 2))
     _scales(axes[0], seen)
     _norms(axes[1], seen)
@@ -40,10 +33,7 @@ def plot_trace(trace: Trace) -> np.ndarray:
         ax.grid(alpha=0.3)
         ax.margins(x=0.01)
     axes[-1].set_xlabel("evaluation of the model")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB"))
+    return to_pixels(figure)
 
 
 def _scales(ax: Any, seen: list[dict]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ def integers(text: str) -> tuple[int, ...]:
 def device(name: str | None = None) -> torch.device:
     """The named device, else the accelerator if torch sees one, else the CPU.
 
-    Raises ValueError for a device that torch does not know or cannot use here.
+    Of several processes on a machine each takes an accelerator of its own. Raises ValueError for a
+    device that torch does not know or cannot use here.
     """
     if name:
         try:
@@ -33,7 +35,7 @@ def device(name: str | None = None) -> torch.device:
             reason = str(error).splitlines()[0]
             raise ValueError(f"device is {name!r}, which cannot be used: {reason[:200]}") from error
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -107,6 +109,14 @@ def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> N
     group.add_argument(
         "--shift", type=int, default=0, help="random moves by up to this many pixels"
     )
+    group.add_argument("--history", help="also write the losses and validations to this .json file")
+    group.add_argument("--flip", action="store_true", help="random mirror images")
+    group.add_argument(
+        "--accumulate", type=int, default=1, help="go through each batch in so many parts"
+    )
+    group.add_argument(
+        "--fresh", action="store_true", help="begin anew where an earlier run was stopped"
+    )
     group.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
     add_device(parser)
 
@@ -121,4 +131,5 @@ def recipe(args: argparse.Namespace) -> Recipe:
         ema=args.ema,
         seed=args.seed,
         bf16=args.bf16,
+        accumulate=args.accumulate,
     )

@@ -10,6 +10,7 @@ from ..generation import Job, generate
 from ..images import check_output, save_samples
 from ..loading import load_adm, load_classifier
 from ..low_res import read_low_res
+from ..processes import Processes, started
 from ..sampling import METHODS
 from ..schedule import GuidanceSchedule
 from . import options
@@ -83,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output(args.output)
     options.set_threads(args)
+    with started() as processes:
+        _sample(args, processes)
+
+
+def _sample(args: argparse.Namespace, processes: Processes) -> None:
     low_res, shown = read_low_res(args.low_res) if args.low_res else (None, None)
     model, classifier = load_models(args)
     job = Job(
@@ -93,7 +99,11 @@ def run(args: argparse.Namespace) -> None:
         **_schedules(args),
         **sampling_options(args),
     )
-    images, labels = generate(model, classifier, job, args.image_size, low_res=low_res)
+    images, labels = generate(
+        model, classifier, job, args.image_size, low_res=low_res, processes=processes
+    )
+    if not processes.first:
+        return
     save_samples(args.output, images, labels, args.columns)
     print(f"{args.output}: {len(images)} images of {images.shape[2]}x{images.shape[1]}")
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import time
-
-from torch import nn
 
 from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
-from ..checkpoint import Description, save_checkpoint
-from ..files import check_target
-from ..noise import NoiseSchedule
-from ..training.data import LabelledImages, load_images
-from ..training.train_classifier import accuracy, train_classifier
+from ..checkpoint import save_checkpoint
+from ..files import check_target, replaced
+from ..training.data import Augment, LabelledImages, load_images
+from ..training.new_classifier import Plan, new_classifier
+from ..training.presets import PRESETS, classifier_layout
 from . import options
+from .training import running, say_skipped, write_log
 
 HELP = "train a classifier on noisy images (or a clean one, to judge with)"
 
@@ -23,66 +21,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_training(parser, steps=10_000, decay=0.05)
     options.add_network(parser, channels=32, mult="1,2,4")
     parser.add_argument(
+        "--preset", choices=tuple(PRESETS), help="a network by its size, in place of the options"
+    )
+    parser.add_argument(
         "--pool", choices=POOLS, default="attention", help="how features become classes"
     )
     parser.add_argument("--clean", action="store_true", help="no noise: a judge, not for guidance")
     parser.add_argument("--held-out", type=float, default=0.1, help="share kept for validation")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=0,
+        help="stop when validation has not improved for so many times; 0: never",
+    )
+    parser.add_argument("--plot", help="also draw losses and accuracies into this .png")
 
 
 def run(args: argparse.Namespace) -> None:
     check_target(args.output, ".safetensors")
+    if args.plot:
+        check_target(args.plot, ".png")
+    if args.history:
+        check_target(args.history, ".json")
     options.set_threads(args)
-    data, held_out = load_images(args.data, args.image_size).split(args.held_out, args.seed)
-    recipe = options.recipe(args)
-    layout = ClassifierLayout(
-        **options.network_options(args),
-        in_channels=data.images.shape[1],
-        out_channels=len(data.names),
-        image_size=data.images.shape[-1],
-        pool=args.pool,
-    )
-    schedule = NoiseSchedule(args.noise_schedule)
-    started = time.monotonic()
-    network, losses = train_classifier(
-        data,
-        layout,
-        schedule,
-        recipe,
-        clean=args.clean,
-        shift=args.shift,
-        device=str(options.device(args.device)),
-    )
-    training = {
-        "images": len(data),
-        "held_out": len(held_out),
-        "steps": args.steps,
-        "batch_size": args.batch_size,
-        "clean": args.clean,
-        "seed": args.seed,
-        "seconds": round(time.monotonic() - started),
-        "loss": sum(losses[-200:]) / len(losses[-200:]),
-        "accuracy_by_timestep": _accuracies(network, held_out, schedule, args.clean),
-    }
-    description = Description(
-        kind="classifier",
-        layout=layout,
+    data = load_images(args.data, args.image_size)
+    plan = Plan(
+        data=data,
+        layout=_layout(args, data),
+        recipe=options.recipe(args),
         noise_schedule=args.noise_schedule,
-        labels=data.names,
-        space="rgb",
-        training=training,
+        clean=args.clean,
+        augment=Augment(args.shift, args.flip),
+        held_out=args.held_out,
+        patience=args.patience,
     )
-    save_checkpoint(args.output, network.state_dict(), description, args.save_dtype)
+    with running(args, plan.settings(), "train-classifier") as where:
+        if where.processes.first:
+            say_skipped(data.skipped)
+        trained, description = new_classifier(plan, where)
+        if not where.processes.first:
+            return
+        weights = trained.network.state_dict()
+        save_checkpoint(args.output, weights, description, args.save_dtype)
+        if args.history:
+            write_log(args.history, trained)
+        if args.plot:
+            _plot(args.plot, trained.losses, trained.validations)
+    training = description.training
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
     for t, share in training["accuracy_by_timestep"].items():
         print(f"  held-out accuracy at timestep {t}: {share:.3f}")
 
 
-def _accuracies(
-    network: nn.Module, data: LabelledImages, schedule: NoiseSchedule, clean: bool
-) -> dict[str, float]:
-    if not len(data):
-        return {}
-    if clean:
-        return {"0": accuracy(network, data)}
-    steps = (0, 100, 200, 300, 400, 500, 600, 800)
-    return {str(t): accuracy(network, data, float(schedule.alpha_bar[t]), t) for t in steps}
+def _plot(path: str, losses: list[float], validations: list[dict[str, float]]) -> None:
+    from PIL import Image
+
+    from ..training.plot import plot_training  # matplotlib, on first use
+
+    with replaced(path) as temporary:
+        Image.fromarray(plot_training(losses, validations)).save(temporary, format="PNG")
+
+
+def _layout(args: argparse.Namespace, data: LabelledImages) -> ClassifierLayout:
+    channels, height, width = data.images.shape[1:]
+    if args.preset:
+        return classifier_layout(
+            args.preset,
+            channels=channels,
+            size=(height, width),
+            classes=len(data.names),
+            pool=args.pool,
+        )
+    return ClassifierLayout(
+        **options.network_options(args),
+        in_channels=channels,
+        out_channels=len(data.names),
+        image_size=width,
+        pool=args.pool,
+    )

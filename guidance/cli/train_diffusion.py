@@ -10,9 +10,11 @@ from ..adm import UNetLayout
 from ..checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
 from ..files import check_target
 from ..noise import NoiseSchedule
-from ..training.data import LabelledImages, load_images
+from ..training.data import Augment, LabelledImages, load_images
+from ..training.new_classifier import digest
 from ..training.train_diffusion import train_diffusion
 from . import options
+from .training import running, say_skipped, write_log
 
 HELP = "train a diffusion model, with label dropout so that CFG works"
 
@@ -28,41 +30,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     check_target(args.output, ".safetensors")
+    if args.history:
+        check_target(args.history, ".json")
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
     recipe = options.recipe(args)
     layout = _layout(args, data)
     earlier = _earlier(args.init, layout) if args.init else None
-    started = time.monotonic()
-    network, losses = train_diffusion(
-        data,
-        layout,
-        NoiseSchedule(args.noise_schedule),
-        recipe,
-        p_uncond=args.p_uncond,
-        shift=args.shift,
-        device=str(options.device(args.device)),
-        weights=earlier.tensors if earlier else None,
-    )
-    training = {
-        "images": len(data),
-        "steps": args.steps,
-        "batch_size": args.batch_size,
+    augment = Augment(args.shift, args.flip)
+    settings = {
+        **asdict(recipe),
+        "layout": asdict(layout),
+        "noise_schedule": args.noise_schedule,
         "p_uncond": args.p_uncond,
-        "seed": args.seed,
-        "before": earlier.description.training if earlier else None,
-        "seconds": round(time.monotonic() - started),
-        "loss": sum(losses[-200:]) / len(losses[-200:]),
+        "augment": asdict(augment),
+        "init": args.init,
+        "data": digest(data),
     }
-    description = Description(
-        kind="diffusion",
-        layout=layout,
-        noise_schedule=args.noise_schedule,
-        labels=None if args.unconditional else data.names,
-        space="rgb",
-        training=training,
-    )
-    save_checkpoint(args.output, network.state_dict(), description, args.save_dtype)
+    started = time.monotonic()
+    with running(args, settings, "train-diffusion") as where:
+        if where.processes.first:
+            say_skipped(data.skipped)
+        trained = train_diffusion(
+            data,
+            layout,
+            NoiseSchedule(args.noise_schedule),
+            recipe,
+            p_uncond=args.p_uncond,
+            augment=augment,
+            run=where,
+            weights=earlier.tensors if earlier else None,
+        )
+        if not where.processes.first:
+            return
+        last = trained.losses[-200:]
+        training = {
+            "images": len(data),
+            "steps": args.steps,
+            "batch_size": args.batch_size,
+            "p_uncond": args.p_uncond,
+            "seed": args.seed,
+            "before": earlier.description.training if earlier else None,
+            "seconds": round(time.monotonic() - started),
+            "loss": sum(last) / len(last),
+        }
+        description = Description(
+            kind="diffusion",
+            layout=layout,
+            noise_schedule=args.noise_schedule,
+            labels=None if args.unconditional else data.names,
+            space="rgb",
+            training=training,
+        )
+        if args.history:
+            write_log(args.history, trained)
+        save_checkpoint(args.output, trained.network.state_dict(), description, args.save_dtype)
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
 
 

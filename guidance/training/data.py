@@ -1,8 +1,7 @@
-"""Labelled images for training: an .npz file, or a folder with one folder per class."""
+"""Labelled images or latents for training: an .npz file, or a folder with one folder per class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,11 +28,16 @@ IMAGE_SUFFIXES = (
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """images uint8 (N, C, H, W), labels int64 (N,), names of the classes."""
+    """images (N, C, H, W), labels int64 (N,), names of the classes.
+
+    images are pixels in uint8, or floats that are x0 already: latents in their model's space.
+    skipped: files that could not be read.
+    """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,6 +50,15 @@ class LabelledImages:
         count = round(held_out * len(self))
         return self._pick(order[count:]), self._pick(order[:count])
 
+    def x0(self, index: Tensor | slice) -> Tensor:
+        """Those of that index, as diffusion models see them: pixels in -1..1, or the latents."""
+        chosen = self.images[index]
+        return to_unit_range(chosen) if chosen.dtype == torch.uint8 else chosen.float()
+
+    def first(self, count: int) -> LabelledImages:
+        """At most so many of them."""
+        return LabelledImages(self.images[:count], self.labels[:count], self.names)
+
     def _pick(self, index: Tensor) -> LabelledImages:
         return LabelledImages(self.images[index], self.labels[index], self.names)
 
@@ -53,8 +66,9 @@ class LabelledImages:
 def load_images(path: str | Path, image_size: int | None = None) -> LabelledImages:
     """Reads `path`: .npz with arr_0 uint8 (N, H, W, C) and arr_1 labels, or a folder of folders.
 
-    Folder images are cropped to the centre square and resized to `image_size`. Raises ValueError
-    when there is nothing to read or the arrays do not fit each other.
+    Folder images are cropped to the centre square and resized to `image_size`; what cannot be
+    read is left out and named in `skipped`. Raises ValueError when there is nothing to read, a
+    class is empty, or the arrays do not fit each other.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,32 +83,28 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def batches(data: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches, reshuffled at every pass; the last, smaller one of a pass is dropped.
+@dataclass(frozen=True)
+class Augment:
+    """Changes that keep the class: moves by up to `shift` pixels, mirror images."""
 
-    Raises ValueError at once when there are fewer images than one batch.
-    """
-    if len(data) < size:
-        raise ValueError(f"batch_size is {size}, but there are only {len(data)} training images.")
-    return _shuffled(data, size, seed)
+    shift: int = 0
+    flip: bool = False
 
-
-def _shuffled(data: LabelledImages, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        order = torch.randperm(len(data), generator=generator)
-        for start in range(0, len(data) - size + 1, size):
-            index = order[start : start + size]
-            yield to_unit_range(data.images[index]), data.labels[index]
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images (B, C, H, W), each changed in its own way."""
+        if self.flip:
+            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        return shifted(images, self.shift, generator)
 
 
-def shifted(images: Tensor, most: int) -> Tensor:
+def shifted(images: Tensor, most: int, generator: torch.Generator | None = None) -> Tensor:
     """Each image moved by up to `most` pixels both ways; what enters repeats the edge."""
     if most == 0:
         return images
     side_h, side_w = images.shape[-2:]
     padded = torch.nn.functional.pad(images, (most,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * most + 1, (len(images), 2)).tolist()
+    offsets = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
     moved = [
         p[:, y : y + side_h, x : x + side_w] for p, (y, x) in zip(padded, offsets, strict=True)
     ]
@@ -130,21 +140,41 @@ def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
         raise ValueError(
             f"{folder} has no class folders with pictures ({', '.join(IMAGE_SUFFIXES)})."
         )
-    empty = sorted(set(range(len(names))) - {label for _, label in found})
-    if empty:
+    read = [(_read(file, image_size), label, file) for file, label in found]
+    good = [(picture, label) for picture, label, _ in read if picture is not None]
+    skipped = tuple(str(file.relative_to(folder)) for picture, _, file in read if picture is None)
+    _check_classes(folder, names, {label for _, label in good}, skipped)
+    pixels = np.stack([picture for picture, _ in good])
+    labels = torch.tensor([label for _, label in good])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return LabelledImages(images, labels, tuple(names), skipped)
+
+
+def _check_classes(
+    folder: Path, names: list[str], seen: set[int], skipped: tuple[str, ...]
+) -> None:
+    """Raises ValueError for a class folder without a picture."""
+    empty = [name for label, name in enumerate(names) if label not in seen]
+    if not empty:
+        return
+    damaged = [name for name in skipped if Path(name).parts[0] == empty[0]]
+    if damaged:
         raise ValueError(
-            f"{folder / names[empty[0]]} holds no pictures; remove the folder or fill it, since "
-            "every folder is a class."
+            f"{folder / damaged[0]} is not a whole picture, nor is any other of the "
+            f"{len(damaged)} in {folder / empty[0]}; replace them or remove the folder."
         )
-    pixels = np.stack([_read(file, image_size) for file, _ in found])
-    labels = torch.tensor([label for _, label in found])
-    return LabelledImages(
-        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, tuple(names)
+    raise ValueError(
+        f"{folder / empty[0]} holds no pictures; remove the folder or fill it, since every folder "
+        "is a class."
     )
 
 
-def _read(file: Path, size: int) -> np.ndarray:
-    rgb = open_picture(file)
+def _read(file: Path, size: int) -> np.ndarray | None:
+    """uint8 (size, size, 3), or None for a damaged file."""
+    try:
+        rgb = open_picture(file)
+    except (ValueError, OSError):
+        return None
     side = min(rgb.size)
     left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
     square = rgb.crop((left, top, left + side, top + side))

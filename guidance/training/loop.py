@@ -1,19 +1,32 @@
-"""One optimisation loop for every training: AdamW, annealed rate, averaged weights, progress."""
+"""One optimisation loop for every training: AdamW, annealed rate, averaged weights."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..processes import ALONE, Processes
+from .draws import STEP, generator
+from .resume import ResumeFile, State
+
+Draw = Callable[[int], tuple[Tensor, ...]]
+Loss = Callable[..., Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to optimise. The learning rate falls linearly to zero, as for the paper's classifiers."""
+    """How to optimise. The learning rate falls linearly to zero, as for the paper's classifiers.
+
+    A batch is what one step learns from, by all processes together; each goes through its share
+    in `accumulate` parts, which saves memory and changes nothing else.
+    """
 
     steps: int
     batch_size: int = 64
@@ -22,48 +35,165 @@ class Recipe:
     ema: float = 0.999
     seed: int = 0
     bf16: bool = False
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"steps is {self.steps}, batch_size {self.batch_size}; both must be >= 1."
-            )
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where a training happens, and who hears of it.
+
+    on_step(step, loss) is called after each; what it raises ends the training, whose state is kept.
+    validate(network) gives {"loss": ..., ...} of the averaged network every `validate_every` steps;
+    when its loss has not fallen for `patience` times (0: whatever it does) the training stops.
+    """
+
+    title: str = "train"
+    device: str = "cpu"
+    processes: Processes = ALONE
+    resume: ResumeFile | None = None
+    on_step: Callable[[int, float], None] | None = None
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    validate_every: int = 100
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The averaged network, in eval mode; the loss of each step; what validation saw."""
+
+    network: Any
+    losses: list[float]
+    validations: list[dict[str, float]]
+
+
 def optimise(
-    network: nn.Module, loss: Callable[[nn.Module], Tensor], recipe: Recipe, title: str
-) -> tuple[nn.Module, list[float]]:
-    """Runs `recipe.steps` steps on `loss(network)`: (averaged network in eval mode, the losses)."""
+    network: nn.Module, draw: Draw, loss: Loss, recipe: Recipe, run: Run | None = None
+) -> Trained:
+    """`recipe.steps` steps on loss(network, *draw(step)).
+
+    draw(step) gives tensors with a row for each of the batch; loss is a mean over rows. Raises
+    ValueError when memory is short or a batch cannot be shared out.
+    """
+    run = run or Run()
+    run.processes.check(recipe.batch_size, recipe.accumulate)
     average = copy.deepcopy(network).eval().requires_grad_(False)
-    device = next(network.parameters()).device
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    losses: list[float] = []
+    state = State(network, average, optimizer)
+    if run.resume is not None and run.resume.read_into(state) and run.processes.first:
+        print(f"{run.title} goes on from step {state.step}.")
+    with _saved_when_it_ends(state, run), _memory_said(recipe, run), torch.random.fork_rng():
+        _steps(state, draw, loss, recipe, run)
+    return Trained(average, state.losses, state.validations)
+
+
+def _steps(state: State, draw: Draw, loss: Loss, recipe: Recipe, run: Run) -> None:
+    network = run.processes.wrapped(state.network)
     network.train()
-    with tqdm(total=recipe.steps, desc=title, unit="step", mininterval=1.0) as bar:
-        for step in range(recipe.steps):
-            _set_rate(optimizer, recipe.learning_rate * (1 - step / recipe.steps))
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-                value = loss(network)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
-            _average(average, network, min(recipe.ema, (1 + step) / (10 + step)))
-            losses.append(value.item())
-            recent = losses[-100:]
+    bar = tqdm(
+        total=recipe.steps,
+        initial=state.step,
+        desc=run.title,
+        unit="step",
+        mininterval=1.0,
+        disable=not run.processes.first,
+    )
+    with bar:
+        while state.step < recipe.steps and not _settled(state, run):
+            _one_step(state, network, draw, loss, recipe, run)
+            recent = state.losses[-100:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
             bar.update()
-    return average, losses
+            if run.on_step is not None:
+                run.on_step(state.step, state.losses[-1])
+            if run.resume is not None and run.processes.first:
+                run.resume.save_sometimes(state)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def _one_step(
+    state: State, network: nn.Module, draw: Draw, loss: Loss, recipe: Recipe, run: Run
+) -> None:
+    # what is drawn on the device, which is dropout alone
+    chance = generator(recipe.seed, STEP, state.step, run.processes.rank)
+    torch.manual_seed(chance.initial_seed())
+    for group in state.optimizer.param_groups:
+        group["lr"] = recipe.learning_rate * (1 - state.step / recipe.steps)
+    state.optimizer.zero_grad(set_to_none=True)
+    share = [run.processes.share(values) for values in draw(state.step)]
+    parts = list(zip(*(values.tensor_split(recipe.accumulate) for values in share), strict=True))
+    total = torch.zeros((), device=run.device)
+    for number, part in enumerate(parts):
+        with _together(network, number == len(parts) - 1):
+            rows = [values.to(run.device) for values in part]
+            with torch.autocast(torch.device(run.device).type, torch.bfloat16, enabled=recipe.bf16):
+                value = loss(network, *rows) / len(parts)
+            value.backward()
+        total += value.detach()
+    state.whole = False
+    state.optimizer.step()
+    _average(state.average, state.network, min(recipe.ema, (1 + state.step) / (10 + state.step)))
+    state.losses.append(run.processes.mean(total))
+    state.step += 1
+    state.whole = True
+    _validated(state, recipe, run)
+
+
+def _together(network: nn.Module, last: bool) -> Any:
+    """Gradients are averaged over the processes once, after the last part."""
+    no_sync = getattr(network, "no_sync", None)
+    return contextlib.nullcontext() if last or no_sync is None else no_sync()
+
+
+def _validated(state: State, recipe: Recipe, run: Run) -> None:
+    due = state.step % run.validate_every == 0 or state.step == recipe.steps
+    if run.validate is None or not due:
+        return
+    seen = run.validate(state.average) if run.processes.first else None
+    state.validations.append({"step": state.step} | run.processes.from_first(seen))
+
+
+def _settled(state: State, run: Run) -> bool:
+    """Whether validation's loss has not fallen for too long."""
+    losses = [seen["loss"] for seen in state.validations]
+    return 0 < run.patience < len(losses) - losses.index(min(losses)) if losses else False
+
+
+@contextlib.contextmanager
+def _saved_when_it_ends(state: State, run: Run) -> Iterator[None]:
+    """A training that was cancelled or failed can go on later."""
+    begun = state.step
+    try:
+        yield
+    except BaseException:
+        new = state.whole and state.step > begun
+        if run.resume is not None and run.processes.first and new:
+            run.resume.save(state)
+        raise
+
+
+@contextlib.contextmanager
+def _memory_said(recipe: Recipe, run: Run) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not short and "allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"batch_size {recipe.batch_size} in {recipe.accumulate} parts does not fit into the "
+            f"memory of {run.device}; try accumulate {2 * recipe.accumulate}, or batch_size "
+            f"{max(recipe.batch_size // 2, 1)}."
+        ) from error
 
 
 @torch.no_grad()

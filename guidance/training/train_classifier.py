@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adm import ClassifierLayout, HalfUNet
 from ..noise import NoiseSchedule
-from .data import LabelledImages, batches, shifted, to_unit_range
-from .loop import Recipe, optimise
+from .data import Augment, LabelledImages
+from .draws import STEP, VALIDATION, WEIGHTS, Batches, generator
+from .loop import Draw, Recipe, Run, Trained, optimise
+
+TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # at which accuracy is measured
+NOTHING = Augment()
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def train_classifier(
@@ -19,28 +28,59 @@ def train_classifier(
     recipe: Recipe,
     *,
     clean: bool = False,
-    shift: int = 0,
-    device: str = "cpu",
-) -> tuple[HalfUNet, list[float]]:
-    """Cross-entropy at uniformly drawn timesteps, or at t = 0 without noise when `clean`."""
-    torch.manual_seed(recipe.seed)
-    network = HalfUNet(layout, device=device)
+    augment: Augment = NOTHING,
+    held_out: LabelledImages | None = None,
+    run: Run | None = None,
+) -> Trained:
+    """Cross-entropy at uniformly drawn timesteps, or at t = 0 without noise when `clean`.
+
+    Validates on `held_out` while it trains. Raises ValueError for one class alone.
+    """
+    check_classes(data)
+    where = run or Run()
+    network = initialised(lambda: HalfUNet(layout, device=where.device), recipe.seed)
     network.check_size(data.images.shape[-2:])
-    stream = batches(data, recipe.batch_size, recipe.seed)
-    alpha_bar = schedule.alpha_bar.float().to(device)
+    if held_out is not None and len(held_out) and where.validate is None:
+        where = replace(where, validate=lambda net: validated(net, held_out, schedule, clean))
+    levels = schedule.alpha_bar.float()
+    ab = torch.ones(1) if clean else levels
 
-    def loss(net: nn.Module) -> Tensor:
-        images, labels = next(stream)
-        x0, y = shifted(images, shift).to(device), labels.to(device)
-        t = torch.zeros(len(x0), dtype=torch.long, device=device)
-        if clean:
-            return F.cross_entropy(net(x0, t.float()).float(), y)
-        t = torch.randint(0, len(schedule), (len(x0),), device=device)
-        return F.cross_entropy(net(diffuse(x0, alpha_bar[t]), t.float()).float(), y)
+    def loss(net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        x = diffuse(x0, ab.to(x0)[t], noise)
+        return F.cross_entropy(net(x, t.float()).float(), y)
 
-    average, losses = optimise(network, loss, recipe, "train-classifier")
-    assert isinstance(average, HalfUNet)
-    return average, losses
+    return optimise(network, drawing(data, recipe, len(ab), augment), loss, recipe, where)
+
+
+def drawing(data: LabelledImages, recipe: Recipe, timesteps: int, augment: Augment) -> Draw:
+    """What a step sees: x0, noise, t, label of each image."""
+    batches = Batches(len(data), recipe.batch_size, recipe.seed)
+
+    def draw(step: int) -> tuple[Tensor, ...]:
+        chance = generator(recipe.seed, STEP, step)
+        index = batches.at(step)
+        x0 = augment(data.x0(index), chance)
+        noise = torch.randn(x0.shape, generator=chance)
+        t = torch.randint(0, timesteps, (len(x0),), generator=chance)
+        return x0, noise, t, data.labels[index]
+
+    return draw
+
+
+def initialised(build: Callable[[], Network], seed: int) -> Network:
+    """A new network; torch's own random numbers go on as if nothing had been drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
+        return build()
+
+
+def check_classes(data: LabelledImages) -> None:
+    """Raises ValueError when there is nothing to tell apart."""
+    if len(data.names) < 2 or len(data.labels.unique()) < 2:
+        raise ValueError(
+            f"There is one class only ({data.names[0] if data.names else 'without a name'}); a "
+            "classifier needs two or more, each in a folder of its own."
+        )
 
 
 def diffuse(x0: Tensor, alpha_bar: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -50,18 +90,64 @@ def diffuse(x0: Tensor, alpha_bar: Tensor, noise: Tensor | None = None) -> Tenso
     return ab.sqrt() * x0 + (1 - ab).sqrt() * noise
 
 
-@torch.no_grad()
+def validated(
+    network: nn.Module, data: LabelledImages, schedule: NoiseSchedule, clean: bool = False
+) -> dict[str, float]:
+    """{"loss": its mean over the noise levels, "accuracy": of the cleanest, "accuracy 100": ...}.
+
+    On at most 500 images; the noise is the same each time.
+    """
+    some = data.first(500)
+    levels = (0,) if clean else _timesteps(schedule)
+    seen: dict[str, float] = {}
+    losses = []
+    for t in levels:
+        alpha_bar = 1.0 if clean else float(schedule.alpha_bar[t])
+        share, loss = measured(network, some, alpha_bar, t)
+        losses.append(loss)
+        seen["accuracy" if t == 0 else f"accuracy {t}"] = share
+    return {"loss": sum(losses) / len(losses)} | seen
+
+
+def accuracies(
+    network: nn.Module, data: LabelledImages, schedule: NoiseSchedule, clean: bool = False
+) -> dict[str, float]:
+    """The share of `data` named rightly, by timestep; nothing without data."""
+    if not len(data):
+        return {}
+    if clean:
+        return {"0": accuracy(network, data)}
+    return {
+        str(t): accuracy(network, data, float(schedule.alpha_bar[t]), t)
+        for t in _timesteps(schedule)
+    }
+
+
+def _timesteps(schedule: NoiseSchedule) -> list[int]:
+    return [t for t in TIMESTEPS if t < len(schedule)]
+
+
 def accuracy(
     network: nn.Module, data: LabelledImages, alpha_bar: float = 1.0, t: float = 0.0, seed: int = 0
 ) -> float:
     """Share of `data` that the classifier names rightly at one noise level."""
+    return measured(network, data, alpha_bar, t, seed)[0]
+
+
+@torch.no_grad()
+def measured(
+    network: nn.Module, data: LabelledImages, alpha_bar: float, t: float, seed: int = 0
+) -> tuple[float, float]:
+    """Accuracy and mean cross-entropy at one noise level."""
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    right = 0
+    chance = generator(seed, VALIDATION, round(t))
+    right, total = 0, 0.0
     for start in range(0, len(data), 250):
-        x0 = to_unit_range(data.images[start : start + 250])
-        noise = torch.randn(x0.shape, generator=generator)
+        x0 = data.x0(slice(start, start + 250))
+        y = data.labels[start : start + 250]
+        noise = torch.randn(x0.shape, generator=chance)
         x = diffuse(x0, torch.full((len(x0),), alpha_bar), noise).to(device)
-        guess = network(x, torch.full((len(x),), t, device=device)).argmax(dim=1).cpu()
-        right += int((guess == data.labels[start : start + 250]).sum())
-    return right / len(data)
+        logits = network(x, torch.full((len(x),), float(t), device=device)).float().cpu()
+        right += int((logits.argmax(dim=1) == y).sum())
+        total += float(F.cross_entropy(logits, y, reduction="sum"))
+    return right / len(data), total / len(data)

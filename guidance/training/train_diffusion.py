@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..adm import UNet, UNetLayout
 from ..noise import NoiseSchedule
-from .data import LabelledImages, batches, shifted
-from .loop import Recipe, optimise
-from .train_classifier import diffuse
+from .data import Augment, LabelledImages
+from .draws import DROPOUT, generator
+from .loop import Recipe, Run, Trained, optimise
+from .train_classifier import NOTHING, diffuse, drawing, initialised
 
 
 def train_diffusion(
@@ -24,10 +25,10 @@ def train_diffusion(
     recipe: Recipe,
     *,
     p_uncond: float = 0.1,
-    shift: int = 0,
-    device: str = "cpu",
+    augment: Augment = NOTHING,
+    run: Run | None = None,
     weights: dict[str, Tensor] | None = None,
-) -> tuple[UNet, list[float]]:
+) -> Trained:
     """Trains on eps; with probability `p_uncond` a label becomes the layout's null class.
 
     `weights` (a state dict of the same layout) continues an earlier training.
@@ -36,22 +37,22 @@ def train_diffusion(
         raise ValueError(f"p_uncond is {p_uncond}; it is a share, from 0 to 1.")
     if layout.null_class is None and layout.num_classes is not None and p_uncond > 0:
         raise ValueError("p_uncond needs a layout with a null class.")
-    torch.manual_seed(recipe.seed)
-    network = UNet(layout, device=device)
+    where = run or Run()
+    network = initialised(lambda: UNet(layout, device=where.device), recipe.seed)
     network.check_size(data.images.shape[-2:])
     if weights is not None:
         network.load_state_dict(weights)
-    stream = batches(data, recipe.batch_size, recipe.seed)
-    variance = VarianceLoss(schedule, device) if layout.learned_variance else None
-    alpha_bar = schedule.alpha_bar.float().to(device)
+    variance = VarianceLoss(schedule, where.device) if layout.learned_variance else None
+    alpha_bar = schedule.alpha_bar.float().to(where.device)
+    drawn = drawing(data, recipe, len(schedule), augment)
 
-    def loss(net: nn.Module) -> Tensor:
-        images, labels = next(stream)
-        x0 = shifted(images, shift).to(device)
-        t = torch.randint(0, len(schedule), (len(x0),), device=device)
-        noise = torch.randn_like(x0)
+    def draw(step: int) -> tuple[Tensor, ...]:
+        x0, noise, t, labels = drawn(step)
+        return x0, noise, t, drop_labels(labels, layout, p_uncond, recipe.seed, step)
+
+    def loss(net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         x = diffuse(x0, alpha_bar[t], noise)
-        y = drop_labels(labels.to(device), layout, p_uncond)
+        y = None if layout.num_classes is None else labels
         output = net(x, t.float(), y).float()
         eps = output[:, : layout.image_channels]
         value = F.mse_loss(eps, noise)
@@ -59,18 +60,17 @@ def train_diffusion(
             return value
         return value + variance(x0, x, t, eps.detach(), output[:, layout.image_channels :])
 
-    average, losses = optimise(network, loss, recipe, "train-diffusion")
-    assert isinstance(average, UNet)
-    return average, losses
+    return optimise(network, draw, loss, recipe, where)
 
 
-def drop_labels(labels: Tensor, layout: UNetLayout, p_uncond: float) -> Tensor | None:
-    """Labels, a share `p_uncond` of them the null class; None for an unconditional model."""
-    if layout.num_classes is None:
-        return None
+def drop_labels(
+    labels: Tensor, layout: UNetLayout, p_uncond: float, seed: int = 0, step: int = 0
+) -> Tensor:
+    """Labels, a share `p_uncond` of them the null class, where the layout has one."""
     if layout.null_class is None:
         return labels
-    dropped = torch.rand(labels.shape, device=labels.device) < p_uncond
+    chance = generator(seed, DROPOUT, step)
+    dropped = torch.rand(labels.shape, generator=chance) < p_uncond
     return torch.where(dropped, layout.null_class, labels)
 
 

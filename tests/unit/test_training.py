@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from PIL import Image
 from tiny_networks import classifier_layout, unet_layout
 
 from guidance import NoiseSchedule
-from guidance.training.data import LabelledImages, batches, load_images, shifted, to_unit_range
-from guidance.training.loop import Recipe, optimise
+from guidance.training.data import Augment, LabelledImages, load_images, shifted, to_unit_range
+from guidance.training.draws import Batches
+from guidance.training.loop import Recipe, Trained, optimise
 from guidance.training.train_classifier import accuracy, diffuse, train_classifier
 from guidance.training.train_diffusion import VarianceLoss, drop_labels, train_diffusion
 
@@ -94,12 +97,15 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path):
     with pytest.raises(ValueError, match="dog holds no pictures"):
         load_images(root, SIDE)
     (root / "dog" / "broken.png").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"broken\.png is not a whole picture"):
+    with pytest.raises(ValueError, match=r"broken\.png is not a whole picture, nor is any other"):
         load_images(root, SIDE)
     whole = (root / "cat" / "1.png").read_bytes()
     (root / "dog" / "broken.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"broken\.png is not a whole picture"):
         load_images(root, SIDE)
+    (root / "dog" / "whole.png").write_bytes(whole)
+    data = load_images(root, SIDE)
+    assert (len(data), data.skipped) == (2, (str(Path("dog") / "broken.png"),))
 
 
 def arrays(**changes):
@@ -190,22 +196,33 @@ def test_a_split_of_everything_or_nothing_is_refused(share):
         striped(4).split(share, seed=0)
 
 
-def test_every_pass_through_the_data_shows_each_image_at_most_once():
-    data = LabelledImages(
-        torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10), tuple("0123456789")
-    )
-    stream = batches(data, 4, seed=0)
-    drawn = [next(stream) for _ in range(6)]
-    passes = [sum((labels.tolist() for _, labels in drawn[i : i + 2]), []) for i in (0, 2, 4)]
-    assert all(len(set(shown)) == 8 for shown in passes)
-    assert passes[0] != passes[1]
-    for images, labels in drawn:
-        assert torch.allclose(images.flatten(), labels / 127.5 - 1)
+@pytest.mark.parametrize("size", [1, 4, 10, 25])
+def test_every_pass_through_the_data_shows_each_image_once(size):
+    batches = Batches(10, size, seed=0)
+    drawn = torch.cat([batches.at(step) for step in range(50)])[: 50 * size // 10 * 10]
+    passes = drawn.view(-1, 10)
+    assert torch.equal(passes.sort(dim=1).values, torch.arange(10).expand_as(passes))
+    assert not torch.equal(passes[0], passes[1])
+    anew = Batches(10, size, seed=0)
+    assert torch.equal(anew.at(7), batches.at(7)), "a step's batch needs no step before it"
+    assert not torch.equal(Batches(10, 10, seed=1).at(0), Batches(10, 10, seed=0).at(0))
 
 
-def test_a_batch_larger_than_the_data_is_refused_at_once():
-    with pytest.raises(ValueError, match="batch_size is 5, but there are only 4 training images"):
-        batches(striped(4), 5, seed=0)
+def test_pixels_and_latents_as_a_model_sees_them():
+    data = striped(4)
+    assert torch.equal(data.x0(torch.tensor([2])), to_unit_range(data.images[2:3]))
+    latents = LabelledImages(torch.randn(4, 4, 2, 2).half(), data.labels, data.names)
+    assert torch.equal(latents.x0(slice(1, 3)), latents.images[1:3].float())
+
+
+def test_mirror_images_and_moves():
+    images = torch.arange(SIDE * 1.0).expand(300, 1, SIDE, SIDE)
+    chance = torch.Generator().manual_seed(0)
+    changed = Augment(flip=True)(images, chance)
+    mirrored = (changed[:, 0, 0, 0] == SIDE - 1).float().mean()
+    assert 0.4 < mirrored < 0.6
+    assert set(changed[:, 0, 0, 0].tolist()) == {0.0, SIDE - 1.0}
+    assert Augment()(images, chance) is images
 
 
 def test_shifted_images_keep_their_size_and_move_within_bounds():
@@ -226,7 +243,8 @@ def test_noise_is_added_as_the_schedule_says():
 def test_a_recipe_is_checked():
     for options, said in [
         ({"steps": 0}, "steps is 0"),
-        ({"steps": 1, "batch_size": 0}, "batch_size 0"),
+        ({"steps": 1, "batch_size": 0}, "batch_size is 0"),
+        ({"steps": 1, "accumulate": 0}, "accumulate is 0"),
         ({"steps": 1, "ema": 1.0}, "ema is 1.0"),
         ({"steps": 1, "seed": 2**64}, "seed is 18446744073709551616"),
     ]:
@@ -243,8 +261,10 @@ class Weight(torch.nn.Module):
 def test_the_loop_reaches_the_minimum_and_returns_a_frozen_average():
     network = Weight()
     recipe = Recipe(steps=400, learning_rate=0.1, weight_decay=0.0, ema=0.9)
-    average, losses = optimise(network, lambda net: ((net.value - 2) ** 2).sum(), recipe, "test")
-    assert len(losses) == 400
+    draw = lambda step: (torch.zeros(64),)  # noqa: E731
+    trained = optimise(network, draw, lambda net, _: ((net.value - 2) ** 2).sum(), recipe)
+    average = trained.network
+    assert len(trained.losses) == 400
     assert average.value.item() == pytest.approx(2, abs=0.02)
     assert not average.training and not average.value.requires_grad
     assert average is not network
@@ -261,7 +281,7 @@ def trained():
 
 
 def test_a_classifier_learns_what_is_easy_to_tell_apart(trained):
-    network, losses = trained
+    network, losses = trained.network, trained.losses
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     data = striped()
     assert accuracy(network, data) > 0.95
@@ -276,7 +296,7 @@ def test_a_training_repeats_with_its_seed(trained):
     def losses(seed):
         recipe = Recipe(steps=3, batch_size=16, seed=seed)
         data, schedule = striped(), NoiseSchedule("cosine")
-        return train_classifier(data, layout, schedule, recipe, shift=1)[1]
+        return train_classifier(data, layout, schedule, recipe, augment=Augment(shift=1)).losses
 
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
@@ -286,13 +306,12 @@ def test_a_clean_classifier_sees_images_without_noise():
     layout = classifier_layout(**SMALL, out_channels=2)
     recipe = Recipe(steps=25, batch_size=16, learning_rate=2e-3, ema=0.5)
     schedule = NoiseSchedule(torch.tensor([1e-6, 1e-7]))
-    network, _ = train_classifier(striped(), layout, schedule, recipe, clean=True)
+    network = train_classifier(striped(), layout, schedule, recipe, clean=True).network
     assert accuracy(network, striped()) > 0.95
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_the_share_of_dropped_labels(share):
-    torch.manual_seed(0)
     labels = torch.arange(3).repeat(4000)
     dropped = drop_labels(labels, unet_layout(), share)
     is_null = dropped == 3
@@ -300,10 +319,10 @@ def test_the_share_of_dropped_labels(share):
     assert torch.equal(dropped[~is_null], labels[~is_null])
 
 
-def test_labels_stay_without_a_null_class_and_vanish_without_classes():
+def test_labels_stay_without_a_null_class():
     labels = torch.arange(3)
     assert drop_labels(labels, unet_layout(null_class=None), 0.9) is labels
-    assert drop_labels(labels, unet_layout(num_classes=None, null_class=None), 0.9) is None
+    assert drop_labels(labels, unet_layout(num_classes=None, null_class=None), 0.9) is labels
 
 
 @pytest.mark.parametrize(
@@ -325,9 +344,9 @@ def test_a_diffusion_model_learns_to_see_the_noise():
     layout = unet_layout(**SMALL, num_classes=3, null_class=2)
     recipe = Recipe(steps=40, batch_size=16, learning_rate=2e-3, ema=0.9)
     schedule = NoiseSchedule("cosine")
-    network, losses = train_diffusion(striped(), layout, schedule, recipe, p_uncond=0.2)
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-    assert not network.training
+    trained = train_diffusion(striped(), layout, schedule, recipe, p_uncond=0.2)
+    assert sum(trained.losses[-10:]) < 0.8 * sum(trained.losses[:10])
+    assert not trained.network.training
 
 
 def variance_setting(t):
@@ -343,15 +362,15 @@ def variance_setting(t):
 def first_gradient(monkeypatch):
     """The gradient of one step's loss on the last convolution: eps channels, variance channels."""
 
-    def one_step(network, loss, recipe, title):
-        loss(network).backward()
-        return network, []
+    def one_step(network, draw, loss, recipe, run):
+        loss(network, *draw(0)).backward()
+        return Trained(network, [], [])
 
     monkeypatch.setattr("guidance.training.train_diffusion.optimise", one_step)
     layout = unet_layout(**SMALL, num_classes=None, null_class=None)
     recipe = Recipe(steps=1, batch_size=8)
-    network, _ = train_diffusion(striped(), layout, NoiseSchedule("linear"), recipe)
-    return network.out[2].weight.grad.split(3)
+    trained = train_diffusion(striped(), layout, NoiseSchedule("linear"), recipe)
+    return trained.network.out[2].weight.grad.split(3)
 
 
 def test_the_variance_loss_trains_the_variance_and_not_eps(monkeypatch):

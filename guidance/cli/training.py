@@ -1,0 +1,52 @@
+"""What the two training commands share: processes, resume file, what is said at the end."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..files import replaced
+from ..processes import started
+from ..training.loop import Run, Trained
+from ..training.resume import ResumeFile
+from . import options
+
+
+@contextlib.contextmanager
+def running(args: argparse.Namespace, settings: dict[str, Any], title: str) -> Iterator[Run]:
+    """Where the training happens; its resume file goes when the block succeeds."""
+    with started() as processes:
+        resume = ResumeFile.beside(args.output, settings)
+        if args.fresh and processes.first:
+            resume.delete()
+        processes.from_first(None)  # nobody looks for the file before it is gone
+        device = str(options.device(args.device))
+        try:
+            yield Run(title=title, device=device, processes=processes, resume=resume)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_go_on(resume)) from None
+        if processes.first:
+            resume.delete()
+
+
+def _how_to_go_on(resume: ResumeFile) -> str:
+    if not resume.path.exists():
+        return ""
+    return f"interrupted; the same command goes on from where it was ({resume.path})."
+
+
+def write_log(path: str, trained: Trained) -> None:
+    """The loss of each step and what validation saw, as JSON."""
+    with replaced(path) as temporary:
+        about = {"losses": trained.losses, "validations": trained.validations}
+        temporary.write_text(json.dumps(about))
+
+
+def say_skipped(skipped: tuple[str, ...]) -> None:
+    """Names pictures that could not be read."""
+    if skipped:
+        some = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+        print(f"warning: left out {len(skipped)} unreadable pictures: {some}")

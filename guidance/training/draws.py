@@ -1,0 +1,40 @@
+"""What chance decides in a training: a function of seed and step alone.
+
+So a training gives the same with any number of processes, in any number of parts, and when it goes
+on after a crash.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ORDER, STEP, WEIGHTS, VALIDATION, DROPOUT = range(5)
+
+
+def generator(seed: int, *place: int) -> torch.Generator:
+    """A CPU generator for that place in the training of that seed."""
+    words = np.random.SeedSequence([seed % 2**64, *place]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]) % 2**63)
+
+
+class Batches:
+    """Indices of endless batches: one shuffled pass through the data after the other."""
+
+    def __init__(self, count: int, size: int, seed: int):
+        self.count, self.size, self.seed = count, size, seed
+        self._passes: dict[int, Tensor] = {}
+
+    def at(self, step: int) -> Tensor:
+        """Those of batch number `step`, (size,)."""
+        places = range(step * self.size, (step + 1) * self.size)
+        passes = {number: self._pass(number) for number in {p // self.count for p in places}}
+        self._passes = passes
+        return torch.stack([passes[p // self.count][p % self.count] for p in places])
+
+    def _pass(self, number: int) -> Tensor:
+        known = self._passes.get(number)
+        if known is not None:
+            return known
+        return torch.randperm(self.count, generator=generator(self.seed, ORDER, number))

@@ -1,0 +1,98 @@
+"""From labelled images or latents to a classifier with its description: what both doors call."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..adm import ClassifierLayout
+from ..checkpoint import Description
+from ..noise import NoiseSchedule
+from .data import Augment, LabelledImages
+from .loop import Recipe, Run, Trained
+from .train_classifier import accuracies, train_classifier
+
+HASHED = 64 << 20  # bytes of the data that are looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that decides what a classifier becomes."""
+
+    data: LabelledImages
+    layout: ClassifierLayout
+    recipe: Recipe
+    noise_schedule: str = "linear"
+    space: str = "rgb"
+    clean: bool = False
+    augment: Augment = Augment()
+    held_out: float = 0.1
+    patience: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """The same as JSON, the data by its digest: whose a resume file is."""
+        return {
+            **asdict(self.recipe),
+            "layout": asdict(self.layout),
+            "noise_schedule": self.noise_schedule,
+            "clean": self.clean,
+            "augment": asdict(self.augment),
+            "held_out": self.held_out,
+            "data": digest(self.data),
+        }
+
+
+def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
+    """Trains it."""
+    data, held_out = plan.data.split(plan.held_out, plan.recipe.seed)
+    schedule = NoiseSchedule(plan.noise_schedule)
+    started = time.monotonic()
+    trained = train_classifier(
+        data,
+        plan.layout,
+        schedule,
+        plan.recipe,
+        clean=plan.clean,
+        augment=plan.augment,
+        held_out=held_out,
+        run=replace(run, patience=plan.patience, validate_every=_often(plan.recipe)),
+    )
+    last = trained.losses[-200:]
+    training = {
+        "images": len(data),
+        "held_out": len(held_out),
+        "steps": len(trained.losses),
+        "batch_size": plan.recipe.batch_size,
+        "clean": plan.clean,
+        "seed": plan.recipe.seed,
+        "seconds": round(time.monotonic() - started),
+        "loss": sum(last) / len(last),
+        "accuracy_by_timestep": accuracies(trained.network, held_out, schedule, plan.clean),
+    }
+    description = Description(
+        kind="classifier",
+        layout=plan.layout,
+        noise_schedule=plan.noise_schedule,
+        labels=plan.data.names,
+        space=plan.space,
+        training=training,
+    )
+    return trained, description
+
+
+def _often(recipe: Recipe) -> int:
+    """Ten validations in a training, but not more often than each hundredth step."""
+    return max(recipe.steps // 10, 100)
+
+
+def digest(data: LabelledImages) -> str:
+    """Tells one set of images from another; of large ones, every so-many-th is looked at."""
+    found = hashlib.blake2b(digest_size=16)
+    found.update(repr((tuple(data.images.shape), data.names)).encode())
+    found.update(data.labels.numpy().tobytes())
+    size = data.images.numel() * data.images.element_size()
+    some = data.images[:: max(1, -(-size // HASHED))].contiguous()
+    found.update(some.numpy().tobytes())
+    return found.hexdigest()

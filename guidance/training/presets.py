@@ -1,0 +1,85 @@
+"""Sizes of noisy classifiers to choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..adm import ClassifierLayout
+from ..adm.layout import POOLS
+
+COARSEST = 8  # the side at which a classifier ends, as the paper's do
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network's width and depth, whatever the size of its images.
+
+    attention: at sides up to this. mults: the widths by the number of levels, where they are not
+    1, 2, 3, 4 from the coarsest up.
+    """
+
+    channels: int
+    res_blocks: int
+    attention: int
+    head_channels: int
+    norm_groups: int
+    mults: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+
+
+WIDTHS = (1, 2, 3, 4)
+PRESETS = {
+    "small": Preset(32, 1, attention=8, head_channels=32, norm_groups=8),
+    "medium": Preset(64, 2, attention=16, head_channels=64, norm_groups=16),
+    # Dhariwal & Nichol 2021, table 11: the classifiers at 64, 128 and 256
+    "paper": Preset(128, 2, 32, 64, 32, mults={6: (1, 1, 2, 2, 4, 4)}),
+}
+
+
+def classifier_layout(
+    name: str, *, channels: int, size: tuple[int, int], classes: int, pool: str = "attention"
+) -> ClassifierLayout:
+    """The layout of that preset for images of `channels` and H, W `size`.
+
+    Raises ValueError for another name or pool, and for a size that the attention pool cannot take.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}.")
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}.")
+    if pool == "attention" and size[0] != size[1]:
+        raise ValueError(
+            f"pool is attention, which takes square inputs, and these are {size[1]}x{size[0]} "
+            "(width x height); choose adaptive or spatial_v2, or square pictures."
+        )
+    preset = PRESETS[name]
+    sides = _sides(min(size), size)
+    return ClassifierLayout(
+        model_channels=preset.channels,
+        in_channels=channels,
+        out_channels=classes,
+        num_res_blocks=preset.res_blocks,
+        channel_mult=_mult(preset, len(sides)),
+        attention_levels=tuple(n for n, side in enumerate(sides) if side <= preset.attention),
+        image_size=size[0] if size[0] == size[1] else None,
+        num_head_channels=preset.head_channels,
+        norm_groups=preset.norm_groups,
+        pool=pool,
+    )
+
+
+def _sides(side: int, size: tuple[int, int]) -> list[int]:
+    """The side at each level: halved while it goes evenly and is above the coarsest."""
+    sides = [side]
+    factor = 2
+    while sides[-1] > COARSEST and not any(length % factor for length in size):
+        sides.append(sides[-1] // 2)
+        factor *= 2
+    return sides
+
+
+def _mult(preset: Preset, levels: int) -> tuple[float, ...]:
+    if levels in preset.mults:
+        return preset.mults[levels]
+    finest = (1,) * (levels - len(WIDTHS))  # large images stay narrow where they are large
+    return finest + WIDTHS[:levels]

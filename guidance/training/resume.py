@@ -1,0 +1,125 @@
+"""A training's state in a file beside its output, so that it goes on after a crash.
+
+Everything is tensors and JSON in the safetensors format: reading it runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..files import replaced
+
+SUFFIX = ".resume"  # no model file to any loader
+KEY = "training"
+
+
+@dataclass
+class State:
+    """All that a training has to remember."""
+
+    network: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    whole: bool = True  # between two steps: safe to save
+    losses: list[float] = field(default_factory=list)
+    validations: list[dict[str, float]] = field(default_factory=list)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, as they are saved."""
+        found = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for index, about in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in about.items()}
+        return {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Takes over what was saved."""
+        for name, network in (("network", self.network), ("average", self.average)):
+            prefix = f"{name}."
+            kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            network.load_state_dict(kept)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                state.setdefault(int(index), {})[name] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state})
+        self.step, self.losses = about["step"], about["losses"]
+        self.validations = about["validations"]
+
+
+class ResumeFile:
+    """Where a training's state is kept, and whose it is.
+
+    `settings` is all that decides the training's result; a file of other settings is refused.
+    Saves at most every `seconds`.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any], seconds: float = 30.0):
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(settings))
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    @classmethod
+    def beside(cls, output: str | Path, settings: dict[str, Any]) -> ResumeFile:
+        """The one of a training that will write `output`."""
+        return cls(f"{output}{SUFFIX}", settings)
+
+    def read_into(self, state: State) -> bool:
+        """Whether there was a state to go on from.
+
+        Raises ValueError for a file that is damaged or of another training.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                about = json.loads((file.metadata() or {})[KEY])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            self._check(about["settings"])
+            state.restore(tensors, about)
+        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} is no state that this training can go on from "
+                f"({type(error).__name__}); delete it to begin anew."
+            ) from error
+        return True
+
+    def _check(self, found: dict[str, Any]) -> None:
+        names = sorted(found.keys() | self.settings.keys())
+        other = [name for name in names if found.get(name) != self.settings.get(name)]
+        if other:
+            name = other[0]
+            raise ValueError(
+                f"{self.path} is of a training with {name} {found.get(name)!r}, but this one has "
+                f"{self.settings.get(name)!r}; delete it to begin anew, or ask for the same."
+            )
+
+    def save_sometimes(self, state: State) -> None:
+        """Saves when the last time is long enough ago."""
+        if time.monotonic() - self._last >= self.seconds:
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Writes the state; atomic."""
+        about = {"settings": self.settings, "step": state.step, "losses": state.losses}
+        about["validations"] = state.validations
+        with replaced(self.path) as temporary:
+            save_file(state.tensors(), temporary, {KEY: json.dumps(about)})
+        self._last = time.monotonic()
+
+    def delete(self) -> None:
+        """The training has ended."""
+        self.path.unlink(missing_ok=True)

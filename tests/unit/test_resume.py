@@ -1,0 +1,259 @@
+"""A training that was stopped in any way goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_networks import classifier_layout
+
+from guidance import NoiseSchedule
+from guidance.training.data import LabelledImages
+from guidance.training.loop import Recipe, Run, optimise
+from guidance.training.resume import ResumeFile
+from guidance.training.train_classifier import train_classifier
+
+SIDE = 8
+SMALL = {"channel_mult": (1,), "attention_levels": (), "image_size": SIDE, "out_channels": 2}
+
+
+class Stop(Exception):
+    """What a cancelled run raises."""
+
+
+def data():
+    images = torch.randint(0, 256, (20, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    return LabelledImages(images.to(torch.uint8), torch.arange(20) % 2, ("even", "odd"))
+
+
+def trained(resume=None, stop_at=None, dropout=0.0, **recipe):
+    def on_step(step, loss):
+        if step == stop_at:
+            raise Stop
+
+    recipe = {"steps": 12, "batch_size": 6, "ema": 0.9} | recipe
+    run = Run(resume=resume, on_step=on_step)
+    layout = classifier_layout(**SMALL, dropout=dropout)
+    schedule = NoiseSchedule("linear")
+    return train_classifier(data(), layout, schedule, Recipe(**recipe), held_out=data(), run=run)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_training_stopped_twice_ends_with_the_same_weights(tmp_path, dropout):
+    whole = trained(dropout=dropout)
+    for stop_at in (3, 4, 9):
+        resume = ResumeFile(tmp_path / "c.resume", {"seed": 0})
+        with pytest.raises(Stop):
+            trained(resume, stop_at, dropout)
+    parts = trained(ResumeFile(tmp_path / "c.resume", {"seed": 0}), dropout=dropout)
+    assert parts.losses == whole.losses and len(whole.losses) == 12
+    assert parts.validations == whole.validations
+    for name, weight in whole.network.state_dict().items():
+        assert torch.equal(parts.network.state_dict()[name], weight), name
+
+
+def test_parts_of_a_batch_give_what_the_whole_gives():
+    one, three = trained(), trained(accumulate=3)
+    assert three.losses == pytest.approx(one.losses, abs=1e-5)
+
+
+def test_chance_elsewhere_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trained(dropout=0.5, steps=2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_state_of_another_training_is_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(Stop):
+        trained(ResumeFile.beside(path, {"seed": 0, "data": "a"}), 3)
+    before = (tmp_path / "c.safetensors.resume").read_bytes()
+    with pytest.raises(ValueError, match="with data 'a', but this one has 'b'; delete it"):
+        trained(ResumeFile.beside(path, {"seed": 0, "data": "b"}))
+    assert (tmp_path / "c.safetensors.resume").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", None])
+def test_a_damaged_state_is_refused(tmp_path, content):
+    resume = ResumeFile(tmp_path / "c.resume", {})
+    with pytest.raises(Stop):
+        trained(resume, 3)
+    whole = resume.path.read_bytes()
+    resume.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(ValueError, match=r"c\.resume is no state that this training can go on"):
+        trained(resume)
+
+
+def test_the_disk_is_full_while_a_state_is_saved(tmp_path, monkeypatch):
+    resume = ResumeFile(tmp_path / "c.resume", {}, seconds=0)
+    with pytest.raises(Stop):
+        trained(resume, 3)
+    before = resume.path.read_bytes()
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("guidance.training.resume.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        trained(resume)
+    assert resume.path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [resume.path]
+
+
+def test_too_little_memory_is_said_with_what_to_try():
+    def loss(network, _):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(ValueError, match=r"batch_size 64 in 1 parts .* try accumulate 2, or .* 32"):
+        optimise(torch.nn.Linear(1, 1), lambda step: (torch.zeros(64),), loss, Recipe(steps=1))
+
+
+def test_it_stops_when_validation_no_longer_improves():
+    seen = iter([3.0, 2.0, 2.5, 2.2, 2.1, 1.0])
+    run = Run(validate=lambda network: {"loss": next(seen)}, validate_every=2, patience=3)
+    network = torch.nn.Linear(1, 1)
+    draw, loss = (lambda step: (torch.ones(64, 1),)), (lambda net, x: net(x).mean())
+    trained = optimise(network, draw, loss, Recipe(steps=100), run)
+    assert len(trained.losses) == 10
+    assert [one["step"] for one in trained.validations] == [2, 4, 6, 8, 10]
+
+
+# --- processes that are killed, and several at once -----------------------------------------
+
+# Forks trainings that save after each step, and kills them; torch is imported once.
+KILLER = """
+import json, os, random, signal, sys, time
+repository, state, kills, *command = sys.argv[1:]
+sys.path.insert(0, repository)
+from pathlib import Path
+from safetensors import safe_open
+import guidance.cli.train_classifier
+from guidance.__main__ import main
+from guidance.training.resume import ResumeFile
+ResumeFile.__init__.__defaults__ = (0.0,)
+chance, state = random.Random(0), Path(state)
+
+def written():
+    return state.stat().st_mtime_ns if state.exists() else 0
+
+def train():
+    child = os.fork()
+    if not child:
+        os._exit(main(command))
+    return child
+
+for _ in range(int(kills)):
+    before, child = written(), train()
+    while written() == before:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended: give it more steps"
+        time.sleep(0.002)
+    time.sleep(chance.uniform(0, 0.1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with safe_open(state, "pt") as file:
+        for key in file.keys():
+            file.get_tensor(key)
+        print(json.loads(file.metadata()["training"])["step"], flush=True)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(train(), 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """The data as a file."""
+    import numpy as np
+
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    images = data().images.permute(0, 2, 3, 1).numpy()
+    np.savez(path, arr_0=images, arr_1=data().labels.numpy())
+    return path
+
+
+def arguments(npz, output, steps):
+    return [
+        *["train-classifier", "--data", str(npz), "--output", str(output), "--steps", str(steps)],
+        *["--channels", "32", "--channel-mult", "1", "--attention-levels", "", "--device", "cpu"],
+        *["--batch-size", "4", "--held-out", "0", "--history", str(output.with_suffix(".json"))],
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
+@pytest.mark.timeout(900)
+def test_killed_twenty_times(root, npz, tmp_path):
+    """It always goes on, and ends as a training that nobody killed."""
+
+    killed, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
+    command = [sys.executable, "-c", KILLER, str(root)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    reached = []
+    for output, kills in ((killed, 20), (whole, 0)):
+        state = Path(f"{output}.resume")
+        done = subprocess.run(
+            [*command, str(state), str(kills), *arguments(npz, output, 600)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert not state.exists()
+        reached.append([int(line) for line in done.stdout.splitlines() if line.isdigit()])
+    steps = reached[0]
+    assert len(steps) == 20 and steps == sorted(steps) and steps[-1] > steps[0]
+    one, other = (json.loads(p.with_suffix(".json").read_text()) for p in (killed, whole))
+    assert one == other
+    assert all(
+        torch.equal(load_file(whole)[name], weight) for name, weight in load_file(killed).items()
+    )
+
+
+def run_processes(root, count, command):
+    """`torchrun --nproc-per-node COUNT -m guidance ...` on this machine, on the CPU."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run += [f"--nproc-per-node={count}", "-m", "guidance", *command]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(run, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_two_processes_train_as_one(root, npz, tmp_path):
+    losses = []
+    for count in (1, 2):
+        output = tmp_path / f"{count}.safetensors"
+        run_processes(root, count, arguments(npz, output, 20))
+        losses.append(json.loads(output.with_suffix(".json").read_text())["losses"])
+        assert not list(tmp_path.glob("*.resume"))
+    assert len(losses[0]) == 20
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    ours, theirs = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_two_processes_draw_the_images_of_one(root, tmp_path, method):
+    import numpy as np
+
+    models = root / "models"
+    command = [
+        *["sample", "--model", str(models / "diffusion_models" / "digits_adm.safetensors")],
+        *["--classifier", str(models / "classifiers" / "digits_classifier.safetensors")],
+        *["--num-samples", "5", "--batch-size", "2", "--method", method, "--device", "cpu"],
+        *["--respacing", "ddim3" if method == "ddim" else "3", "--output"],
+    ]
+    drawn = []
+    for count in (1, 2):
+        output = tmp_path / f"{count}.npz"
+        run_processes(root, count, [*command, str(output)])
+        with np.load(output) as file:
+            drawn.append((file["arr_0"], file["arr_1"]))
+    assert len(drawn[0][0]) == 5
+    assert all((one == two).all() for one, two in zip(*drawn, strict=True))
