@@ -14,6 +14,7 @@ from .steering import (
     ClassifierGuidance,
 )
 from .tracing import GuidancePlot, GuidanceTrace
+from .training import LabelledImageFolder, SaveNoisyClassifier, TrainNoisyClassifier
 
 NODES: list[type[io.ComfyNode]] = [
     NoisyClassifierLoader,
@@ -29,6 +30,9 @@ NODES: list[type[io.ComfyNode]] = [
     CFGScaleScheduler,
     GuidanceTrace,
     GuidancePlot,
+    LabelledImageFolder,
+    TrainNoisyClassifier,
+    SaveNoisyClassifier,
 ]
 
 

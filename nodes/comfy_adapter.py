@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
+import json
+import logging
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,19 +32,28 @@ import torch
 from torch import Tensor
 
 from ..guidance.adm import UNet, UNetLayout
-from ..guidance.checkpoint import DTYPES, SUFFIXES, Checkpoint, CheckpointError, read_checkpoint
+from ..guidance.checkpoint import (
+    DTYPES,
+    SUFFIXES,
+    Checkpoint,
+    CheckpointError,
+    Description,
+    read_checkpoint,
+)
 from ..guidance.classifier import NoisyClassifier
 from ..guidance.labels import class_names, spread_labels
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
 from ..guidance.place import Place, step_of
+from ..guidance.training.resume import ResumeFile
 
 PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
 DTYPE_NAMES = ["auto", *DTYPES]
 
+PIXELS = "rgb"
 TRACE_KEY = "guidance_trace"
 RUN_KEY = "classifier_guidance_run"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
@@ -56,6 +69,8 @@ def register_model_folders() -> None:
     user_folder = Path(folder_paths.models_dir) / CLASSIFIERS
     folder_paths.add_model_folder_path(CLASSIFIERS, str(user_folder))
     folder_paths.add_model_folder_path(CLASSIFIERS, str(PACK_MODELS / CLASSIFIERS))
+    saved = Path(folder_paths.get_output_directory()) / CLASSIFIERS
+    folder_paths.add_model_folder_path(CLASSIFIERS, str(saved))
     folder_paths.add_model_folder_path(DIFFUSION_MODELS, str(PACK_MODELS / DIFFUSION_MODELS))
     # an empty set would mean every file; ComfyUI's own set includes .pkl
     paths, _ = folder_paths.folder_names_and_paths[CLASSIFIERS]
@@ -111,6 +126,7 @@ class PlacedClassifier:
     classifier: NoisyClassifier
     patcher: Any
     file_name: str
+    description: Description | None = None
 
     def on_device(self) -> NoisyClassifier:
         """Loads the network onto the compute device; for use outside a sampling run."""
@@ -134,7 +150,18 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
     with torch.inference_mode(False):
         classifier = build_classifier(checkpoint, weights, offload, compute_dtype=compute)
     patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
-    return PlacedClassifier(classifier, patcher, name)
+    return PlacedClassifier(classifier, patcher, name, checkpoint.description)
+
+
+def place_trained(network: Any, description: Description) -> PlacedClassifier:
+    """A classifier that was trained just now."""
+    about = description
+    classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    network.to(offload)
+    patcher = WholePatcher(network, load_device=device, offload_device=offload)
+    return PlacedClassifier(classifier, patcher, "The trained classifier", description)
 
 
 def _read(folder: str, name: str, kind: str, overrides: dict[str, Any]) -> Checkpoint:
@@ -430,6 +457,112 @@ def starts_from_an_image(model_sampling: Any) -> bool:
 def latent_channels(patcher: Any) -> int:
     """Channels of what the sampler carries for this MODEL."""
     return patcher.get_model_object("latent_format").latent_channels
+
+
+def space_of(patcher: Any) -> str:
+    """What the space that the sampler works in is called: "rgb", or its latent format."""
+    found = patcher.get_model_object("latent_format")
+    return (
+        PIXELS if isinstance(found, comfy.latent_formats.ChromaRadiance) else type(found).__name__
+    )
+
+
+def to_model_space(patcher: Any, samples: Tensor) -> Tensor:
+    """Latents of a VAE (N, C, H, W) as the sampler carries them."""
+    return patcher.get_model_object("latent_format").process_in(samples.clone()).float()
+
+
+# --- training --------------------------------------------------------------------------------
+
+
+def class_folder_names() -> list[str]:
+    """Folders of the input folder that hold folders."""
+    root = Path(folder_paths.get_input_directory())
+    if not root.is_dir():
+        return []
+    found = {
+        path.parent for depth in ("*/*", "*/*/*") for path in root.glob(depth) if path.is_dir()
+    }
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def class_folder_path(name: str) -> Path:
+    """Where that folder is; raises ValueError when it is gone, or not in the input folder."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not path.is_dir():
+        raise ValueError(
+            f"folder is {name!r}, which is no folder in {root}; put a folder with a folder for "
+            "each class there."
+        )
+    return path
+
+
+def class_folder_fingerprint(name: str) -> str:
+    """Changes with the pictures."""
+    root = Path(folder_paths.get_input_directory()) / name
+    seen = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        about = path.stat()
+        seen.update(f"{path}:{about.st_size}:{about.st_mtime_ns}".encode())
+    return seen.hexdigest()
+
+
+def check_room(size: int, what: str) -> None:
+    """Raises ValueError when main memory has no room for that many bytes."""
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
+    if size > free:
+        raise ValueError(
+            f"{what} take {size / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free; choose a "
+            "smaller size or fewer pictures."
+        )
+
+
+def warn(text: str) -> None:
+    """Into ComfyUI's log."""
+    logging.warning("Classifier Guidance: %s", text)
+
+
+def train_in_bf16(precision: str) -> bool:
+    """The asked one; "auto": where the accelerator computes in it."""
+    device = comfy.model_management.get_torch_device()
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type != "cpu" and comfy.model_management.should_use_bf16(device)
+
+
+def prepare_training() -> torch.device:
+    """The device, with room made on it."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cpu":
+        comfy.model_management.unload_all_models()
+    return device
+
+
+def training_progress(steps: int) -> Callable[[int, float], None]:
+    """Called after each step: moves the node's progress bar, and ends what was cancelled."""
+    bar = comfy.utils.ProgressBar(steps)
+
+    def on_step(step: int, loss: float) -> None:
+        bar.update_absolute(step, steps)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return on_step
+
+
+def training_resume(settings: dict[str, Any]) -> ResumeFile:
+    """Where a training of these settings is kept while it lasts."""
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
+    folder = Path(folder_paths.get_user_directory()) / "classifier_guidance"
+    return ResumeFile(folder / f"{key}.resume", settings)
+
+
+def new_output_path(prefix: str) -> Path:
+    """The next free name in the output folder."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
 
 # --- the page --------------------------------------------------------------------------------

@@ -35,6 +35,12 @@ def check_fit(placed: adapter.PlacedClassifier, model: Any) -> None:
             f"{placed.file_name} was trained on {wanted}-channel images, but this model's latents "
             f"have {found} channels; use a classifier trained for this model's space."
         )
+    space, here = placed.classifier.space, adapter.space_of(model)
+    if space is not None and space != here:
+        raise ValueError(
+            f"{placed.file_name} was trained in the space {space}, but this model works in {here}; "
+            "use a classifier trained for this model's space."
+        )
 
 
 @dataclass(frozen=True)
