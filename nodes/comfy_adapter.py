@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.conds
 import comfy.latent_formats
@@ -46,7 +46,9 @@ from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
 from ..guidance.place import Place, step_of
-from ..guidance.training.resume import ResumeFile
+
+if TYPE_CHECKING:  # loaded when something is trained
+    from ..guidance.training.resume import ResumeFile
 
 PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
 CLASSIFIERS = "classifiers"
@@ -552,6 +554,8 @@ def training_progress(steps: int) -> Callable[[int, float], None]:
 
 def training_resume(settings: dict[str, Any]) -> ResumeFile:
     """Where a training of these settings is kept while it lasts."""
+    from ..guidance.training.resume import ResumeFile
+
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
     folder = Path(folder_paths.get_user_directory()) / "classifier_guidance"
     return ResumeFile(folder / f"{key}.resume", settings)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io, ui
 
+from ..guidance.adm.presets import PRESETS, classifier_layout
 from ..guidance.checkpoint import Description, save_checkpoint
-from ..guidance.training.data import Augment, LabelledImages, load_images
-from ..guidance.training.loop import Recipe, Run
-from ..guidance.training.new_classifier import Plan, new_classifier
-from ..guidance.training.presets import PRESETS, classifier_layout
 from . import comfy_adapter as adapter
 from .types import CATEGORY, NoisyClassifierType
+
+if TYPE_CHECKING:  # loaded when something is trained, not with ComfyUI
+    from ..guidance.training.data import LabelledImages
 
 TRAINING = f"{CATEGORY}/training"
 
@@ -54,6 +55,8 @@ class LabelledImageFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder, size) -> io.NodeOutput:
+        from ..guidance.training.data import load_images
+
         data = load_images(adapter.class_folder_path(folder), size)
         adapter.check_room(data.images.numel() * 4, f"{len(data)} images of {size}x{size}")
         if data.skipped:
@@ -228,6 +231,9 @@ class TrainNoisyClassifier(io.ComfyNode):
         weight_decay=0.05,
         patience=0,
     ) -> io.NodeOutput:
+        from ..guidance.training.data import Augment
+        from ..guidance.training.loop import Recipe
+        from ..guidance.training.new_classifier import Plan
         from ..guidance.training.plot import plot_training  # matplotlib, on first use
 
         # gradients flow through what is made here: no inference tensors
@@ -267,7 +273,10 @@ class TrainNoisyClassifier(io.ComfyNode):
         return io.NodeOutput(placed, plot.float()[None] / 255)
 
 
-def _train(plan: Plan):
+def _train(plan: Any) -> Any:
+    from ..guidance.training.loop import Run
+    from ..guidance.training.new_classifier import new_classifier
+
     resume = adapter.training_resume(plan.settings())
     device = adapter.prepare_training()
     run = Run(
@@ -320,6 +329,8 @@ def training_space(images, latents, model) -> tuple[torch.Tensor, str]:
 
 def labelled(x0: torch.Tensor, labels: str, what: str) -> LabelledImages:
     """The images with their classes; raises ValueError when they are not as many."""
+    from ..guidance.training.data import LabelledImages
+
     given = [name.strip() for name in labels.strip().split("\n" if "\n" in labels else ",")]
     if len(given) != len(x0):
         raise ValueError(

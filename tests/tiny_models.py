@@ -47,8 +47,9 @@ def write_classifier(
         image_size=SIZE,
         pool=pool,
     )
+    space = "rgb" if channels == 3 else None
     about = Description(
-        kind="classifier", layout=layout, noise_schedule="linear", labels=labels, space="rgb"
+        kind="classifier", layout=layout, noise_schedule="linear", labels=labels, space=space
     )
     network = randomised(HalfUNet(layout), seed, 0.2)
     save_checkpoint(path, network.state_dict(), about, dtype)

@@ -6,11 +6,11 @@ import argparse
 
 from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
+from ..adm.presets import PRESETS, classifier_layout
 from ..checkpoint import save_checkpoint
 from ..files import check_target, replaced
 from ..training.data import Augment, LabelledImages, load_images
 from ..training.new_classifier import Plan, new_classifier
-from ..training.presets import PRESETS, classifier_layout
 from . import options
 from .training import running, say_skipped, write_log
 

@@ -101,7 +101,7 @@ def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
     """What the classifier saw is what process_latent_in gives; its file says which space."""
     model = core_model("EPS")
     seen = []
-    module = pack_module("nodes.training")
+    module = pack_module("guidance.training.new_classifier")
     plan_of = module.Plan
 
     def noted(**about):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..adm import ClassifierLayout
-from ..adm.layout import POOLS
+from .layout import POOLS, ClassifierLayout
 
 COARSEST = 8  # the side at which a classifier ends, as the paper's do
 
