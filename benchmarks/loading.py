@@ -117,10 +117,7 @@ def main(files: list[Path]) -> None:
     print("| file | MB | memory, ours / file | memory, copying / file | time, ours / copying |")
     print("|---|---|---|---|---|")
     for path in files:
-        ours, copying = (
-            [in_fresh_process(__file__, how, str(path)) for _ in range(RUNS)]
-            for how in ("library", "copying")
-        )
+        ours, copying = runs("library", path), runs("copying", path)
         time_ratio = median(ours, "seconds") / median(copying, "seconds")
         size = path.stat().st_size / 1e6
         print(

@@ -151,19 +151,23 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
     # gradients flow through these weights: they must not be inference tensors
     with torch.inference_mode(False):
         classifier = build_classifier(checkpoint, weights, offload, compute_dtype=compute)
-    patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
-    return PlacedClassifier(classifier, patcher, name, checkpoint.description)
+    return _placed(classifier, name, checkpoint.description)
 
 
 def place_trained(network: Any, description: Description) -> PlacedClassifier:
     """A classifier that was trained just now."""
     about = description
     classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
+    network.to(comfy.model_management.unet_offload_device())
+    return _placed(classifier, "The trained classifier", description)
+
+
+def _placed(classifier: NoisyClassifier, name: str, about: Description) -> PlacedClassifier:
+    """The classifier, its network where ComfyUI keeps what is not in use."""
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    network.to(offload)
-    patcher = WholePatcher(network, load_device=device, offload_device=offload)
-    return PlacedClassifier(classifier, patcher, "The trained classifier", description)
+    patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
+    return PlacedClassifier(classifier, patcher, name, about)
 
 
 def _read(folder: str, name: str, kind: str, overrides: dict[str, Any]) -> Checkpoint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .layout import POOLS, ClassifierLayout
+from .layout import ClassifierLayout
 
 COARSEST = 8  # the side at which a classifier ends, as the paper's do
 
@@ -44,15 +44,13 @@ def classifier_layout(
     """
     if name not in PRESETS:
         raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}.")
-    if pool not in POOLS:
-        raise ValueError(f"pool is {pool!r}; expected one of {', '.join(POOLS)}.")
     if pool == "attention" and size[0] != size[1]:
         raise ValueError(
             f"pool is attention, which takes square inputs, and these are {size[1]}x{size[0]} "
             "(width x height); choose adaptive or spatial_v2, or square pictures."
         )
     preset = PRESETS[name]
-    sides = _sides(min(size), size)
+    sides = _sides(size)
     return ClassifierLayout(
         model_channels=preset.channels,
         in_channels=channels,
@@ -67,9 +65,9 @@ def classifier_layout(
     )
 
 
-def _sides(side: int, size: tuple[int, int]) -> list[int]:
-    """The side at each level: halved while it goes evenly and is above the coarsest."""
-    sides = [side]
+def _sides(size: tuple[int, int]) -> list[int]:
+    """The shorter side at each level: halved while it goes evenly and is above the coarsest."""
+    sides = [min(size)]
     factor = 2
     while sides[-1] > COARSEST and not any(length % factor for length in size):
         sides.append(sides[-1] // 2)

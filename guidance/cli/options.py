@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import ATTENTION_ORDERS
+from ..files import check_target
 from ..training.loop import Recipe
 
 
@@ -119,6 +120,13 @@ def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> N
     )
     group.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
     add_device(parser)
+
+
+def check_training_targets(args: argparse.Namespace) -> None:
+    """Raises ValueError when what `add_training` names cannot be written: before the work."""
+    check_target(args.output, ".safetensors")
+    if args.history:
+        check_target(args.history, ".json")
 
 
 def recipe(args: argparse.Namespace) -> Recipe:

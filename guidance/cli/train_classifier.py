@@ -10,6 +10,7 @@ from ..adm.presets import PRESETS, classifier_layout
 from ..checkpoint import save_checkpoint
 from ..files import check_target, replaced
 from ..training.data import Augment, LabelledImages, load_images
+from ..training.loop import Trained
 from ..training.new_classifier import Plan, new_classifier
 from . import options
 from .training import running, say_skipped, write_log
@@ -38,11 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_target(args.output, ".safetensors")
+    options.check_training_targets(args)
     if args.plot:
         check_target(args.plot, ".png")
-    if args.history:
-        check_target(args.history, ".json")
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
     plan = Plan(
@@ -63,23 +62,23 @@ def run(args: argparse.Namespace) -> None:
             return
         weights = trained.network.state_dict()
         save_checkpoint(args.output, weights, description, args.save_dtype)
-        if args.history:
-            write_log(args.history, trained)
+        write_log(args.history, trained)
         if args.plot:
-            _plot(args.plot, trained.losses, trained.validations)
+            _plot(args.plot, trained)
     training = description.training
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
     for t, share in training["accuracy_by_timestep"].items():
         print(f"  held-out accuracy at timestep {t}: {share:.3f}")
 
 
-def _plot(path: str, losses: list[float], validations: list[dict[str, float]]) -> None:
+def _plot(path: str, trained: Trained) -> None:
     from PIL import Image
 
     from ..training.plot import plot_training  # matplotlib, on first use
 
     with replaced(path) as temporary:
-        Image.fromarray(plot_training(losses, validations)).save(temporary, format="PNG")
+        picture = Image.fromarray(plot_training(trained.losses, trained.validations))
+        picture.save(temporary, format="PNG")
 
 
 def _layout(args: argparse.Namespace, data: LabelledImages) -> ClassifierLayout:

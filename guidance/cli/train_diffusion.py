@@ -8,10 +8,8 @@ from dataclasses import asdict
 
 from ..adm import UNetLayout
 from ..checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
-from ..files import check_target
 from ..noise import NoiseSchedule
 from ..training.data import Augment, LabelledImages, load_images
-from ..training.new_classifier import digest
 from ..training.train_diffusion import train_diffusion
 from . import options
 from .training import running, say_skipped, write_log
@@ -29,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_target(args.output, ".safetensors")
-    if args.history:
-        check_target(args.history, ".json")
+    options.check_training_targets(args)
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
     recipe = options.recipe(args)
@@ -45,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         "p_uncond": args.p_uncond,
         "augment": asdict(augment),
         "init": args.init,
-        "data": digest(data),
+        "data": data.digest(),
     }
     started = time.monotonic()
     with running(args, settings, "train-diffusion") as where:
@@ -63,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
         )
         if not where.processes.first:
             return
-        last = trained.losses[-200:]
         training = {
             "images": len(data),
             "steps": args.steps,
@@ -72,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             "seed": args.seed,
             "before": earlier.description.training if earlier else None,
             "seconds": round(time.monotonic() - started),
-            "loss": sum(last) / len(last),
+            "loss": trained.loss,
         }
         description = Description(
             kind="diffusion",
@@ -82,8 +77,7 @@ def run(args: argparse.Namespace) -> None:
             space="rgb",
             training=training,
         )
-        if args.history:
-            write_log(args.history, trained)
+        write_log(args.history, trained)
         save_checkpoint(args.output, trained.network.state_dict(), description, args.save_dtype)
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
 

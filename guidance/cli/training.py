@@ -38,8 +38,10 @@ def _how_to_go_on(resume: ResumeFile) -> str:
     return f"interrupted; the same command goes on from where it was ({resume.path})."
 
 
-def write_log(path: str, trained: Trained) -> None:
-    """The loss of each step and what validation saw, as JSON."""
+def write_log(path: str | None, trained: Trained) -> None:
+    """The loss of each step and what validation saw, as JSON, where that was asked for."""
+    if path is None:
+        return
     with replaced(path) as temporary:
         about = {"losses": trained.losses, "validations": trained.validations}
         temporary.write_text(json.dumps(about))

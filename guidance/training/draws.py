@@ -10,13 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, STEP, WEIGHTS, VALIDATION, DROPOUT = range(5)
+ORDER, STEP, WEIGHTS, VALIDATION, DROPOUT, NETWORK = range(6)
+
+
+def seed_of(seed: int, *place: int) -> int:
+    """A seed for that place in the training of that seed."""
+    words = np.random.SeedSequence([seed % 2**64, *place]).generate_state(1, np.uint64)
+    return int(words[0]) % 2**63
 
 
 def generator(seed: int, *place: int) -> torch.Generator:
-    """A CPU generator for that place in the training of that seed."""
-    words = np.random.SeedSequence([seed % 2**64, *place]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0]) % 2**63)
+    """A CPU generator for that place."""
+    return torch.Generator().manual_seed(seed_of(seed, *place))
 
 
 class Batches:

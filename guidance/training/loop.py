@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..processes import ALONE, Processes
-from .draws import STEP, generator
+from .draws import NETWORK, seed_of
 from .resume import ResumeFile, State
 
 Draw = Callable[[int], tuple[Tensor, ...]]
@@ -61,7 +61,7 @@ class Run:
     processes: Processes = ALONE
     resume: ResumeFile | None = None
     on_step: Callable[[int, float], None] | None = None
-    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    validate: Callable[[nn.Module], dict[str, Any]] | None = None
     validate_every: int = 100
     patience: int = 0
 
@@ -72,7 +72,13 @@ class Trained:
 
     network: Any
     losses: list[float]
-    validations: list[dict[str, float]]
+    validations: list[dict[str, Any]]
+
+    @property
+    def loss(self) -> float:
+        """The mean of the last 200 steps'."""
+        last = self.losses[-200:]
+        return sum(last) / len(last)
 
 
 def optimise(
@@ -123,9 +129,8 @@ def _steps(state: State, draw: Draw, loss: Loss, recipe: Recipe, run: Run) -> No
 def _one_step(
     state: State, network: nn.Module, draw: Draw, loss: Loss, recipe: Recipe, run: Run
 ) -> None:
-    # what is drawn on the device, which is dropout alone
-    chance = generator(recipe.seed, STEP, state.step, run.processes.rank)
-    torch.manual_seed(chance.initial_seed())
+    # what is drawn on the device, which is the network's dropout alone
+    torch.manual_seed(seed_of(recipe.seed, NETWORK, state.step, run.processes.rank))
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.learning_rate * (1 - state.step / recipe.steps)
     state.optimizer.zero_grad(set_to_none=True)

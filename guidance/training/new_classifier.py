@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,9 +11,7 @@ from ..checkpoint import Description
 from ..noise import NoiseSchedule
 from .data import Augment, LabelledImages
 from .loop import Recipe, Run, Trained
-from .train_classifier import accuracies, train_classifier
-
-HASHED = 64 << 20  # bytes of the data that are looked at
+from .train_classifier import train_classifier, validated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +37,7 @@ class Plan:
             "clean": self.clean,
             "augment": asdict(self.augment),
             "held_out": self.held_out,
-            "data": digest(self.data),
+            "data": self.data.digest(),
         }
 
 
@@ -59,7 +56,9 @@ def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
         held_out=held_out,
         run=replace(run, patience=plan.patience, validate_every=_often(plan.recipe)),
     )
-    last = trained.losses[-200:]
+    seen: dict[str, Any] = {"accuracy": {}}
+    if len(held_out):
+        seen = validated(trained.network, held_out, schedule, plan.clean)
     training = {
         "images": len(data),
         "held_out": len(held_out),
@@ -68,8 +67,8 @@ def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
         "clean": plan.clean,
         "seed": plan.recipe.seed,
         "seconds": round(time.monotonic() - started),
-        "loss": sum(last) / len(last),
-        "accuracy_by_timestep": accuracies(trained.network, held_out, schedule, plan.clean),
+        "loss": trained.loss,
+        "accuracy_by_timestep": seen["accuracy"],
     }
     description = Description(
         kind="classifier",
@@ -85,14 +84,3 @@ def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
 def _often(recipe: Recipe) -> int:
     """Ten validations in a training, but not more often than each hundredth step."""
     return max(recipe.steps // 10, 100)
-
-
-def digest(data: LabelledImages) -> str:
-    """Tells one set of images from another; of large ones, every so-many-th is looked at."""
-    found = hashlib.blake2b(digest_size=16)
-    found.update(repr((tuple(data.images.shape), data.names)).encode())
-    found.update(data.labels.numpy().tobytes())
-    size = data.images.numel() * data.images.element_size()
-    some = data.images[:: max(1, -(-size // HASHED))].contiguous()
-    found.update(some.numpy().tobytes())
-    return found.hexdigest()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..figures import new_figure, to_pixels
 
 
-def plot_training(losses: list[float], validations: list[dict[str, float]]) -> np.ndarray:
+def plot_training(losses: list[float], validations: list[dict[str, Any]]) -> np.ndarray:
     """(H, W, 3) uint8: the loss of each step, validation's, and accuracy by noise level."""
     figure = new_figure(9.0, 7.0)
     top, bottom = figure.subplots(2, 1)
@@ -27,16 +29,13 @@ def plot_training(losses: list[float], validations: list[dict[str, float]]) -> n
     return to_pixels(figure)
 
 
-def _accuracies(ax, validations: list[dict[str, float]]) -> None:  # type: ignore[no-untyped-def]
+def _accuracies(ax: Any, validations: list[dict[str, Any]]) -> None:
     """A line for each of the last validations, the newest strongest."""
     some = validations[-5:]
     for number, seen in enumerate(some):
-        levels = {0: seen["accuracy"]} if "accuracy" in seen else {}
-        levels |= {int(k.split()[1]): v for k, v in seen.items() if k.startswith("accuracy ")}
-        ts = sorted(levels)
         ax.plot(
-            ts,
-            [levels[t] for t in ts],
+            [int(t) for t in seen["accuracy"]],
+            list(seen["accuracy"].values()),
             "o-",
             color="tab:green",
             alpha=(number + 1) / len(some),

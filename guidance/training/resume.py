@@ -32,7 +32,7 @@ class State:
     step: int = 0
     whole: bool = True  # between two steps: safe to save
     losses: list[float] = field(default_factory=list)
-    validations: list[dict[str, float]] = field(default_factory=list)
+    validations: list[dict[str, Any]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, as they are saved."""
@@ -87,7 +87,8 @@ class ResumeFile:
         try:
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 about = json.loads((file.metadata() or {})[KEY])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                # copies: the file is replaced while they are in use
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             self._check(about["settings"])
             state.restore(tensors, about)
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..adm import ClassifierLayout, HalfUNet
 from ..noise import NoiseSchedule
 from .data import Augment, LabelledImages
-from .draws import STEP, VALIDATION, WEIGHTS, Batches, generator
+from .draws import STEP, VALIDATION, WEIGHTS, Batches, generator, seed_of
 from .loop import Draw, Recipe, Run, Trained, optimise
 
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # at which accuracy is measured
+VALIDATED = 500  # images that are enough while it trains
 NOTHING = Augment()
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -41,9 +42,9 @@ def train_classifier(
     network = initialised(lambda: HalfUNet(layout, device=where.device), recipe.seed)
     network.check_size(data.images.shape[-2:])
     if held_out is not None and len(held_out) and where.validate is None:
-        where = replace(where, validate=lambda net: validated(net, held_out, schedule, clean))
-    levels = schedule.alpha_bar.float()
-    ab = torch.ones(1) if clean else levels
+        some = held_out.first(VALIDATED)
+        where = replace(where, validate=lambda net: validated(net, some, schedule, clean))
+    ab = torch.ones(1) if clean else schedule.alpha_bar.float()
 
     def loss(net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, y: Tensor) -> Tensor:
         x = diffuse(x0, ab.to(x0)[t], noise)
@@ -70,7 +71,7 @@ def drawing(data: LabelledImages, recipe: Recipe, timesteps: int, augment: Augme
 def initialised(build: Callable[[], Network], seed: int) -> Network:
     """A new network; torch's own random numbers go on as if nothing had been drawn."""
     with torch.random.fork_rng():
-        torch.manual_seed(generator(seed, WEIGHTS).initial_seed())
+        torch.manual_seed(seed_of(seed, WEIGHTS))
         return build()
 
 
@@ -92,39 +93,20 @@ def diffuse(x0: Tensor, alpha_bar: Tensor, noise: Tensor | None = None) -> Tenso
 
 def validated(
     network: nn.Module, data: LabelledImages, schedule: NoiseSchedule, clean: bool = False
-) -> dict[str, float]:
-    """{"loss": its mean over the noise levels, "accuracy": of the cleanest, "accuracy 100": ...}.
+) -> dict[str, Any]:
+    """{"loss": its mean over the noise levels, "accuracy": {timestep: share named rightly}}.
 
-    On at most 500 images; the noise is the same each time.
+    The noise is the same each time. A clean classifier has one level, without noise.
     """
-    some = data.first(500)
-    levels = (0,) if clean else _timesteps(schedule)
-    seen: dict[str, float] = {}
-    losses = []
+    levels = (0,) if clean else tuple(t for t in TIMESTEPS if t < len(schedule))
+    seen = {}
     for t in levels:
         alpha_bar = 1.0 if clean else float(schedule.alpha_bar[t])
-        share, loss = measured(network, some, alpha_bar, t)
-        losses.append(loss)
-        seen["accuracy" if t == 0 else f"accuracy {t}"] = share
-    return {"loss": sum(losses) / len(losses)} | seen
-
-
-def accuracies(
-    network: nn.Module, data: LabelledImages, schedule: NoiseSchedule, clean: bool = False
-) -> dict[str, float]:
-    """The share of `data` named rightly, by timestep; nothing without data."""
-    if not len(data):
-        return {}
-    if clean:
-        return {"0": accuracy(network, data)}
+        seen[str(t)] = measured(network, data, alpha_bar, t)
     return {
-        str(t): accuracy(network, data, float(schedule.alpha_bar[t]), t)
-        for t in _timesteps(schedule)
+        "loss": sum(loss for _, loss in seen.values()) / len(seen),
+        "accuracy": {t: share for t, (share, _) in seen.items()},
     }
-
-
-def _timesteps(schedule: NoiseSchedule) -> list[int]:
-    return [t for t in TIMESTEPS if t < len(schedule)]
 
 
 def accuracy(
