@@ -8,6 +8,8 @@ random weights of the released 64x64 classifier. Prints a Markdown table.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import statistics
 import sys
@@ -91,6 +93,12 @@ def resident(which: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
 
 
+def give_back() -> None:
+    """Memory that was freed goes back to the system; else the next load would grow less."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def measured(how: str, path: Path, comfyui: str | None = None) -> dict:
     """Seconds, and the growth as a share of the file, of one load."""
     sys.path.insert(1, str(ROOT))
@@ -103,6 +111,7 @@ def measured(how: str, path: Path, comfyui: str | None = None) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         # what the first load of any file brings along is not this file's
         loader(write_model(Path(folder) / f"small{path.suffix}", kind, "fp32", 64))
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
     before, start = resident("VmRSS"), time.perf_counter()
     with torch.inference_mode():

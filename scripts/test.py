@@ -1,4 +1,7 @@
-"""The linters and all tests: `python3 run.py test [pytest args]`."""
+"""The linters and all tests: `python3 run.py test [pytest args]`.
+
+All of them run in two processes, file by file; those that the arguments name, in this one.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,22 @@ def names_tests(argument: str) -> bool:
 def main(arguments: list[str]) -> int:
     """Run pytest, over all of tests/ unless the arguments name some of it."""
     os.chdir(ROOT)
-    chosen = arguments if any(map(names_tests, arguments)) else ["tests", *arguments]
+    everything = not any(map(names_tests, arguments))
+    chosen = [*in_two_processes(), "tests", *arguments] if everything else arguments
     return pytest.main(["-c", "tests/pytest.ini", "--durations=10", *chosen])
+
+
+def in_two_processes() -> list[str]:
+    """pytest's arguments for that; none where there is one core.
+
+    The cores are shared out: the threads of two torch processes on the same cores would wait for
+    each other.
+    """
+    cores = os.cpu_count() or 1
+    if cores < 2:
+        return []
+    os.environ["OMP_NUM_THREADS"] = str(cores // 2)
+    return ["-n", "2", "--dist", "loadfile"]
 
 
 if __name__ == "__main__":

@@ -90,6 +90,20 @@ def say_at_the_end():
     return RESULTS.append
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """One of several processes hands its lines to the first one."""
+    handed = getattr(session.config, "workeroutput", None)
+    if handed is not None:
+        handed["results"] = RESULTS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """The first process takes them."""
+    RESULTS.extend(getattr(node, "workeroutput", {}).get("results", ()))
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
     """Say at the end, after pytest's own summary, which ComfyUI was used and what was skipped."""

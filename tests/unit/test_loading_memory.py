@@ -32,6 +32,6 @@ def test_peak_memory(growth, tmp_path, comfyui_if_any, say_at_the_end, kind, suf
     for how, *place in ways:
         found = growth(how, file, *place)
         say_at_the_end(f"memory while loading / file: {file.name} {how} {found:.3f}")
-        assert 0.9 < found <= BAR
+        assert 0.5 < found <= BAR  # from below: that the load was seen at all
     if suffix == "pt" and kind == "classifier":
         assert growth("copying", file) > 1.5  # what the test is worth
