@@ -239,7 +239,7 @@ class TrainNoisyClassifier(io.ComfyNode):
         # gradients flow through what is made here: no inference tensors
         with torch.inference_mode(False), torch.enable_grad():
             x0, space = training_space(images, latents, model)
-            data = labelled(x0, labels, "images" if latents is None else "latents")
+            data = labelled(x0, labels, "images" if latents is None else "latents", space)
             layout = classifier_layout(
                 preset,
                 channels=x0.shape[1],
@@ -262,7 +262,6 @@ class TrainNoisyClassifier(io.ComfyNode):
                 layout=layout,
                 recipe=recipe,
                 noise_schedule=noise_schedule,
-                space=space,
                 augment=Augment(shift, flip),
                 held_out=held_out,
                 patience=patience,
@@ -327,7 +326,7 @@ def training_space(images, latents, model) -> tuple[torch.Tensor, str]:
     return adapter.to_model_space(model, samples), adapter.space_of(model)
 
 
-def labelled(x0: torch.Tensor, labels: str, what: str) -> LabelledImages:
+def labelled(x0: torch.Tensor, labels: str, what: str, space: str) -> LabelledImages:
     """The images with their classes; raises ValueError when they are not as many."""
     from ..guidance.training.data import LabelledImages
 
@@ -340,7 +339,7 @@ def labelled(x0: torch.Tensor, labels: str, what: str) -> LabelledImages:
         set(given), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)
     )
     index = torch.tensor([names.index(name) for name in given])
-    return LabelledImages(x0, index, tuple(names))
+    return LabelledImages(x0, index, tuple(names), space=space)
 
 
 class SaveNoisyClassifier(io.ComfyNode):

@@ -24,7 +24,7 @@ for name in ("comfyui", "comfy_run", "comfy_server", "demo"):
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
 for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
-for name in ("mixture", "schedule_inputs", "tiny_models"):
+for name in ("latent_digits", "mixture", "real_digits", "schedule_inputs", "tiny_models"):
     MODULES[name] = TESTS / f"{name}.py"
 
 

@@ -66,10 +66,17 @@ function valueOf(node, name) {
 /** The number of steps that some sampler or scheduler of this graph takes. */
 function stepsOfTheGraph() {
   for (const node of app.graph?.nodes ?? []) {
-    const steps = valueOf(node, "steps");
+    const steps = valueOf(node, "steps") ?? respacedSteps(valueOf(node, "respacing"));
     if (Number.isInteger(steps) && steps > 0) return steps;
   }
   return DEFAULT_STEPS;
+}
+
+/** What ADM Scheduler makes of "250", "ddim25" or "10,15,20". */
+function respacedSteps(text) {
+  if (typeof text !== "string") return undefined;
+  const counts = text.trim().toLowerCase().replace(/^ddim/, "").split(",");
+  return counts.reduce((sum, count) => sum + Number(count), 0);
 }
 
 /** Shows what the shape reads, and draws it, as far as the widgets say what it is. */

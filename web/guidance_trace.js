@@ -87,14 +87,20 @@ function draw(node, picture, said) {
     svg("polyline", { points: places.join(" "), ...look, "data-line": key }, picture);
   };
   const axis = (value) => (value - low) / (high - low);
+  for (const value of [low, (low + high) / 2, high]) {
+    const level = y(axis(value));
+    svg("line", { x1: 0, x2: size.width, y1: level, y2: level, stroke: "#8884" }, picture);
+    const look = { x: 3, y: level + (value === high ? 10 : -3), "font-size": 9, fill: "#999" };
+    svg("text", look, picture).textContent = shown(value);
+  }
   line("cfg", axis);
   line("scale", axis);
   line("probability", (value) => value);
-  said.replaceChildren(...sayings(seen, steps, high));
+  said.replaceChildren(...sayings(seen, steps));
   said.title = said.textContent;
 }
 
-function sayings(seen, steps, high) {
+function sayings(seen, steps) {
   const last = seen.at(-1);
   const passes = seen.reduce((sum, one) => sum + one.passes, 0);
   const parts = [[`step ${Math.floor(last.step) + 1}/${steps}`, "inherit"]];
@@ -102,7 +108,7 @@ function sayings(seen, steps, high) {
   if (last.scale !== null) parts.push([`classifier ${shown(last.scale)}`, COLOURS.scale]);
   const sure = seen.findLast((one) => one.probability !== null);
   if (sure) parts.push([`p ${sure.probability.toFixed(2)}`, COLOURS.probability]);
-  parts.push([`${passes} passes`, "inherit"], [`0 to ${shown(high)}`, "#888"]);
+  parts.push([`${passes} passes`, "inherit"]);
   return parts.map(([text, colour]) => {
     const span = document.createElement("span");
     span.textContent = `${text}  `;

@@ -94,7 +94,9 @@ def network_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> None:
     parser.add_argument(
-        "--data", required=True, help=".npz (arr_0, arr_1) or folder of class folders"
+        "--data",
+        required=True,
+        help="folder of class folders, .npz (arr_0, arr_1), or .safetensors of labelled latents",
     )
     parser.add_argument("--output", required=True, help="the .safetensors file to write")
     parser.add_argument("--image-size", type=int, help="side in pixels; needed for folders")

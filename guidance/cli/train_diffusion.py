@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from ..adm import UNetLayout
 from ..checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
 from ..noise import NoiseSchedule
 from ..training.data import Augment, LabelledImages, load_images
+from ..training.loop import Run
+from ..training.samples import Sampler
 from ..training.train_diffusion import train_diffusion
 from . import options
 from .training import running, say_skipped, write_log
@@ -24,10 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--p-uncond", type=float, default=0.1, help="share of labels dropped")
     parser.add_argument("--init", help="a model file whose training goes on")
     parser.add_argument("--fixed-variance", action="store_true", help="do not learn the variance")
+    group = parser.add_argument_group("looking at it while it is trained")
+    group.add_argument(
+        "--sample-every",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="draw images with the averaged weights, into OUTPUT_step_....png; 0: never",
+    )
+    group.add_argument("--sample-cfg", type=float, default=2.0, help="the CFG of these images")
 
 
 def run(args: argparse.Namespace) -> None:
     options.check_training_targets(args)
+    if args.sample_every < 0:
+        raise ValueError(f"sample-every is {args.sample_every}; it must be at least 0.")
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
     recipe = options.recipe(args)
@@ -54,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             recipe,
             p_uncond=args.p_uncond,
             augment=augment,
-            run=where,
+            run=_with_samples(args, where),
             weights=earlier.tensors if earlier else None,
         )
         if not where.processes.first:
@@ -74,12 +87,20 @@ def run(args: argparse.Namespace) -> None:
             layout=layout,
             noise_schedule=args.noise_schedule,
             labels=None if args.unconditional else data.names,
-            space="rgb",
+            space=data.space,
             training=training,
         )
         write_log(args.history, trained)
         save_checkpoint(args.output, trained.network.state_dict(), description, args.save_dtype)
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
+
+
+def _with_samples(args: argparse.Namespace, run: Run) -> Run:
+    """The run, its images drawn as --sample-every asks."""
+    if not args.sample_every:
+        return run
+    sampler = Sampler(args.output, args.noise_schedule, args.sample_cfg)
+    return replace(run, show=sampler, show_every=args.sample_every)
 
 
 def _earlier(file: str, layout: UNetLayout) -> Checkpoint:

@@ -1,16 +1,20 @@
-"""Labelled images or latents for training: an .npz file, or a folder with one folder per class."""
+"""Labelled images or latents for training: a folder with one folder per class, .npz, latents."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import replaced as replaced_file
 from ..images import load_samples, open_picture
 
 # what torchvision's ImageFolder reads
@@ -33,13 +37,14 @@ class LabelledImages:
     """images (N, C, H, W), labels int64 (N,), names of the classes.
 
     images are pixels in uint8, or floats that are x0 already: latents in their model's space.
-    skipped: files that could not be read.
+    skipped: files that could not be read. space: "rgb", or the latent format's name.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    space: str = "rgb"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -59,7 +64,7 @@ class LabelledImages:
 
     def first(self, count: int) -> LabelledImages:
         """At most so many of them."""
-        return LabelledImages(self.images[:count], self.labels[:count], self.names)
+        return self._pick(slice(count))
 
     def digest(self) -> str:
         """Tells one set of images from another; of large ones, every so-many-th is looked at."""
@@ -71,12 +76,13 @@ class LabelledImages:
         found.update(some.numpy().tobytes())
         return found.hexdigest()
 
-    def _pick(self, index: Tensor) -> LabelledImages:
-        return LabelledImages(self.images[index], self.labels[index], self.names)
+    def _pick(self, index: Tensor | slice) -> LabelledImages:
+        return replace(self, images=self.images[index], labels=self.labels[index], skipped=())
 
 
 def load_images(path: str | Path, image_size: int | None = None) -> LabelledImages:
-    """Reads `path`: .npz with arr_0 uint8 (N, H, W, C) and arr_1 labels, or a folder of folders.
+    """Reads `path`: a folder of folders, .npz with arr_0 uint8 (N, H, W, C) and arr_1 labels, or
+    latents that `save_latents` wrote.
 
     Folder images are cropped to the centre square and resized to `image_size`; what cannot be
     read is left out and named in `skipped`. Raises ValueError when there is nothing to read, a
@@ -87,7 +93,52 @@ def load_images(path: str | Path, image_size: int | None = None) -> LabelledImag
         return _from_folder(path, image_size)
     if path.suffix == ".npz" and path.is_file():
         return _from_npz(path, image_size)
-    raise ValueError(f"{path} is neither a folder of class folders nor an .npz file.")
+    if path.suffix == ".safetensors" and path.is_file():
+        return load_latents(path)
+    raise ValueError(
+        f"{path} is neither a folder of class folders, nor an .npz file, nor a .safetensors file "
+        "of latents."
+    )
+
+
+def save_latents(path: str | Path, data: LabelledImages) -> None:
+    """Writes latents (N, C, H, W), as the sampler carries them, with their labels; atomic."""
+    about = {"names": json.dumps(data.names), "space": data.space}
+    tensors = {"latents": data.images.float().contiguous(), "labels": data.labels.long()}
+    with replaced_file(path) as temporary:
+        save_file(tensors, temporary, about)
+
+
+def load_latents(path: str | Path) -> LabelledImages:
+    """What `save_latents` wrote.
+
+    Raises ValueError that names the file when it is damaged, lacks a tensor, or they do not fit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            latents, labels = file.get_tensor("latents"), file.get_tensor("labels")
+        names = tuple(str(name) for name in json.loads(about["names"]))
+        space = about["space"]
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no file of labelled latents ({type(error).__name__}); expected the tensors "
+            "latents (N, C, H, W) and labels (N,), and names and space in its metadata."
+        ) from error
+    fit = latents.ndim == 4 and latents.is_floating_point() and labels.shape == latents.shape[:1]
+    if not fit or labels.dtype != torch.int64 or not len(labels):
+        raise ValueError(
+            f"{path} has latents {latents.dtype} {tuple(latents.shape)} and labels {labels.dtype} "
+            f"{tuple(labels.shape)}; expected floats (N, C, H, W) and N class indices."
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise ValueError(
+            f"{path} has labels from {int(labels.min())} to {int(labels.max())}, but names "
+            f"{len(names)} classes."
+        )
+    if not bool(latents.isfinite().all()):
+        raise ValueError(f"{path} has latents that are not finite; encode those images anew.")
+    return LabelledImages(latents, labels, names, space=space)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

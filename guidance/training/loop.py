@@ -54,6 +54,7 @@ class Run:
     on_step(step, loss) is called after each; what it raises ends the training, whose state is kept.
     validate(network) gives {"loss": ..., ...} of the averaged network every `validate_every` steps;
     when its loss has not fallen for `patience` times (0: whatever it does) the training stops.
+    show(network, step) may look at the averaged network every `show_every` steps (0: never).
     """
 
     title: str = "train"
@@ -64,6 +65,8 @@ class Run:
     validate: Callable[[nn.Module], dict[str, Any]] | None = None
     validate_every: int = 100
     patience: int = 0
+    show: Callable[[nn.Module, int], None] | None = None
+    show_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def _one_step(
     state.step += 1
     state.whole = True
     _validated(state, recipe, run)
+    _shown(state, recipe, run)
 
 
 def _together(network: nn.Module, last: bool) -> Any:
@@ -165,6 +169,12 @@ def _validated(state: State, recipe: Recipe, run: Run) -> None:
         return
     seen = run.validate(state.average) if run.processes.first else None
     state.validations.append({"step": state.step} | run.processes.from_first(seen))
+
+
+def _shown(state: State, recipe: Recipe, run: Run) -> None:
+    due = run.show_every and (state.step % run.show_every == 0 or state.step == recipe.steps)
+    if run.show is not None and due and run.processes.first:
+        run.show(state.average, state.step)
 
 
 def _settled(state: State, run: Run) -> bool:

@@ -22,7 +22,6 @@ class Plan:
     layout: ClassifierLayout
     recipe: Recipe
     noise_schedule: str = "linear"
-    space: str = "rgb"
     clean: bool = False
     augment: Augment = Augment()
     held_out: float = 0.1
@@ -75,7 +74,7 @@ def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
         layout=plan.layout,
         noise_schedule=plan.noise_schedule,
         labels=plan.data.names,
-        space=plan.space,
+        space=plan.data.space,
         training=training,
     )
     return trained, description

@@ -105,6 +105,16 @@ def test_passes(page, node):
     assert "60 of 80 passes" in said.inner_text()
 
 
+@pytest.mark.parametrize("respacing, steps", [("ddim50", 50), ("250", 250), ("10, 15,20", 45)])
+def test_passes_of_a_respaced_run(page, node, respacing, steps):
+    scheduler = page.add("ADMScheduler", 900, 100)
+    page.set_value(scheduler, "respacing", respacing)
+    page.set_value(node, "shape", "constant")
+    page.page.wait_for_timeout(100)
+    said = page.page.locator(".cg-curve .cg-said").inner_text()
+    assert said == f"shape: constant · {2 * steps} of {2 * steps} passes"
+
+
 def test_another_shape_is_shown_and_not_drawn_on(page, node):
     page.set_value(node, "shape", "linear")
     page.page.wait_for_timeout(200)

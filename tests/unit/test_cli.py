@@ -18,6 +18,7 @@ from tiny_networks import CLASSES, NAMES, SIZE, half_unet, unet, write_model
 from guidance import load_adm, load_classifier
 from guidance.__main__ import COMMANDS, main
 from guidance.checkpoint import read_checkpoint
+from guidance.training.data import LabelledImages, save_latents
 
 NETWORK = ["--channels", "32", "--channel-mult", "1,2", "--attention-levels", "1"]
 TRAINING = [*NETWORK, "--steps", "3", "--batch-size", "4", "--ema", "0.5", "--device", "cpu"]
@@ -91,6 +92,35 @@ def test_train_diffusion_writes_a_model_with_a_null_class(guidance):
     assert (model.num_classes, model.layout.null_class, model.labels) == (3, 3, NAMES)
     assert model.layout.learned_variance
     guidance("sample", "--model", "d.safetensors", *SAMPLING, "--cfg", "3", "--output", "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"), [([], (3, 4)), (["--unconditional"], (4, 4))], ids=["classes", "none"]
+)
+def test_train_diffusion_draws_while_it_trains(guidance, options, shape):
+    """A column for each class; in steps 2 and, because it is the last one, 3."""
+    arguments = ["--data", "@data.npz", *TRAINING, *options]
+    guidance("train-diffusion", *arguments, "--output", "d.safetensors", "--sample-every", "2")
+    assert names_here() == ["d.safetensors", "d_step_0000002.png", "d_step_0000003.png"]
+    with Image.open("d_step_0000003.png") as picture:
+        columns, rows = shape
+        assert picture.size == (2 * (columns * (SIZE + 2) + 2), 2 * (rows * (SIZE + 2) + 2))
+    guidance("train-diffusion", *arguments, "--output", "e.safetensors")
+    one, two = (read_checkpoint(f"{name}.safetensors").tensors for name in "de")
+    assert all(torch.equal(one[key], two[key]) for key in one)  # looking changes nothing
+
+
+def test_train_classifier_on_latents(guidance):
+    chance = torch.Generator().manual_seed(0)
+    labels = torch.arange(12) % 2
+    latents = torch.randn(12, 4, 8, 8, generator=chance) + labels[:, None, None, None]
+    save_latents("data.safetensors", LabelledImages(latents, labels, ("a", "b"), space="SDXL"))
+    output = ["--output", "c.safetensors", "--pool", "adaptive"]
+    guidance("train-classifier", "--data", "data.safetensors", *output, *TRAINING)
+    about = read_checkpoint("c.safetensors").description
+    assert (about.space, about.labels, about.layout.in_channels) == ("SDXL", ("a", "b"), 4)
+    said = guidance("info", "c.safetensors")
+    assert "SDXL" in said
 
 
 @pytest.mark.parametrize(

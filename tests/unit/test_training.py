@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_networks import classifier_layout, unet_layout
 
 from guidance import NoiseSchedule
-from guidance.training.data import Augment, LabelledImages, load_images, shifted, to_unit_range
+from guidance.training.data import (
+    Augment,
+    LabelledImages,
+    load_images,
+    save_latents,
+    shifted,
+    to_unit_range,
+)
 from guidance.training.draws import Batches
 from guidance.training.loop import Recipe, Trained, optimise
 from guidance.training.train_classifier import accuracy, diffuse, train_classifier
@@ -416,3 +424,54 @@ def test_the_variance_loss_is_least_at_the_right_variance(t):
     assert at(v_best) < min(at(-1.0), at(1.0))
     expected = 0.5 * float((best / low).log()) / np.log(2)
     assert at(v_best) == pytest.approx(expected, rel=0.02)
+
+
+# --- latents -----------------------------------------------------------------------------------
+
+
+def some_latents(**changes):
+    about = {
+        "images": torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        "labels": torch.arange(12) % 2,
+        "names": ("cat", "dog"),
+        "space": "SD15",
+    }
+    return LabelledImages(**about | changes)
+
+
+def test_latents_come_back_as_they_were_saved(tmp_path):
+    data = some_latents()
+    save_latents(tmp_path / "a.safetensors", data)
+    again = load_images(tmp_path / "a.safetensors")
+    assert torch.equal(again.images, data.images) and torch.equal(again.labels, data.labels)
+    assert (again.names, again.space) == (data.names, "SD15")
+    assert torch.equal(again.x0(slice(3)), data.images[:3])
+    assert again.split(0.5, 0)[0].space == "SD15"
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"images": torch.zeros(12, 4, 8)}, r"latents torch.float32 \(12, 4, 8\)"),
+        ({"labels": torch.zeros(5)}, r"labels torch.int64 \(5,\)"),
+        ({"labels": torch.arange(12)}, "labels from 0 to 11, but names 2 classes"),
+        ({"images": torch.full((12, 4, 8, 8), float("nan"))}, "not finite"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(tmp_path, changes, said):
+    save_latents(tmp_path / "a.safetensors", some_latents(**changes))
+    with pytest.raises(ValueError, match=said):
+        load_images(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 64])
+def test_damaged_latents_are_refused(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.safetensors is no file of labelled latents"):
+        load_images(tmp_path / "a.safetensors")
+
+
+def test_a_model_file_is_no_file_of_latents(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="expected the tensors latents"):
+        load_images(tmp_path / "a.safetensors")
