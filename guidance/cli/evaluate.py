@@ -225,6 +225,8 @@ def _notes(rows: list[Row], reference: Reference | None) -> list[str]:
         f"Frechet distance, precision and recall: to the {real} images of {reference.name}, in "
         f"{size} features of the judge."
     )
+    if len({row.images for row in rows}) > 1:
+        notes.append("They change with the number of images; compare rows that have as many.")
     fewest = min(real, *(row.images for row in rows))
     if fewest <= size:
         notes.append(
