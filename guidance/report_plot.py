@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from .figures import new_figure, to_pixels
 from .report import Row
 
-COLOURS = {"none": "black", "classifier": "tab:orange", "CFG": "tab:blue", "file": "tab:gray"}
-MARKERS = "sP*X^vD<>"  # of schedules and files
+COLOURS = {"none": "black", "classifier": "tab:orange", "CFG": "tab:blue"}
+OTHERS = ("gray", "green", "red", "purple", "brown", "olive", "cyan")  # of files, in turn
+MARKERS = "sP*X^vD<>dph"  # of schedules and files, in turn
 LONGEST = 70  # characters of a name in the legend
 # where a scale stands beside its point: two kinds do not write over each other
 BESIDE = {"none": (-11, 5), "classifier": (5, -12), "CFG": (5, 5)}
@@ -55,9 +57,10 @@ def _draw(ax: Any, rows: Sequence[Row], across: str, up: str) -> None:
     for row in rows:
         lines.setdefault((row.kind, row.guidance), []).append(row)
     start = [place(row) for row in rows if row.kind == "none"]
-    markers = iter(MARKERS * len(rows))
+    markers, others = cycle(MARKERS), cycle(OTHERS)
     for (kind, name), along in lines.items():
-        look: dict[str, Any] = {"color": COLOURS[kind], "label": _plain(name)}
+        look: dict[str, Any] = {"label": _plain(name)}
+        look["color"] = COLOURS.get(kind) or f"tab:{next(others)}"
         places = [place(row) for row in along]
         if along[0].scale is None:
             look |= {"marker": next(markers), "ms": 9, "ls": "", "alpha": 0.8}
