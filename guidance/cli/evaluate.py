@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         if not saved:
             raise
-        kept = f"interrupted; rows whose samples were written: {len(saved)}, the last is {saved[-1]}."
+        kept = f"interrupted; rows with samples written: {len(saved)}, the last is {saved[-1]}."
         raise KeyboardInterrupt(kept) from None
 
 

@@ -348,7 +348,7 @@ def test_an_interruption_leaves_the_samples_of_whole_rows(guidance, monkeypatch)
     said = guidance(*DRAW, *FILES, "--save-samples", "samples", status=130)
     first = str(Path("samples") / "01_none_0.npz")
     assert said.strip().splitlines()[-1] == (
-        f"interrupted; rows whose samples were written: 1, the last is {first}."
+        f"interrupted; rows with samples written: 1, the last is {first}."
     )
     assert names_here() == [first]
     with np.load(first) as file:
