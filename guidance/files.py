@@ -16,9 +16,18 @@ def check_target(path: str | Path, *suffixes: str) -> None:
         raise ValueError(f"output is {path}; its name must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise ValueError(f"output is {path}, which is a folder; give the name of a file.")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"output is {path}, but {parent} is no folder that can be written to.")
+    _check_writable(path, path.absolute().parent)
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises ValueError when files cannot be written into the folder `path`: before the work."""
+    _check_writable(Path(path), Path(path).absolute())
+
+
+def _check_writable(path: Path, folder: Path) -> None:
+    found = next(each for each in (folder, *folder.parents) if each.exists())
+    if not found.is_dir() or not os.access(found, os.W_OK):
+        raise ValueError(f"output is {path}, but {found} is no folder that can be written to.")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .labels import parse_labels
 from .low_res import UPSCALE
 from .processes import ALONE, Processes
 from .respacing import respaced_timesteps
-from .sampling import Guide, Step, chain, sample
+from .sampling import Guide, Step, chain, place_of, sample
 from .schedule import GuidanceSchedule
 from .strength import Strength
 
@@ -88,8 +88,7 @@ def generate(
     _check_channels(model, classifier)
     size = _size(model, image_size, low_res)
     generator = torch.Generator(model.device).manual_seed(job.seed)
-    timesteps = respaced_timesteps(job.respacing, len(model.schedule))
-    steps = chain(model.schedule.alpha_bar.tolist(), timesteps)
+    steps = _steps(model, job)
     wanted = _fixed_labels(model, classifier, job)
     images: dict[int, np.ndarray] = {}
     labels: list[int] = []
@@ -113,6 +112,24 @@ def generate(
         images |= others
     whole = np.concatenate([images[start] for start in starts])
     return whole, np.array(labels, dtype=np.int64)
+
+
+def check_schedules(model: DiffusionModel, job: Job) -> None:
+    """Raises ScheduleError for a schedule that does not fit the job's run, before it starts."""
+    steps = _steps(model, job)
+    whole = min(job.batch_size, job.num_samples)
+    last = job.num_samples % job.batch_size or whole
+    for schedule in filter(None, (job.schedule, job.cfg_schedule)):
+        schedule.check_model(flow=False)
+        for index, step in enumerate(steps):
+            place = place_of(step, index, len(steps), len(model.schedule))
+            for batch in (whole, last):
+                schedule.scales(place, batch)
+
+
+def _steps(model: DiffusionModel, job: Job) -> list[Step]:
+    timesteps = respaced_timesteps(job.respacing, len(model.schedule))
+    return chain(model.schedule.alpha_bar.tolist(), timesteps)
 
 
 def _pass_over(shape: tuple[int, ...], steps: int, generator: torch.Generator) -> None:

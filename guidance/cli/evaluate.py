@@ -3,110 +3,234 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from dataclasses import fields
+import re
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from ..classifier import NoisyClassifier
 from ..diffusion import DiffusionModel
-from ..evaluation import Score, judge_samples
-from ..files import check_target, replaced
-from ..generation import Job, generate, with_scales
-from ..images import load_samples
+from ..evaluation import Reference, Score, check_judge, judge_samples, judged
+from ..files import check_folder, check_target, replaced
+from ..generation import Job, check_schedules, generate
+from ..images import load_samples, save_samples
 from ..loading import load_classifier
-from ..strength import Strength
+from ..metrics import check_enough
+from ..processes import Processes, started
+from ..report import Row, table
+from ..report_plot import plot_rows
+from ..training.data import load_images
+from ..work import Work, counted
 from . import options
-from .sample import add_sampling, load_models, sampling_options
+from .runs import Run, planned
+from .sample import add_sampling, load_models
+from .training import say_skipped
 
-HELP = "judge how well samples follow their class over a range of scales"
+HELP = "judge how well samples follow their class over a range of scales and schedules"
+ASK_FOR_REFERENCE = (
+    "Frechet distance, precision and recall need real images: give them with --reference."
+)
+PER_IMAGE = "Passes of the diffusion network, gradients of the classifier, and seconds: per image."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser, needs_model=False)
     parser.add_argument("--judge", required=True, help="classifier of clean images")
     parser.add_argument("--samples", nargs="*", default=[], help=".npz files to judge as they are")
+    parser.add_argument(
+        "--reference",
+        help="real images, .npz or a folder of class folders: adds the Frechet distance to them, "
+        "precision and recall",
+    )
     scales = options.numbers("0,1,2,4,8")
     parser.add_argument("--scales", type=options.numbers, default=scales, help="of the classifier")
     parser.add_argument("--cfg-scales", type=options.numbers, default=scales, help="of CFG")
+    schedules = "JSON of schedules, or files of it; a row for each"
+    parser.add_argument(
+        "--schedules", nargs="*", default=[], help=f"of the classifier: {schedules}"
+    )
+    parser.add_argument("--cfg-schedules", nargs="*", default=[], help=f"of CFG: {schedules}")
     parser.add_argument("--num-samples", type=int, default=500)
     parser.add_argument("--output", help="also write the rows to this .json file")
+    parser.add_argument("--plot", help="also draw the rows into this .png file")
+    parser.add_argument(
+        "--save-samples", help="write the images of each row into this folder, as .npz files"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    _check(args)
+    options.set_threads(args)
+    saved: list[str] = []
+    try:
+        with started() as processes:
+            rows, reference = _rows(args, processes, saved)
+            if processes.first:
+                _report(args, rows, reference)
+    except KeyboardInterrupt:
+        if not saved:
+            raise
+        kept = f"interrupted; rows with samples written: {len(saved)}, the last is {saved[-1]}."
+        raise KeyboardInterrupt(kept) from None
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what cannot be done or written, before the work."""
     if not args.model and not args.samples:
         raise ValueError("evaluate needs --model to draw from, or --samples to judge.")
+    for name in ("schedules", "cfg_schedules", "save_samples"):
+        if getattr(args, name) and not args.model:
+            raise ValueError(f"--{name.replace('_', '-')} needs --model to draw from.")
+    if args.reference and args.model:
+        check_enough(args.num_samples, f"num_samples is {args.num_samples}")
     if args.output:
         check_target(args.output)
-    options.set_threads(args)
-    judge = load_classifier(args.judge)
-    rows = [_judge_file(judge, file) for file in args.samples]
-    if args.model:
-        rows += _judge_scales(args, judge)
-    print(table(rows))
-    if args.output:
-        with replaced(args.output) as temporary:
-            temporary.write_text(json.dumps(rows, indent=1))
+    if args.plot:
+        check_target(args.plot, ".png")
+    if args.save_samples:
+        check_folder(args.save_samples)
 
 
-def table(rows: list[dict]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| guidance | scale | judge accuracy | diversity |", "|---|---|---|---|"]
-    for row in rows:
-        scale = "" if row["scale"] is None else f"{row['scale']:g}"
-        lines.append(
-            f"| {row['guidance']} | {scale} | {row['accuracy']:.3f} | {row['diversity']:.2f} |"
-        )
-    return "\n".join(lines)
+def _rows(
+    args: argparse.Namespace, processes: Processes, saved: list[str]
+) -> tuple[list[Row], Reference | None]:
+    """The rows, and what they were compared with; empty but in the first process.
 
-
-def _row(guidance: str, scale: float | None, score: Score) -> dict:
-    return {"guidance": guidance, "scale": scale, **vars(score)}
-
-
-def _judge_file(judge: NoisyClassifier, file: str) -> dict:
-    images, labels, _ = load_samples(file)
-    return _row(Path(file).name, None, judge_samples(judge, images, labels))
-
-
-def _judge_scales(args: argparse.Namespace, judge: NoisyClassifier) -> list[dict]:
-    model, classifier = load_models(args)
-    job = Job(num_samples=args.num_samples, label="all", **sampling_options(args))
-    rows = []
-    for guidance, scale, what in _runs(args, model, classifier, job):
-        drawn = generate(model, classifier, what, args.image_size, f"{guidance} {scale:g}")
-        rows.append(_row(guidance, scale, judge_samples(judge, *drawn)))
-    return rows
-
-
-def _with_options(job: Job) -> str:
-    """What the rows of classifier guidance are called."""
-    values = {option: getattr(job.strength, option.name) for option in fields(Strength)}
-    chosen = [
-        f"{option.name.replace('_', ' ')} {value:g}"
-        for option, value in values.items()
-        if option.name != "scale" and value != option.default
-    ]
-    return ", ".join(["classifier", *chosen])
-
-
-def _runs(
-    args: argparse.Namespace, model: DiffusionModel, classifier: NoisyClassifier | None, job: Job
-) -> list[tuple[str, float, Job]]:
-    """Name, scale and job of each row; without guidance both kinds are the same, drawn once."""
-    droppable = model.layout.null_class is not None
-    base = 0.0 if droppable else 1.0
+    `saved` gets the name of every file that was written.
+    """
+    judge = load_classifier(args.judge, device=options.device(args.device))
+    model, classifier = load_models(args) if args.model else (None, None)
     runs = []
-    if classifier is not None:
-        runs += [
-            (_with_options(job), scale, with_scales(job, scale, base)) for scale in args.scales
-        ]
-    if droppable:
-        runs += [("CFG", scale, with_scales(job, 0.0, scale)) for scale in args.cfg_scales]
-    if not runs:
-        raise ValueError(
-            "There is no scale to go through: give --classifier, or a model trained with label "
-            "dropout."
+    if model is not None:
+        runs = planned(args, model, classifier)
+        _check_runs(args, judge, model, runs)
+    reference = None
+    if args.reference and processes.first:
+        reference = _reference(args, judge, model)
+    rows = [_file_row(judge, file, reference) for file in args.samples if processes.first]
+    for number, one in enumerate(runs, 1):
+        assert model is not None  # there are no runs without one
+        title = f"{number}/{len(runs)} {one.title}"
+        images, labels, work = _draw(args, model, classifier, one.job, title, processes)
+        if not processes.first:
+            continue
+        file = None
+        if args.save_samples:
+            file = _save(args.save_samples, number, one, images, labels)
+            saved.append(file)
+        score = judge_samples(judge, images, labels, reference)
+        rows.append(_drawn_row(one, score, len(images), work, file))
+    return rows, reference
+
+
+def _draw(
+    args: argparse.Namespace,
+    model: DiffusionModel,
+    classifier: NoisyClassifier | None,
+    job: Job,
+    title: str,
+    processes: Processes,
+) -> tuple[np.ndarray, np.ndarray, Work]:
+    """Images, labels, and what they cost, per image."""
+    with counted(model, classifier) as work:
+        images, labels = generate(
+            model, classifier, job, args.image_size, title, processes=processes
         )
-    plain = with_scales(job, 0.0, base)
-    guided = [run for run in runs if run[2] != plain]
-    return [("none", 0.0, plain)] * (len(guided) < len(runs)) + guided
+    return images, labels, work.of_all(processes).per_image(len(images))
+
+
+def _reference(
+    args: argparse.Namespace, judge: NoisyClassifier, model: DiffusionModel | None
+) -> Reference:
+    """The real images, as the judge sees them."""
+    sizes = (args.image_size, model.layout.image_size if model else None, judge.layout.image_size)
+    folder = Path(args.reference).is_dir()
+    real = load_images(args.reference, next(filter(None, sizes), None) if folder else None)
+    say_skipped(real.skipped)
+    check_enough(len(real), f"{args.reference} has {len(real)} images")
+    images = real.images.permute(0, 2, 3, 1).numpy()
+    reference = Reference(judged(judge, images)[1], images.shape[1:], args.reference)
+    if model is not None and (shape := _shape(args, model)):
+        reference.check(shape, args.model)
+    return reference
+
+
+def _check_runs(
+    args: argparse.Namespace,
+    judge: NoisyClassifier,
+    model: DiffusionModel,
+    runs: list[Run],
+) -> None:
+    """Raises ValueError for what would stop one of the runs, before the first."""
+    for one in runs:
+        check_schedules(model, one.job)
+    if shape := _shape(args, model):
+        check_judge(judge, shape)
+
+
+def _shape(args: argparse.Namespace, model: DiffusionModel) -> tuple[int, int, int] | None:
+    """H, W, C of what the model will draw, where that is known."""
+    side = args.image_size or model.layout.image_size
+    return (side, side, model.layout.image_channels) if side else None
+
+
+def _file_row(judge: NoisyClassifier, file: str, reference: Reference | None) -> Row:
+    images, labels, _ = load_samples(file)
+    if reference is not None:
+        reference.check(images.shape[1:], file)
+        check_enough(len(images), f"{file} has {len(images)} images")
+    score = judge_samples(judge, images, labels, reference)
+    return Row("file", Path(file).name, None, score, len(images), samples=file)
+
+
+def _drawn_row(one: Run, score: Score, images: int, work: Work, file: str | None) -> Row:
+    schedule = one.schedule.to_dict() if one.schedule else None
+    about = (one.kind, one.guidance, one.scale)
+    return Row(*about, score, images, schedule, work, file)
+
+
+def _save(folder: str, number: int, one: Run, images: np.ndarray, labels: np.ndarray) -> str:
+    """Writes what was drawn; the file's name."""
+    words = re.sub(r"[^A-Za-z0-9.-]+", "_", one.title).strip("_")[:60]
+    file = Path(folder) / f"{number:02d}_{words}.npz"
+    save_samples(file, images, labels, None)
+    return str(file)
+
+
+def _report(args: argparse.Namespace, rows: list[Row], reference: Reference | None) -> None:
+    """Prints the table and what is to be known about it; writes the files, both or none."""
+    print(table(rows))
+    for note in _notes(rows, reference):
+        print(f"\n{note}")
+    with contextlib.ExitStack() as files:
+        if args.output:
+            file = files.enter_context(replaced(args.output))
+            file.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
+        if args.plot:
+            file = files.enter_context(replaced(args.plot))
+            Image.fromarray(plot_rows(rows)).save(file, format="PNG")
+
+
+def _notes(rows: list[Row], reference: Reference | None) -> list[str]:
+    notes = []
+    if any(row.work is not None for row in rows):
+        notes.append(PER_IMAGE)
+    if reference is None:
+        return [*notes, ASK_FOR_REFERENCE]
+    real, size = reference.features.shape
+    notes.append(
+        f"Frechet distance, precision and recall: to the {real} images of {reference.name}, in "
+        f"{size} features of the judge."
+    )
+    if len({row.images for row in rows}) > 1:
+        notes.append("They change with the number of images; compare rows that have as many.")
+    fewest = min(real, *(row.images for row in rows))
+    if fewest <= size:
+        notes.append(
+            f"{fewest} images are too few for a covariance of {size} features: the Frechet "
+            f"distance comes out too large; take more than {size}, the more the better."
+        )
+    return notes

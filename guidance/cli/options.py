@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..checkpoint import ATTENTION_ORDERS
 from ..files import check_target
+from ..schedule import GuidanceSchedule
 from ..training.loop import Recipe
 
 
@@ -21,6 +23,33 @@ def numbers(text: str) -> tuple[float, ...]:
 def integers(text: str) -> tuple[int, ...]:
     """ "1,2" -> (1, 2)."""
     return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
+    """A schedule and the file it is in, or None where `text` is its JSON itself.
+
+    Raises ValueError for a file that does not exist or holds something else.
+    """
+    if _is_json(text):
+        return None, GuidanceSchedule.from_json(text)
+    file = Path(text)
+    if not file.is_file():
+        raise ValueError(
+            f"schedule is {text[:100]!r}, which is neither the JSON of a schedule nor a file of it."
+        )
+    try:
+        return file, GuidanceSchedule.from_json(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _is_json(text: str) -> bool:
+    """Whether it is meant as JSON: an object, a list, or a number."""
+    try:
+        float(text)
+    except ValueError:
+        return text.lstrip()[:1] in ("{", "[")
+    return True
 
 
 def device(name: str | None = None) -> torch.device:

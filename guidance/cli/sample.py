@@ -6,13 +6,14 @@ import argparse
 
 from torch import Tensor
 
+from ..classifier import NoisyClassifier
+from ..diffusion import DiffusionModel
 from ..generation import Job, generate
 from ..images import check_output, save_samples
 from ..loading import load_adm, load_classifier
 from ..low_res import read_low_res
 from ..processes import Processes, started
 from ..sampling import METHODS
-from ..schedule import GuidanceSchedule
 from . import options
 
 HELP = "draw images with classifier guidance, classifier-free guidance, or both"
@@ -71,10 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--schedule",
-        help="JSON of a schedule that takes the place of --scale, or without --classifier of "
-        '--cfg: \'{"axis": "percent", "points": [[0, 7.5], [1, 1]]}\'',
+        help="JSON of a schedule, or a file of it, in the place of --scale, or of --cfg where "
+        'there is no --classifier: \'{"axis": "percent", "points": [[0, 7.5], [1, 1]]}\'',
     )
-    parser.add_argument("--cfg-schedule", help="JSON of a schedule in the place of --cfg")
+    parser.add_argument("--cfg-schedule", help="the same in the place of --cfg")
     parser.add_argument(
         "--num-samples", type=int, help="default: 50, or one for each image of --low-res"
     )
@@ -118,10 +119,12 @@ def _schedules(args: argparse.Namespace) -> dict:
                 "the first; leave one out."
             )
         texts = {"cfg_schedule": args.schedule}
-    return {name: GuidanceSchedule.from_json(text) for name, text in texts.items() if text}
+    return {name: options.read_schedule(text)[1] for name, text in texts.items() if text}
 
 
-def load_models(args: argparse.Namespace):
+def load_models(
+    args: argparse.Namespace,
+) -> tuple[DiffusionModel, NoisyClassifier | None]:
     """The diffusion model, and the classifier or None."""
     where = {"dtype": args.dtype, "device": options.device(args.device)}
     model = load_adm(args.model, noise_schedule=args.noise_schedule, **where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_networks import CLASSES, NAMES, SIZE, half_unet, unet, write_model
+from tiny_networks import CLASSES, NAMES, SIZE, half_unet, unet
 
 from guidance import load_adm, load_classifier
 from guidance.__main__ import COMMANDS, main
@@ -23,41 +22,6 @@ from guidance.training.data import LabelledImages, save_latents
 NETWORK = ["--channels", "32", "--channel-mult", "1,2", "--attention-levels", "1"]
 TRAINING = [*NETWORK, "--steps", "3", "--batch-size", "4", "--ema", "0.5", "--device", "cpu"]
 SAMPLING = ["--respacing", "ddim2", "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Data as .npz and as pictures, and random models made for it."""
-    folder = tmp_path_factory.mktemp("files")
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (24, SIZE, SIZE, 3), dtype=np.uint8)
-    labels = np.arange(24) % CLASSES
-    np.savez(folder / "data.npz", arr_0=images, arr_1=labels, names=np.array(NAMES))
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = folder / "pictures" / NAMES[label] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    write_model(folder / "diffusion.safetensors", unet())
-    uncond = unet(num_classes=None, null_class=None)
-    write_model(folder / "uncond.safetensors", uncond, labels=None)
-    write_model(folder / "classifier.safetensors", half_unet())
-    write_model(folder / "judge.safetensors", half_unet(pool="adaptive"))
-    return folder
-
-
-@pytest.fixture
-def guidance(files, tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder; "@name" stands for a file of `files`."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, status=0):
-        given = [str(files / a[1:]) if a.startswith("@") else a for a in arguments]
-        got = main(given)
-        printed = capsys.readouterr()
-        assert got == status, printed.err
-        return printed.out if status == 0 else printed.err
-
-    return run
 
 
 def sample(*more):
@@ -278,39 +242,6 @@ def test_an_unconditional_model_follows_a_classifier(guidance):
         *SAMPLING, "--label", "zebra", "--scale", "10", "--output", "a.npz", "--num-samples", "2",
     )  # fmt: skip
     assert np.load("a.npz")["arr_1"].tolist() == [2, 2]
-
-
-def test_evaluate_prints_a_table_and_writes_its_rows(guidance):
-    said = guidance(
-        "evaluate", "--model", "@diffusion.safetensors", "--classifier", "@classifier.safetensors",
-        "--judge", "@judge.safetensors", "--samples", "@data.npz", "--scales", "0,2.5",
-        "--cfg-scales", "1", "--num-samples", "6", "--output", "rows.json", *SAMPLING,
-    )  # fmt: skip
-    rows = json.loads(Path("rows.json").read_text())
-    assert [(row["guidance"], row["scale"]) for row in rows] == [
-        ("data.npz", None),
-        ("none", 0.0),
-        ("classifier", 2.5),
-        ("CFG", 1.0),
-    ]
-    assert all(0 <= row["accuracy"] <= 1 and row["diversity"] > 0 for row in rows)
-    lines = said.strip().splitlines()
-    assert lines[0] == "| guidance | scale | judge accuracy | diversity |"
-    assert len(lines) == 2 + len(rows)
-    assert lines[4] == (
-        f"| classifier | 2.5 | {rows[2]['accuracy']:.3f} | {rows[2]['diversity']:.2f} |"
-    )
-
-
-def test_evaluate_judges_samples_alone(guidance, files):
-    guidance(
-        "evaluate", "--samples", "@data.npz", "--judge", "@judge.safetensors", "--output", "r.json"
-    )
-    (row,) = json.loads(Path("r.json").read_text())
-    with np.load(files / "data.npz") as data:
-        x = torch.from_numpy(data["arr_0"]).permute(0, 3, 1, 2) / 127.5 - 1
-        guesses = load_classifier(files / "judge.safetensors").log_probs(x, 0.0).argmax(dim=1)
-        assert row["accuracy"] == pytest.approx((guesses.numpy() == data["arr_1"]).mean())
 
 
 CLASSIFIER = ["--classifier", "@classifier.safetensors"]
