@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .adm import ADMLayout, ClassifierLayout, UNetLayout
 from .adm.detect import detect_layout, nearest_released, released_schedule
 from .adm.network import build_network, shapes_of
-from .files import replaced
+from .files import write_tensors
 from .noise import SCHEDULE_NAMES
 
 METADATA_KEY = "classifier_guidance"
@@ -235,8 +234,7 @@ def save_checkpoint(
         raise CheckpointError(f"The output is {path}; its name must end in .safetensors.")
     target = dtype_named(dtype) if dtype else None
     saved = _unshared({k: v.detach().to("cpu", target).contiguous() for k, v in tensors.items()})
-    with replaced(path) as temporary:
-        save_file(saved, temporary, {METADATA_KEY: _to_json(description)})
+    write_tensors(path, saved, {METADATA_KEY: _to_json(description)})
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

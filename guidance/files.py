@@ -7,6 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:
@@ -51,3 +58,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a .safetensors file; atomic. Raises OSError, whose sentence names the file."""
+    try:
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except SafetensorError as error:  # how safetensors says that the disk is full
+        raise OSError(
+            f"{path} could not be written ({error}); what was there before is untouched. "
+            "Make room, or choose another place."
+        ) from error

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import replaced as replaced_file
+from ..files import write_tensors
 from ..images import load_samples, open_picture
 
 # what torchvision's ImageFolder reads
@@ -105,8 +104,7 @@ def save_latents(path: str | Path, data: LabelledImages) -> None:
     """Writes latents (N, C, H, W), as the sampler carries them, with their labels; atomic."""
     about = {"names": json.dumps(data.names), "space": data.space}
     tensors = {"latents": data.images.float().contiguous(), "labels": data.labels.long()}
-    with replaced_file(path) as temporary:
-        save_file(tensors, temporary, about)
+    write_tensors(path, tensors, about)
 
 
 def load_latents(path: str | Path) -> LabelledImages:

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..files import replaced
+from ..files import write_tensors
 
 SUFFIX = ".resume"  # no model file to any loader
 KEY = "training"
@@ -117,8 +116,7 @@ class ResumeFile:
         """Writes the state; atomic."""
         about = {"settings": self.settings, "step": state.step, "losses": state.losses}
         about["validations"] = state.validations
-        with replaced(self.path) as temporary:
-            save_file(state.tensors(), temporary, {KEY: json.dumps(about)})
+        write_tensors(self.path, state.tensors(), {KEY: json.dumps(about)})
         self._last = time.monotonic()
 
     def delete(self) -> None:

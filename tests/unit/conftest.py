@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,3 +45,21 @@ def guidance(files, tmp_path, monkeypatch, capsys):
         return printed.out if status == 0 else printed.err
 
     return run
+
+
+@pytest.fixture
+def no_room():
+    """`with no_room(size)`: the system refuses to make any file of this process larger."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextlib.contextmanager
+    def limited(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    yield limited
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
