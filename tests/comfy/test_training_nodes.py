@@ -97,6 +97,42 @@ def test_what_was_trained_is_saved_loaded_and_followed(
     assert light.mean() > dark.mean()
 
 
+@pytest.mark.parametrize("size", [(SIDE, SIDE), (24, 16), (40, 56)])
+@pytest.mark.parametrize("pool", ["adaptive", "spatial_v2"])
+def test_it_guides_images_of_another_size(call, loaded, unconditional, wiring, pool, size):
+    few = {"pool": pool, "steps": 2, "held_out": 0.0}
+    inputs = {"images": loaded[0], "labels": loaded[1], **TRAINING, **few}
+    classifier, _ = call("TrainNoisyClassifier", **inputs)
+    steer = {"model": unconditional, "classifier": classifier, "label": "light", "scale": 3.0}
+    (model,) = call("ClassifierGuidance", **steer)
+    noise = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    drawn = [
+        with_guider(
+            wiring.guider("basic", each),
+            sampler_named("euler"),
+            few_sigmas(unconditional),
+            start=noise,
+        )
+        for each in (model, unconditional)
+    ]
+    assert drawn[0].shape == noise.shape and not torch.equal(*drawn)
+
+
+def test_an_attention_pool_says_which_size_it_takes(call, loaded, unconditional, wiring):
+    inputs = {"images": loaded[0], "labels": loaded[1], **TRAINING}
+    few = {"pool": "attention", "steps": 2, "held_out": 0.0}
+    classifier, _ = call("TrainNoisyClassifier", **inputs | few)
+    steer = {"model": unconditional, "classifier": classifier, "label": "light", "scale": 3.0}
+    guider = wiring.guider("basic", call("ClassifierGuidance", **steer)[0])
+    with pytest.raises(ValueError, match="takes 16x16 inputs .* the image or latent is 24x32"):
+        with_guider(
+            guider,
+            sampler_named("euler"),
+            few_sigmas(unconditional),
+            start=torch.zeros(1, 3, 32, 24),
+        )
+
+
 def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
     """What the classifier saw is what process_latent_in gives; its file says which space."""
     model = core_model("EPS")
