@@ -118,7 +118,9 @@ class TrainNoisyClassifier(io.ComfyNode):
                 io.Combo.Input(
                     "noise_schedule",
                     options=["linear", "cosine"],
-                    tooltip="The noise it sees. It steers models of any other schedule, too.",
+                    default="cosine",
+                    tooltip="The noise it sees. cosine spends more of it where something can be "
+                    "seen, and learns faster. It steers models of any other schedule, too.",
                 ),
                 io.Combo.Input(
                     "pool",
