@@ -26,7 +26,7 @@ const STYLE = `
   background: var(--comfy-input-bg, #222); font-size: 12px; }
 .cg-curve circle { fill: var(--cg-point, #f0a040); stroke: #0008; cursor: grab; outline: none; }
 .cg-curve circle:focus, .cg-curve circle:hover { stroke: #fff; stroke-width: 2; }
-.cg-curve.cg-off svg { opacity: 0.6; pointer-events: none; }
+.cg-curve.cg-off svg { opacity: 0.75; pointer-events: none; }
 .cg-curve.cg-off select { display: none; }
 `;
 
