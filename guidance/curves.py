@@ -7,6 +7,7 @@ constructors refuse what is not one with a ScheduleError.
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,8 @@ class Points:
         self._check_order()
         if self.outside is not None:
             _finite("outside", self.outside)
-        if not (math.isfinite(self.exponent) and self.exponent > 0):
+        _finite("exponent", self.exponent)
+        if self.exponent <= 0:
             raise ScheduleError(f"exponent is {self.exponent:g}; it must be above 0.")
         if self.interpolation == "exponential" and min(s for _, s in self.points) <= 0:
             low = min(s for _, s in self.points)
@@ -193,6 +195,11 @@ class Formula:
         except ExpressionError as error:
             raise ScheduleError(str(error)) from error
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which of percent, step, steps and sigma decide on the scale."""
+        return self._expression.reads
+
     def at(self, place: Place) -> float:
         """The scale there; ScheduleError where there is none."""
         try:
@@ -212,9 +219,20 @@ class Formula:
 
 
 def _finite(name: str, value: Any) -> None:
+    if not is_finite(value):
+        raise ScheduleError(f"The {name} is {brief(value)}; it must be a finite number.")
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that a float can hold; an integer may be too large."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ScheduleError(f"The {name} is {value!r}; it must be a finite number.")
+    return number and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def brief(value: Any) -> str:
+    """What was found, for an error."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

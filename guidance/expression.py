@@ -62,6 +62,12 @@ class Expression:
         except Exception as error:  # simpleeval and ast raise a dozen kinds
             raise self._wrong(str(error)) from error
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which of the variables the formula has."""
+        names = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)}
+        return frozenset(names & {*self._variables})
+
     def __call__(self, **values: float) -> float:
         """Its value, a finite float; ExpressionError says where there is none."""
         self._evaluator.names = CONSTANTS | values

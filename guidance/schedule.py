@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curves import AXES, Curve, Formula, LastSteps, Points, ScheduleError, StepList
+from .curves import (
+    AXES,
+    Curve,
+    Formula,
+    LastSteps,
+    Points,
+    ScheduleError,
+    StepList,
+    brief,
+    is_finite,
+)
 from .place import Place
 
 MODELS = ("any", "ve", "flow")
@@ -34,8 +43,10 @@ class GuidanceSchedule:
     def __post_init__(self) -> None:
         if self.models not in MODELS:
             raise ScheduleError(f"models is {self.models!r}; expected {', '.join(MODELS)}.")
-        if not all(_is_number(v) and math.isfinite(v) for v in self.per_image):
-            raise ScheduleError(f"per_image is {list(self.per_image)}; expected finite numbers.")
+        if not all(map(is_finite, self.per_image)):
+            raise ScheduleError(
+                f"per_image is {brief(list(self.per_image))}; expected finite numbers."
+            )
 
     # --- kinds ---
 
@@ -123,11 +134,11 @@ class GuidanceSchedule:
         if isinstance(values, list):
             values = {"axis": "percent", "points": values}
         if not isinstance(values, dict):
-            raise ScheduleError(f"schedule is {_brief(values)}; expected {FORMS}.")
+            raise ScheduleError(f"schedule is {brief(values)}; expected {FORMS}.")
         values = dict(values)
         per_image = values.pop("per_image", [])
         if not isinstance(per_image, list):
-            raise ScheduleError(f"per_image is {_brief(per_image)}; expected a list of numbers.")
+            raise ScheduleError(f"per_image is {brief(per_image)}; expected a list of numbers.")
         models = values.pop("models", "any")
         return cls(_curve(values), tuple(per_image), models)
 
@@ -138,11 +149,6 @@ def _no_constant(name: str) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _wrong_kind(what: str, flow: bool) -> str:
@@ -165,17 +171,17 @@ def _curve(values: dict[str, Any]) -> Curve:
                     f"it may have {', '.join(sorted(allowed))}."
                 )
             return read(values)
-    raise ScheduleError(f"schedule is {_brief(values)}; expected {FORMS}.")
+    raise ScheduleError(f"schedule is {brief(values)}; expected {FORMS}.")
 
 
 def _points(values: dict[str, Any]) -> Curve:
     points = values["points"]
     pairs = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
     if not pairs:
-        raise ScheduleError(f"points is {_brief(points)}; expected a list of [position, scale].")
+        raise ScheduleError(f"points is {brief(points)}; expected a list of [position, scale].")
     exponent = values.get("exponent", 2.0)
     if not _is_number(exponent):
-        raise ScheduleError(f"exponent is {_brief(exponent)}; it must be a number above 0.")
+        raise ScheduleError(f"exponent is {brief(exponent)}; it must be a number above 0.")
     return Points(
         values.get("axis", "percent"),
         tuple((p[0], p[1]) for p in points),
@@ -188,7 +194,7 @@ def _points(values: dict[str, Any]) -> Curve:
 def _step_list(values: dict[str, Any]) -> Curve:
     _on_steps(values)
     if not isinstance(values["values"], list):
-        raise ScheduleError(f"values is {_brief(values['values'])}; expected a list of scales.")
+        raise ScheduleError(f"values is {brief(values['values'])}; expected a list of scales.")
     return StepList(tuple(values["values"]))
 
 
@@ -202,14 +208,14 @@ def _last_steps(values: dict[str, Any]) -> Curve:
 def _on_steps(values: dict[str, Any]) -> None:
     if values.get("axis", "step") != "step":
         raise ScheduleError(
-            f"axis is {_brief(values['axis'])}; a list of steps is on the axis step."
+            f"axis is {brief(values['axis'])}; a list of steps is on the axis step."
         )
 
 
 def _formula(values: dict[str, Any]) -> Curve:
     text = values["expression"]
     if not isinstance(text, str):
-        raise ScheduleError(f"expression is {_brief(text)}; expected text.")
+        raise ScheduleError(f"expression is {brief(text)}; expected text.")
     return Formula(text)
 
 

@@ -6,7 +6,7 @@ from . import comfy_adapter
 from .inspection import ClassifyImage
 from .loaders import ADMModelLoader, NoisyClassifierLoader
 from .sampling import ADMScheduler, SamplerADM
-from .schedules import CFGScaleScheduler, GuidanceSchedule
+from .schedules import CFGScaleScheduler, GuidanceSchedule, answer
 from .steering import (
     ADMClassLabel,
     ADMUpscaleConditioning,
@@ -42,7 +42,7 @@ class ClassifierGuidanceExtension(ComfyExtension):
     async def on_load(self) -> None:
         """Makes the model folders known, the demo models among them, and answers the page."""
         comfy_adapter.register_model_folders()
-        comfy_adapter.add_routes()
+        comfy_adapter.add_routes(answer)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The pack's nodes."""

@@ -61,6 +61,7 @@ RUN_KEY = "classifier_guidance_run"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
 GRADIENT_KEY = "classifier_guidance_gradient"
+MOST_BYTES = 2**18  # of a schedule that the page asks about
 
 
 # --- paths -----------------------------------------------------------------------------------
@@ -589,8 +590,11 @@ def tell_page(event: str, about: dict[str, Any]) -> None:
         server.send_sync(event, about, server.client_id)
 
 
-def add_routes() -> None:
-    """GET /classifier_guidance/classes?kind=classifiers&name=...: what its classes are called."""
+def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
+    """GET /classifier_guidance/classes?kind=classifiers&name=...: what its classes are called.
+
+    POST /classifier_guidance/schedule: what draw_schedule answers to the text that is sent.
+    """
     server = _server()
     if server is None:
         return
@@ -604,6 +608,24 @@ def add_routes() -> None:
         loop = asyncio.get_running_loop()
         names = await loop.run_in_executor(None, classes_of, kind, name)
         return web.json_response({"classes": names})
+
+    @server.routes.post("/classifier_guidance/schedule")
+    async def schedule(request: Any) -> Any:
+        text = await _text_of(request, MOST_BYTES)
+        if text is None:
+            return web.json_response({"error": f"A schedule has at most {MOST_BYTES} bytes."})
+        loop = asyncio.get_running_loop()
+        return web.json_response(await loop.run_in_executor(None, draw_schedule, text))
+
+
+async def _text_of(request: Any, most: int) -> str | None:
+    """What was sent, or None of more than so many bytes; no more than them is kept."""
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            return None
+    return body.decode("utf-8", "replace")
 
 
 def classes_of(kind: str, name: str) -> tuple[str, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..guidance.curves import AXES, Formula, LastSteps, ScheduleError
+from ..guidance.curves import AXES, Formula, LastSteps, ScheduleError, brief, is_finite
 from ..guidance.keyframes import parse_keyframes
 from ..guidance.presets import PRESETS, preset
 from ..guidance.schedule import GuidanceSchedule as Schedule
+from ..guidance.schedule_preview import preview
 from .cfg_schedule import schedule_cfg
 from .types import CATEGORY, GuidanceScheduleType
 
@@ -130,11 +133,55 @@ class GuidanceSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, *, shape, per_image="", **inputs) -> io.NodeOutput:
-        schedule = _made(shape, **inputs)
-        if per_image.strip():
-            schedule = replace(schedule, per_image=_factors(per_image))
-        return io.NodeOutput(schedule)
+    def execute(cls, *, per_image="", **inputs) -> io.NodeOutput:
+        return io.NodeOutput(_for_each_image(_made(**inputs), per_image))
+
+
+def answer(text: str) -> dict[str, Any]:
+    """What the page draws on the node: {"inputs": the widgets' values, "steps": of the run or null}
+    as JSON -> the fields of a Preview, or {"error": the sentence that the node would raise}.
+    """
+    try:
+        question = json.loads(text)
+        if not isinstance(question, dict) or not isinstance(question.get("inputs"), dict):
+            return {"error": 'The question is not {"inputs": {...}, "steps": ...}.'}
+        inputs = _checked(question["inputs"])
+        per_image = inputs.pop("per_image")
+        schedule = _for_each_image(_made(**inputs), per_image)
+        return asdict(preview(schedule, _steps(question.get("steps"))))
+    except ScheduleError as error:
+        return {"error": str(error)}
+    except Exception as error:  # whoever asks, the server goes on
+        return {"error": f"The schedule cannot be drawn ({type(error).__name__})."}
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The node's inputs, as ComfyUI lets them through to it; what is missing has its default."""
+    checked = {}
+    for about in GuidanceSchedule.define_schema().inputs:
+        value = values.get(about.id, about.default)
+        options, low, high = (getattr(about, name, None) for name in ("options", "min", "max"))
+        if options is not None:
+            good, expected = value in options, f"one of {', '.join(options)}"
+        elif low is not None:
+            good = is_finite(value) and low <= value <= high
+            expected = f"a number from {low:g} to {high:g}"
+        else:
+            good, expected = isinstance(value, str), "text"
+        if not good:
+            raise ScheduleError(f"{about.id} is {brief(value)}; expected {expected}.")
+        checked[about.id] = value
+    return checked
+
+
+def _steps(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ScheduleError(f"steps is {brief(value)}; expected a whole number, or null.")
+    return value
+
+
+def _for_each_image(schedule: Schedule, per_image: str) -> Schedule:
+    return replace(schedule, per_image=_factors(per_image)) if per_image.strip() else schedule
 
 
 def _made(

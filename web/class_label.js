@@ -8,6 +8,7 @@ const STYLE = `
 .cg-label { display: flex; align-items: center; gap: 8px; width: 100%; min-height: 24px;
   box-sizing: border-box; padding: 0 4px; font: 12px sans-serif;
   color: var(--input-text, #ddd); }
+.dom-widget > .cg-label { padding: 0 11px; }
 .cg-label input { flex: 1; min-width: 0; font: inherit; color: inherit; padding: 3px 8px;
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555);
   border-radius: 8px; }
@@ -46,8 +47,10 @@ function labelWidget(node, name, inputData) {
     setValue: (value) => {
       field.value = value;
     },
-    getMinHeight: () => 26,
-    getMaxHeight: () => 26,
+    // the classic renderer takes the margin off all sides
+    margin: 4,
+    getMinHeight: () => 34,
+    getMaxHeight: () => 34,
   });
   let classes = [];
   field.addEventListener("focus", async () => {

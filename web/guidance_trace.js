@@ -11,10 +11,12 @@ const STYLE = `
   box-sizing: border-box; font: 11px sans-serif; color: var(--input-text, #ddd); }
 .cg-trace svg { flex: 1; min-height: 0; width: 100%; border-radius: 6px;
   background: var(--comfy-input-bg, #222); }
-.cg-trace .cg-said { padding: 3px 2px; white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; }
+.cg-trace .cg-said { display: flex; flex-wrap: wrap; gap: 0 8px; padding: 3px 2px; }
 `;
+const WIDTH = 280; // of a new node
+const MARGIN = { left: 34, right: 8, top: 8, bottom: 8 };
 const COLOURS = { cfg: "#4a90d9", scale: "#f0a040", probability: "#6c8" };
+const TEXT = "currentColor";
 
 app.registerExtension({
   name: "classifier-guidance.guidance-trace",
@@ -42,6 +44,7 @@ function addPlot(node) {
   node.drawTrace = () => draw(node, picture, said);
   new ResizeObserver(node.drawTrace).observe(picture);
   after(node, "onConfigure", node.drawTrace);
+  node.setSize?.([Math.max(node.size[0], WIDTH), node.size[1]]);
 }
 
 function received({ node: id, number, steps, evaluation }) {
@@ -74,10 +77,12 @@ function draw(node, picture, said) {
   }
   const size = { width: Math.max(picture.clientWidth, 80), height: picture.clientHeight || 100 };
   const count = Math.max(seen.length, steps, 2);
-  const x = (index) => 6 + (index / (count - 1)) * (size.width - 12);
-  const y = (share) => size.height - 8 - share * (size.height - 16);
+  const [wide, high] = [size.width - MARGIN.left - MARGIN.right, size.height - MARGIN.bottom];
+  const x = (index) => MARGIN.left + (index / (count - 1)) * wide;
+  const y = (share) => high - share * (high - MARGIN.top);
   const scales = seen.flatMap((one) => [one.cfg ?? 0, one.scale ?? 0]);
-  const [low, high] = [Math.min(0, ...scales), Math.max(1, ...scales)];
+  const levels = levelsFor(Math.min(0, ...scales), Math.max(1, ...scales));
+  const [lowest, highest] = [levels[0], levels.at(-1)];
   const line = (key, share) => {
     const places = seen.flatMap((one, index) =>
       one[key] === null ? [] : [`${x(index)},${y(share(one[key]))}`],
@@ -86,33 +91,42 @@ function draw(node, picture, said) {
     const look = { fill: "none", stroke: COLOURS[key], "stroke-width": 2 };
     svg("polyline", { points: places.join(" "), ...look, "data-line": key }, picture);
   };
-  const axis = (value) => (value - low) / (high - low);
-  for (const value of [low, (low + high) / 2, high]) {
+  const axis = (value) => (value - lowest) / (highest - lowest);
+  for (const value of levels) {
     const level = y(axis(value));
-    svg("line", { x1: 0, x2: size.width, y1: level, y2: level, stroke: "#8884" }, picture);
-    const look = { x: 3, y: level + (value === high ? 10 : -3), "font-size": 9, fill: "#999" };
-    svg("text", look, picture).textContent = shown(value);
+    const ends = { x1: MARGIN.left, x2: size.width - MARGIN.right, y1: level, y2: level };
+    svg("line", { ...ends, stroke: "#8884" }, picture);
+    const look = { "font-size": 10, fill: "currentColor", opacity: 0.7 };
+    svg("text", { x: 4, y: level + 3, ...look }, picture).textContent = shown(value);
   }
   line("cfg", axis);
   line("scale", axis);
   line("probability", (value) => value);
   said.replaceChildren(...sayings(seen, steps));
-  said.title = said.textContent;
+}
+
+/** Round numbers, at least three, that have both in their range. */
+function levelsFor(low, high) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / 2));
+  const step = [5, 2, 1].map((times) => times * power).find((one) => (high - low) / one >= 2);
+  const [first, last] = [Math.floor(low / step), Math.ceil(high / step)];
+  return Array.from({ length: last - first + 1 }, (_, index) => (first + index) * step);
 }
 
 function sayings(seen, steps) {
   const last = seen.at(-1);
   const passes = seen.reduce((sum, one) => sum + one.passes, 0);
-  const parts = [[`step ${Math.floor(last.step) + 1}/${steps}`, "inherit"]];
+  const parts = [[`step ${Math.floor(last.step) + 1}/${steps}`, TEXT]];
   if (last.cfg !== null) parts.push([`cfg ${shown(last.cfg)}`, COLOURS.cfg]);
   if (last.scale !== null) parts.push([`classifier ${shown(last.scale)}`, COLOURS.scale]);
   const sure = seen.findLast((one) => one.probability !== null);
   if (sure) parts.push([`p ${sure.probability.toFixed(2)}`, COLOURS.probability]);
-  parts.push([`${passes} passes`, "inherit"]);
+  parts.push([`${passes} passes`, TEXT]);
   return parts.map(([text, colour]) => {
     const span = document.createElement("span");
-    span.textContent = `${text}  `;
-    span.style.color = colour;
+    span.textContent = text;
+    // darker on a light page, lighter on a dark one
+    span.style.color = `color-mix(in srgb, ${colour} 65%, var(--input-text, #ddd))`;
     return span;
   });
 }

@@ -78,6 +78,9 @@ def test_keyboard(page, node):
     page.page.keyboard.press("Delete")
     assert len(points(page, node)) == 3
     assert page.run("() => app.graph.nodes.length") == 1  # the node itself is still there
+    answered(page)  # which leaves the focus where it is
+    page.page.keyboard.press("ArrowUp")
+    assert points(page, node)[1] == [0.49, 7.5]
 
 
 def test_undo(page, node):
@@ -120,6 +123,173 @@ def test_another_shape_is_shown_and_not_drawn_on(page, node):
     page.page.wait_for_timeout(200)
     assert page.page.locator(".cg-curve circle").count() == 0
     assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
+
+
+ROUTE = "**/classifier_guidance/schedule"
+TYPO = "1 + 6.5 * (1 - percnt)"
+SAID = "there is no 'percnt'"
+
+
+def shown(page, node, **values):
+    """Sets widgets; what the curve says when the server has answered."""
+    for name, value in values.items():
+        page.set_value(node, name, value)
+    answered(page)
+    return page.page.locator(".cg-curve .cg-said").inner_text()
+
+
+def answered(page):
+    """Waits for what was asked last."""
+    page.page.wait_for_function(
+        """() => app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.editor).every(
+            w => w.editor.fresh)"""
+    )
+
+
+def words(page):
+    return page.page.locator(".cg-curve .cg-words").inner_text()
+
+
+def drawn(page):
+    """How many lines and shaded intervals there are."""
+    count = [page.page.locator(f".cg-curve svg {name}").count() for name in ("polyline", "rect")]
+    return tuple(count)
+
+
+def test_every_shape_is_drawn(page, node):
+    """As the server reads it; greyed."""
+    assert shown(page, node, shape="expression") == "shape: expression · 39 of 40 passes"
+    assert drawn(page) == (1, 1)
+    assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
+    assert shown(page, node, shape="last steps") == "shape: last steps · 25 of 40 passes"
+    assert shown(page, node, shape="linear rise") == "shape: linear rise · 39 of 40 passes"
+    assert shown(page, node, shape="keyframes") == "shape: keyframes · 39 of 40 passes"
+    assert shown(page, node, keyframes="7, 1, 7, 1") == "shape: keyframes · 6 of 8 passes"
+    assert drawn(page) == (1, 2) and words(page) == ""
+    assert shown(page, node, shape="interval for SDXL") == "shape: interval for SDXL"
+    assert drawn(page) == (1, 1) and "the model decides" in words(page)
+    axis = page.page.locator(".cg-curve svg text").all_text_contents()
+    assert axis[-4:] == ["0.1", "1", "10", "sigma"]
+
+
+def test_a_curve_without_points_is_shown(page, node):
+    """Its JSON may be any schedule; the points come back with one that has them."""
+    assert shown(page, node, curve='{"axis": "step", "last": 5, "scale": 4}') == "25 of 40 passes"
+    assert drawn(page) == (1, 1) and page.page.locator(".cg-curve circle").count() == 0
+    shown(page, node, curve="{")
+    assert "not readable JSON" in words(page) and drawn(page) == (0, 0)
+    assert shown(page, node, curve=DRAWN) == "39 of 40 passes"
+    assert page.page.locator(".cg-curve circle").count() == 3 and words(page) == ""
+
+
+def test_error_is_said_as_one_types(page, node, renderer):
+    shown(page, node, shape="expression", expression="1 + percent")
+    if renderer == "classic":  # the page tells when its dialog is closed
+        page.set_value(node, "expression", TYPO)
+    else:
+        page.page.locator("[data-node-id] input[type=text]").first.fill(TYPO)
+    page.page.wait_for_selector(".cg-words.cg-wrong")
+    assert SAID in words(page) and drawn(page) == (0, 0)
+    assert page.page.locator(".cg-curve .cg-said").inner_text() == "shape: expression"
+    text = page.page.locator(".cg-curve .cg-words")
+    # all of it can be read
+    assert text.evaluate("e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight")
+    assert shown(page, node, expression="3") == "shape: expression · 40 of 40 passes"
+    assert words(page) == "" and drawn(page) == (1, 1)
+    # also where the page knows the line by itself
+    shown(page, node, shape="interval", start=0.8, end=0.2)
+    assert "0.8 to 0.2; their positions must rise" in words(page)
+    assert drawn(page) == (0, 0)
+
+
+def test_error_leaves_the_points(page, node):
+    """A factor for each image that is none does not keep one from drawing."""
+    shown(page, node, per_image="1; 2")
+    assert "per_image is '1; 2'" in words(page)
+    before = points(page, node)
+    drag(page, 1, -40, 10)
+    assert points(page, node) != before
+    assert shown(page, node, per_image="1, 2") == "40 of 40 passes"
+    assert words(page) == "times 1, 2 per image"
+
+
+def test_shaded_where_it_guides_and_counted(page, node):
+    page.set_value(node, "curve", '{"points": [[0, 1], [0.5, 1], [0.75, 4], [1, 1]]}')
+    box = page.page.locator(".cg-curve rect.cg-active").bounding_box()
+    left, right = circle(page, 1)[0], circle(page, 3)[0]
+    assert abs(box["x"] - left) < 4 and abs(box["x"] + box["width"] - right) < 4
+    # the steps of another node count, without a change of this one
+    sampler = page.add("KSampler", 900, 100)
+    page.set_value(sampler, "steps", 5)
+    page.run(
+        "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
+    )
+    page.page.get_by_text("6 of 10 passes", exact=True).wait_for(timeout=5000)
+
+
+def test_latest_answer_wins(page, node):
+    """The first answer is slow, and is not waited for; what is typed between is not asked."""
+    asked = []
+
+    def answer(route):
+        question = json.loads(route.request.post_data)
+        asked.append(question["inputs"]["expression"])
+        if len(asked) > 1:
+            route.continue_()  # the first one never gets its answer
+
+    page.page.route(ROUTE, answer)
+    page.set_value(node, "expression", "1")
+    page.set_value(node, "shape", "expression")
+    page.page.wait_for_timeout(400)
+    for expression in ("2", "2 +", "1 + step"):
+        page.set_value(node, "expression", expression)
+    answered(page)
+    assert asked == ["1", "1 + step"]
+    assert page.page.locator(".cg-said").inner_text() == "shape: expression · 39 of 40 passes"
+
+
+def test_without_the_server(page, node):
+    """One can still draw, and other shapes say why they are not drawn."""
+    page.page.route(ROUTE, lambda route: route.abort())
+    drag(page, 1, -40, 30)
+    page.page.wait_for_timeout(400)
+    assert "of 40 passes" in page.page.locator(".cg-said").inner_text()
+    page.set_value(node, "shape", "expression")
+    page.page.wait_for_function(
+        "() => document.querySelector('.cg-words').innerText.includes('does not answer')"
+    )
+    assert drawn(page) == (0, 0)
+    page.page.unroute(ROUTE)
+    page.set_value(node, "shape", "expression")
+    answered(page)
+    assert drawn(page) == (1, 1) and words(page) == ""
+
+
+def test_what_is_linked_is_not_drawn(page, node):
+    for name in ("expression", "shape"):
+        shown(page, node, shape="expression")
+        assert drawn(page) == (1, 1)
+        page.run(
+            """([id, name]) => {
+                const node = app.graph.getNodeById(id);
+                const slot = node.inputs.findIndex(i => i.widget?.name === name);
+                const text = LiteGraph.createNode("PrimitiveString");
+                app.graph.add(text);
+                node.inputs[slot].type = "STRING";
+                text.connect(0, node, slot);
+            }""",
+            [node, name],
+        )
+        page.page.get_by_text("linked", exact=True).wait_for(timeout=5000)
+        assert drawn(page) == (0, 0) and words(page) == ""
+        page.run(
+            """([id, name]) => {
+                const node = app.graph.getNodeById(id);
+                node.disconnectInput(node.inputs.findIndex(i => i.widget?.name === name));
+            }""",
+            [node, name],
+        )
+        page.page.wait_for_timeout(300)
 
 
 def rows(page, node):

@@ -58,6 +58,7 @@ def test_live_plot(page, traced, tmp_path):
     assert all(one["drawn"] is not None and one["drawn"] - one["at"] < 100 for one in seen)
     drawn = {"cfg": STEPS, "scale": STEPS, "probability": STEPS}
     assert lines(page) == drawn
+    assert page.run(CLEAR) and page.run(READABLE)
     path = page.save(tmp_path / "traced.json")
     page.open()
     page.clear()
@@ -66,15 +67,36 @@ def test_live_plot(page, traced, tmp_path):
     assert lines(page) == drawn
 
 
+# no line runs over the numbers of the axis
+CLEAR = """() => {
+    const boxes = (name) => [...document.querySelectorAll(`.cg-trace ${name}`)].map(
+        e => e.getBoundingClientRect());
+    const numbers = Math.max(...boxes("text").map(b => b.right));
+    return boxes("text").length > 2 && numbers < Math.min(...boxes("polyline").map(b => b.left));
+}"""
+READABLE = """() => {
+    const said = document.querySelector(".cg-trace .cg-said");
+    return said.scrollWidth <= said.clientWidth && said.innerText.includes("passes");
+}"""
+
+
 def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
     assert set(page.prompt()[str(traced)]["inputs"]) == {"model"}
     kept = page.run("(id) => app.graph.getNodeById(id).serialize().widgets_values", traced)
     assert not kept
 
 
-def test_label_field_offers_the_classes(page, traced):
+def test_label_field_offers_the_classes(page, traced, renderer):
     node = page.run("() => app.graph.nodes.find(n => n.type === 'ClassifierGuidance').id")
     before = page.value(node, "label")
+    room = page.run(
+        """(id) => {
+            const widget = app.graph.getNodeById(id).widgets.find(w => w.name === "label");
+            return widget.computedHeight - 2 * widget.margin - widget.element.offsetHeight;
+        }""",
+        node,
+    )
+    assert renderer != "classic" or room >= 0  # it does not lie on the next widget
     field = page.page.locator(".cg-label input").first
     field.focus()
     page.page.wait_for_function(

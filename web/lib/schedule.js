@@ -2,6 +2,7 @@
 
 export const INTERPOLATIONS = ["linear", "hold", "cosine"];
 const SLACK = 1e-5;
+const PIECES = 200; // of a line
 
 /**
  * @typedef {{axis: string, interpolation: string, points: number[][], outside?: number,
@@ -71,6 +72,29 @@ function between(schedule, a, b, share) {
     default:
       return a + (b - a) * share;
   }
+}
+
+/**
+ * What there is to draw of a schedule on percent or step, as the server answers it of others: the
+ * scales at positions, and the intervals where they are not 1.
+ * @param {Schedule} schedule
+ */
+export function sampled(schedule) {
+  const even = Array.from({ length: PIECES + 1 }, (_, index) => index / PIECES);
+  const corners = schedule.points.map((p) => p[0]).filter((at) => at >= 0 && at <= 1);
+  const positions = [...new Set([...even, ...corners])].sort((a, b) => a - b);
+  const scales = positions.map((at) => scaleAt(schedule, at));
+  return { axis: schedule.axis, positions, scales, intervals: intervals(positions, scales) };
+}
+
+function intervals(positions, scales) {
+  const found = [];
+  positions.forEach((at, index) => {
+    if (scales[index] === 1) return;
+    if (index > 0 && scales[index - 1] !== 1) found.at(-1)[1] = at;
+    else found.push([at, at]);
+  });
+  return found;
 }
 
 /** What CFG by this schedule runs in so many steps: a pass more wherever the scale is not 1. */
