@@ -33,11 +33,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self, width=64):
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, SHRINK, SHRINK),
-            *(Block(width) for _ in range(3)),
-            nn.Conv2d(width, CHANNELS, 1),
-        )
+        # linear: a space that is as easy to learn in as pixels are
+        self.encoder = nn.Conv2d(3, CHANNELS, SHRINK, SHRINK)
         self.decoder = nn.Sequential(
             nn.Conv2d(CHANNELS, width, 3, padding=1),
             *(Block(width) for _ in range(4)),

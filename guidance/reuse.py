@@ -1,0 +1,99 @@
+"""CFG's term used again: passes of the network that guidance can do without.
+
+term = cond - uncond, of the denoised predictions. From one step to the next it changes less than
+the predictions themselves, so a pass for uncond can be left out where the last term still holds
+(after Castillo et al. 2023, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion
+Models", who leave it out from some step on).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .noise import per_image, vp_scale
+
+LONGEST = 8  # evaluations that one term serves, however well it holds
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """When the term is computed.
+
+    every: at each so-many-th evaluation. tolerance: above 0, at growing distances while the last
+    term foretells the next one to within this share of its length, at shorter ones where it does
+    not; `every` is then the shortest distance. 1 and 0 compute it always.
+    """
+
+    every: int = 1
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; it must be at least 1.")
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(
+                f"tolerance is {self.tolerance:g}; it must be at least 0 and below 1."
+            )
+
+    @property
+    def always(self) -> bool:
+        """Whether nothing is used again."""
+        return self.every == 1 and self.tolerance == 0
+
+
+class HeldTerm:
+    """The last term of a run, and how long it may serve.
+
+    Held in proportion to sigma / sqrt(alpha^2 + sigma^2): constant where there is mostly noise,
+    where both predictions are near the means of their images, and like the difference of two eps
+    where there is little.
+    """
+
+    def __init__(self, reuse: Reuse):
+        self.reuse = reuse
+        self._term: Tensor | None = None
+        self._distance = reuse.every
+        self._age = 0
+
+    def due(self) -> bool:
+        """Whether this evaluation computes the term; asked once in each."""
+        self._age += 1
+        return self._term is None or self._age >= self._distance
+
+    def renew(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
+        """The term (B, ...) was computed at sigma, alpha (B,)."""
+        if self._term is not None and self.reuse.tolerance > 0:
+            self._adapt(self.at(sigma, alpha), term)
+        self._term = term / per_image(_share(sigma, alpha), term)
+        self._age = 0
+
+    def at(self, sigma: Tensor, alpha: Tensor) -> Tensor:
+        """The last term, as it is at this noise level."""
+        assert self._term is not None
+        return self._term * per_image(_share(sigma, alpha), self._term)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether the term is one of such images."""
+        return self._term is not None and self._term.shape == x.shape
+
+    def forget(self) -> None:
+        """Another run: the next evaluation computes the term."""
+        self._term = None
+        self._distance = self.reuse.every
+
+    def _adapt(self, foretold: Tensor, term: Tensor) -> None:
+        """A longer distance after a good guess, a shorter one after a bad one."""
+        error = (foretold - term).float().flatten(1).norm(dim=1).mean()
+        missed = float(error / term.float().flatten(1).norm(dim=1).mean().clamp(min=1e-12))
+        if missed > self.reuse.tolerance:
+            self._distance = max(self.reuse.every, self._distance // 2)
+        elif missed < self.reuse.tolerance / 2:
+            self._distance = min(self._distance + 1, max(LONGEST, self.reuse.every))
+
+
+def _share(sigma: Tensor, alpha: Tensor) -> Tensor:
+    """sqrt(1 - alpha_bar) at that level, kept above 0."""
+    return (sigma / vp_scale(sigma, alpha)).clamp(min=torch.finfo(torch.float32).tiny)
