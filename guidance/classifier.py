@@ -132,7 +132,9 @@ class NoisyClassifier:
         so the gradient is weighed with it, too.
         """
         near = within_range(sigma, alpha, self.schedule.max_ratio)
-        gradient, log_probs = self.gradient_and_log_probs(x, near[0], label, near[1], label_smoothing)
+        gradient, log_probs = self.gradient_and_log_probs(
+            x, near[0], label, near[1], label_smoothing
+        )
         return Evidence(gradient, log_probs, *near)
 
     def image_log_probs(self, images: Tensor) -> Tensor:

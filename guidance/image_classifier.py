@@ -1,9 +1,10 @@
 """A classifier of clean images, p(y | x0), that guides through the predicted x0.
 
-p(y | x) is approximated by p(y | D(x)), D(x) = E[x0 | x] what the model predicts (Chung et al. 2023,
-"Diffusion Posterior Sampling"; Bansal et al. 2023, "Universal Guidance for Diffusion Models"). With
-g = grad log p(y | x0) at x0 = D(x) and J = dD/dx, grad_x log p(y | D(x)) = J^T g, and guidance adds
-sigma^2 / alpha * J^T g. docs/image_classifiers.md has the maths and what each way costs.
+p(y | x) is approximated by p(y | D(x)), D(x) = E[x0 | x] what the model predicts (Chung et al.
+2023, "Diffusion Posterior Sampling"; Bansal et al. 2023, "Universal Guidance for Diffusion
+Models"). With g = grad log p(y | x0) at x0 = D(x) and J = dD/dx, grad_x log p(y | D(x)) = J^T g,
+and guidance adds sigma^2 / alpha * J^T g. docs/image_classifiers.md has the maths and what each
+way costs.
 """
 
 from __future__ import annotations
@@ -59,9 +60,7 @@ class ImageClassifier:
         if not data_std > 0:
             raise ValueError(f"data_std is {data_std}; it must be above 0.")
         if labels is not None and len(labels) != num_classes:
-            raise ValueError(
-                f"labels names {len(labels)} classes; the network has {num_classes}."
-            )
+            raise ValueError(f"labels names {len(labels)} classes; the network has {num_classes}.")
         self.network = network
         self.preprocessing = preprocessing
         self.num_classes = num_classes

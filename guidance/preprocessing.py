@@ -16,8 +16,8 @@ class Preprocessing:
     """From pixels in [-1, 1] to what a network was trained on: resize, crop, normalise.
 
     resize: H, W, or the length of the shorter side; None keeps the size. crop: H, W of the middle,
-    with black where the image is smaller. mean, std: of pixels in [0, 1]. Raises ValueError for
-    values that cannot be.
+    with black where the image is smaller. mean, std: of pixels in [0, 1]. bgr: channels in that
+    order. Raises ValueError for values that cannot be.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -25,6 +25,7 @@ class Preprocessing:
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
     interpolation: str = "bilinear"
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.resize,) if isinstance(self.resize, int) else (self.resize or ())
@@ -40,6 +41,7 @@ class Preprocessing:
     def __call__(self, x: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [-1, 1], also somewhat beyond, to the network's input."""
         pixels = _cropped(self._resized((x + 1) / 2), self.crop)
+        pixels = pixels.flip(1) if self.bgr else pixels
         mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
         return (pixels - mean) / std
 
@@ -63,9 +65,13 @@ class Preprocessing:
 def _cropped(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None or size == tuple(pixels.shape[-2:]):
         return pixels
-    missing = [max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[-2:], strict=True)]
+    missing = [
+        max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
+    ]
     if any(missing):
         (top, left), (down, right) = zip(*((m // 2, (m + 1) // 2) for m in missing), strict=True)
         pixels = F.pad(pixels, (left, right, top, down))
-    top, left = (round((found - wanted) / 2) for wanted, found in zip(size, pixels.shape[-2:], strict=True))
+    top, left = (
+        round((found - wanted) / 2) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
+    )
     return pixels[..., top : top + size[0], left : left + size[1]]
