@@ -80,6 +80,13 @@ class Added:
     def __init__(self) -> None:
         self.terms: Tensor | float = 0.0
 
+    def taken_from(self, denoised: Tensor) -> Tensor:
+        """The model's own prediction, in the graph that `denoised` is in."""
+        if isinstance(self.terms, float):
+            return denoised
+        with torch.inference_mode(False), torch.set_grad_enabled(denoised.requires_grad):
+            return denoised - self.terms
+
 
 @contextmanager
 def added_in(options: dict) -> Iterator[Added]:
@@ -118,7 +125,7 @@ class ClassifierGuide:
         with added_in(options) as added:
             added.terms = 0.0  # a wrapper further out may evaluate more than once
             x_in, denoised = self._predicted(executor, x, sigma, model_options, seed)
-            own = denoised if isinstance(added.terms, float) else denoised - added.terms
+            own = added.taken_from(denoised)
             term = self._term(executor.class_obj, x_in, own, sigma, labels, strength, options)
             # whoever differentiates further out needs the graph; nobody else may keep it
             denoised = denoised if x.requires_grad else denoised.detach()
