@@ -91,21 +91,6 @@ def classes_of_image_classifier(path: str | Path) -> tuple[int, tuple[str, ...] 
     return opened.num_classes, opened.labels
 
 
-def is_image_classifier(path: str | Path) -> bool:
-    """Whether a classifier was trained on clean images, as far as the outside of it tells.
-
-    A folder, a pack's own file that says so, or a file that is no ADM classifier.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return True
-    try:
-        about = read_checkpoint(path).description
-    except CheckpointError:
-        return path.is_file()
-    return about.kind == "classifier" and bool(about.training.get("clean"))
-
-
 def _of_folder(path: Path) -> OpenedClassifier:
     from .hugging_face_folders import open_folder
 

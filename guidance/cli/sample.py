@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from torch import Tensor
 
 from ..generation import Job, generate
+from ..image_classifier import GRADIENTS
+from ..image_classifier_files import load_image_classifier
 from ..images import check_output, save_samples
 from ..loading import load_adm, load_classifier
 from ..low_res import read_low_res
@@ -21,7 +24,15 @@ HELP = "draw images with classifier guidance, classifier-free guidance, or both"
 def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> None:
     """Options that `evaluate` has too."""
     parser.add_argument("--model", required=needs_model, help="ADM diffusion model file")
-    parser.add_argument("--classifier", help="noisy classifier to follow")
+    parser.add_argument(
+        "--classifier", help="to follow: a noisy classifier, or with --gradient one of clean images"
+    )
+    parser.add_argument(
+        "--gradient",
+        choices=GRADIENTS,
+        help="--classifier reads clean images (a Hugging Face folder, a torchvision file, a clean "
+        "classifier of this pack): cheap leaves the model out of its gradient, exact does not",
+    )
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
     parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
@@ -127,6 +138,9 @@ def load_models(args: argparse.Namespace):
     model = load_adm(args.model, noise_schedule=args.noise_schedule, **where)
     if args.classifier is None:
         return model, None
+    if args.gradient is not None or Path(args.classifier).is_dir():
+        gradient = args.gradient or GRADIENTS[0]
+        return model, load_image_classifier(args.classifier, gradient=gradient, **where)
     schedule = args.classifier_schedule
     return model, load_classifier(args.classifier, noise_schedule=schedule, **where)
 
