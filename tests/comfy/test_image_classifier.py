@@ -81,7 +81,7 @@ def table_sigma(model, t):
     return float(model.get_model_object("model_sampling").sigmas[t])
 
 
-@pytest.mark.parametrize(("t", "cfg"), [(150, None), (500, None), (800, None), (500, 3.0)])
+@pytest.mark.parametrize(("t", "cfg"), [(150, None), (500, None), (650, None), (500, 3.0)])
 def test_exact_is_autograd_through_the_whole_chain(
     call, load_image, digits_model, steered, files, root, monkeypatch, t, cfg
 ):
@@ -96,9 +96,11 @@ def test_exact_is_autograd_through_the_whole_chain(
     denoised, log_prob = by_hand(files, x, sigma, cfg)
     (gradient,) = torch.autograd.grad(log_prob, x)
     expected = scale * sigma**2 * gradient
+    size, off = float(expected.abs().max()), float((term - expected).abs().max())
+    print(f"timestep {t}, cfg {cfg}: {off:.1e} off, of {size:.2f}")
     assert (plain - denoised).abs().max() < 1e-5
-    assert expected.abs().max() > 1e-3
-    assert (term - expected).abs().max() < 1e-5 * max(1.0, float(expected.abs().max()))
+    assert size > 1e-3
+    assert off < 1e-5 * max(1.0, size)
 
 
 def test_cheap_is_the_classifiers_gradient_alone(
@@ -459,14 +461,16 @@ def test_its_classes_are_offered(pack_module, digit_resnet):
     assert adapter.classes_of("image_classifiers", "nowhere") == ()
 
 
+@pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])
 @pytest.mark.parametrize("classifier", ["folder", "judge"])
-def test_classify_image(call, load_image, digit_resnet, classifier, small_vae):
+def test_classify_image(call, load_image, digit_resnet, classifier, small_vae, dtype):
     """Finished images are read as they are, with a VAE, too; and named."""
     from clean_digits import digits
 
     images, labels = digits()
     images, labels = images[-40:], labels[-40:].tolist()
-    loaded = load_image(name=digit_resnet if classifier == "folder" else JUDGE, vae=small_vae)
+    name = digit_resnet if classifier == "folder" else JUDGE
+    loaded = load_image(name=name, vae=small_vae, dtype=dtype)
     shown = (images.movedim(1, -1) + 1) / 2
     (text,) = call("ClassifyImage", classifier=loaded, image=shown, top_k=1)
     named = [
@@ -484,6 +488,7 @@ def test_a_clean_classifier_is_not_saved_as_a_noisy_one(call, load_image):
 # --- what it is worth ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trained_clean_classifier_raises_the_judges_accuracy(
     call, load_model, load_image, steered, digit_resnet, say_at_the_end
 ):
