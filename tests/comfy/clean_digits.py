@@ -77,6 +77,7 @@ def write_trained_resnet(folder: Path, **training) -> float:
         hidden_sizes=[16, 32, 64],
         depths=[1, 1, 1],
         layer_type="basic",
+        hidden_act="silu",
         id2label=names,
         label2id={name: index for index, name in names.items()},
     )

@@ -392,6 +392,21 @@ def test_streamed_weights(digits_model, load_image, steered, monkeypatch, small_
         load_image(vae=small_vae)
 
 
+def test_of_a_streamed_vae_the_ordinary_one_is_taken(load_image, small_vae, monkeypatch):
+    """As core itself does where it cannot stream."""
+    ordinary = small_vae.patcher
+
+    class Streamed:
+        def is_dynamic(self):
+            return True
+
+        def get_non_dynamic_delegate(self):
+            return ordinary
+
+    monkeypatch.setattr(small_vae, "patcher", Streamed())
+    assert load_image(vae=small_vae).vae.patcher.model is ordinary.model
+
+
 def test_a_model_that_is_only_partly_there(digits_model, load_image, steered, call):
     model = steered(digits_model, load_image("exact"))
     layer = digits_model.model.diffusion_model.out[-1]
