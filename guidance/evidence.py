@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .labels import class_names
 from .strength import smoothed_target
@@ -30,11 +30,12 @@ class Evidence:
 class Classifier(Protocol):
     """A classifier that can guide.
 
-    reads_images: it reads finished RGB images, also where the sampler carries latents.
-    through_model: its gradient goes through the model's prediction, so `denoised` must be
-    connected with x in torch's graph.
+    network: what computes its logits. reads_images: it reads finished RGB images, also where the
+    sampler carries latents. through_model: its gradient goes through the model's prediction, so
+    `denoised` must be connected with x in torch's graph.
     """
 
+    network: nn.Module
     reads_images: bool
     through_model: bool
 
