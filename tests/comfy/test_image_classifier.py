@@ -435,7 +435,7 @@ def test_a_patch_without_a_graph(digits_model, load_image, steered, call):
 
 @pytest.fixture(scope="module")
 def digit_resnet(files):
-    """A small classifier of transformers, trained on digits that the judge has hardly seen."""
+    """A small classifier of transformers, trained on digits of its own."""
     folder = files["classifiers"] / "people" / "digit_resnet"
     accuracy = write_trained_resnet(folder)
     assert accuracy > 0.9
