@@ -9,6 +9,8 @@ from .classifier import NoisyClassifier
 from .classifier_free import classifier_free, implicit_gradient
 from .classifier_guidance import guide_denoised
 from .diffusion import DiffusionModel
+from .image_classifier import ImageClassifier
+from .image_classifier_files import load_image_classifier
 from .labels import LabelError
 from .loading import load_adm, load_classifier
 from .noise import NoiseSchedule
@@ -18,6 +20,7 @@ __all__ = [
     "CheckpointError",
     "DiffusionModel",
     "GuidanceSchedule",
+    "ImageClassifier",
     "LabelError",
     "NoiseSchedule",
     "NoisyClassifier",
@@ -26,4 +29,5 @@ __all__ = [
     "implicit_gradient",
     "load_adm",
     "load_classifier",
+    "load_image_classifier",
 ]

@@ -96,7 +96,7 @@ class Checkpoint:
             return build()
         except (ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.path.name} describes a network that cannot be built ({_brief(error)}); "
+                f"{self.path.name} describes a network that cannot be built ({brief(error)}); "
                 "save the model again with this pack."
             ) from error
 
@@ -119,7 +119,7 @@ class Checkpoint:
                 f"for: {wrong}. Use a whole file of this pack, or guided-diffusion's own."
             )
         for key, value in self.tensors.items():
-            if not _is_finite(value):
+            if not is_finite(value):
                 raise CheckpointError(
                     f"{self.path.name} has a weight that is not finite (NaN or infinity) in "
                     f"{key!r}; download it again, or get it from its original source."
@@ -154,7 +154,7 @@ def _counted(keys: list[str], what: str) -> str:
     return f"{len(keys)} tensors are {what} (first {name})"
 
 
-def _is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite, in one pass and without a copy: NaN spreads to both ends."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
@@ -179,7 +179,7 @@ def read_checkpoint(
     path = Path(path)
     # ordinary tensors, also when called in inference mode: gradients flow through them
     with torch.inference_mode(False):
-        tensors, metadata = _read_tensors(path, mmap)
+        tensors, metadata = read_tensors(path, mmap)
     description = _describe(path, tensors, metadata)
     if kind is not None and description.kind != kind:
         node = {"classifier": "a noisy classifier", "diffusion": "an ADM diffusion model"}
@@ -259,7 +259,8 @@ def _shallow(description: Description) -> dict[str, Any]:
     return {name: getattr(description, name) for name in description.__dataclass_fields__}
 
 
-def _read_tensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, mmap: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a model file by their names, and its metadata; raises CheckpointError."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist or is not a file; choose an existing model file."
@@ -281,7 +282,7 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[s
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is not a whole safetensors file ({_brief(error)}); "
+            f"{path.name} is not a whole safetensors file ({brief(error)}); "
             "download or copy it again."
         ) from error
 
@@ -376,7 +377,7 @@ def _from_metadata(path: Path, text: str) -> Description:
         )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"The description inside {path.name} cannot be used ({_brief(error)}); "
+            f"The description inside {path.name} cannot be used ({brief(error)}); "
             "save the model again with this pack."
         ) from error
 
@@ -397,7 +398,7 @@ def _labels(values: Any, layout: ADMLayout) -> tuple[str, ...] | None:
     return tuple(values)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """The error in one line of at most 160 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):

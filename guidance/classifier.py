@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .labels import class_names
-from .noise import NoiseSchedule, levels_like, per_image, vp_scale
-from .strength import smoothed_target
+from .evidence import Evidence, class_name, log_likelihood
+from .noise import NoiseSchedule, levels_like, per_image, vp_scale, within_range
 
 # fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
 FP16_LOSS_SCALE = 1024.0
@@ -25,6 +24,9 @@ class NoisyClassifier:
     None means that it is not checked against the model. Raises ValueError when labels are not as
     many as the network's classes.
     """
+
+    reads_images = False
+    through_model = False
 
     def __init__(
         self,
@@ -67,8 +69,7 @@ class NoisyClassifier:
 
     def name(self, index: int) -> str:
         """What class `index` is called; its number where it has no name."""
-        names = class_names(self.num_classes or 0, self.labels)
-        return names[index] if names else str(index)
+        return class_name(index, self.num_classes, self.labels)
 
     @torch.no_grad()
     def log_probs(self, x: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0) -> Tensor:
@@ -110,37 +111,43 @@ class NoisyClassifier:
             # a clone made here is an ordinary tensor, whatever mode x was made in
             x_in = x.detach().clone().requires_grad_(True)
             log_probs = self._log_probs(x_in, *levels_like(x_in, sigma, alpha))
-            index = self._label_column(label, log_probs)
-            chosen = log_probs.gather(1, index).sum()
-            if label_smoothing:
-                target = smoothed_target(index[:, 0], log_probs.shape[1], label_smoothing)
-                chosen = (target.to(log_probs) * log_probs).sum()
-            scale = FP16_LOSS_SCALE if _dtype(self.network, x) == torch.float16 else 1.0
+            chosen = log_likelihood(log_probs, label, label_smoothing)
+            scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
             (gradient,) = torch.autograd.grad(chosen * scale, x_in)
             log_probs = log_probs.detach()
         return (gradient if scale == 1.0 else (gradient.float() / scale).to(x.dtype)), log_probs
 
+    def evidence(
+        self,
+        x: Tensor,
+        denoised: Tensor,
+        sigma: Tensor,
+        label: Tensor | int,
+        alpha: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> Evidence:
+        """The gradient at x itself; sigma / alpha at most what the schedule reaches.
+
+        `denoised` is not looked at. Above its range the classifier answers for the range's end,
+        so the gradient is weighed with it, too.
+        """
+        near = within_range(sigma, alpha, self.schedule.max_ratio)
+        gradient, log_probs = self.gradient_and_log_probs(
+            x, near[0], label, near[1], label_smoothing
+        )
+        return Evidence(gradient, log_probs, *near)
+
+    def image_log_probs(self, images: Tensor) -> Tensor:
+        """log p(y | image) of every class (B, classes), of finished images (B, C, H, W)."""
+        return self.log_probs(images, 0.0)
+
     def _log_probs(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
-        dtype = _dtype(self.network, x)
+        dtype = compute_dtype(self.network, x)
         x_vp = x / per_image(vp_scale(sigma, alpha), x)
         t = self.schedule.timestep(sigma / alpha).to(torch.promote_types(dtype, torch.float32))
         logits = self.network(x_vp.to(dtype), t)
         # in fp16 the gradients of unlikely classes underflow to exactly zero
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
-
-    def _label_column(self, label: Tensor | int, log_probs: Tensor) -> Tensor:
-        batch, classes = log_probs.shape
-        index = torch.as_tensor(label, dtype=torch.long).clone()
-        if index.ndim > 1 or (index.ndim == 1 and len(index) not in (1, batch)):
-            raise ValueError(
-                f"label has shape {tuple(index.shape)}; expected one, or {batch} of them."
-            )
-        # labels that sit on a GPU were checked when they were parsed: looking would stall the step
-        if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
-            raise ValueError(
-                f"label is {index.tolist()}, but the classes go from 0 to {classes - 1}."
-            )
-        return index.to(log_probs.device).expand(batch)[:, None]
 
 
 def use_ordinary_weights(network: nn.Module) -> None:
@@ -159,7 +166,7 @@ def use_ordinary_weights(network: nn.Module) -> None:
                 module._buffers[name] = buffer.clone()
 
 
-def _dtype(network: nn.Module, x: Tensor) -> torch.dtype:
+def compute_dtype(network: nn.Module, x: Tensor) -> torch.dtype:
     """What the network computes in: what it says, its weights' dtype, or x's."""
     said = getattr(network, "compute_dtype", None)
     if said is not None:

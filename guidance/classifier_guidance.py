@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .classifier import NoisyClassifier
-from .noise import levels_like, per_image, within_range
+from .evidence import Classifier
+from .noise import levels_like, per_image
 from .strength import Strength
 
 Report = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def classifier_term(
-    classifier: NoisyClassifier,
+    classifier: Classifier,
     x: Tensor,
     denoised: Tensor,
     sigma: Tensor | float,
@@ -27,20 +27,19 @@ def classifier_term(
     """What guidance adds to the denoised image (B, ...) at x = alpha x0 + sigma eps.
 
     scale * (sigma^2 / alpha) * grad_x log p(label | x), shaped by the options of `strength`; finite
-    and continuous also where sigma / alpha is beyond the classifier's range. `report` is called
+    and continuous also where sigma / alpha is beyond the classifier's range. A classifier whose
+    `through_model` is set needs `denoised` computed from x in torch's graph. `report` is called
     with the scales (B,), the term (B, ...) and log p(y | x) of every class (B, classes). Raises
     ValueError when the gradient is not finite.
     """
     sigma, alpha = levels_like(x, sigma, alpha)
-    near = within_range(sigma, alpha, classifier.schedule.max_ratio)
-    gradient, log_probs = classifier.gradient_and_log_probs(
-        x, near[0], label, near[1], strength.label_smoothing
-    )
-    _check_finite(gradient, x, sigma)
-    scales = strength.scales(log_probs)
-    term = strength.capped(guidance_term(gradient, near[0], scales, near[1]), denoised)
+    seen = classifier.evidence(x, denoised, sigma, label, alpha, strength.label_smoothing)
+    _check_finite(seen.gradient, x, sigma)
+    scales = strength.scales(seen.log_probs)
+    term = guidance_term(seen.gradient, seen.sigma, scales, seen.alpha)
+    term = strength.capped(term, denoised.detach())
     if report is not None:
-        report(scales, term, log_probs)
+        report(scales, term, seen.log_probs)
     return term
 
 

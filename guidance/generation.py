@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .classifier import NoisyClassifier
 from .diffusion import DiffusionModel
+from .evidence import Classifier
 from .images import to_uint8
 from .labels import parse_labels
 from .low_res import UPSCALE
@@ -71,7 +71,7 @@ class Job:
 
 def generate(
     model: DiffusionModel,
-    classifier: NoisyClassifier | None,
+    classifier: Classifier | None,
     job: Job,
     image_size: int | None = None,
     title: str = "sample",
@@ -138,7 +138,7 @@ def _pass_over(shape: tuple[int, ...], steps: int, generator: torch.Generator) -
         torch.randn(shape, generator=generator, device=generator.device)
 
 
-def _check_channels(model: DiffusionModel, classifier: NoisyClassifier | None) -> None:
+def _check_channels(model: DiffusionModel, classifier: Classifier | None) -> None:
     channels = model.layout.image_channels
     if classifier is not None and classifier.channels not in (None, channels):
         raise ValueError(
@@ -161,7 +161,7 @@ def _size(model: DiffusionModel, image_size: int | None, low_res: Tensor | None)
 
 def _draw(
     model: DiffusionModel,
-    classifier: NoisyClassifier | None,
+    classifier: Classifier | None,
     job: Job,
     steps: Sequence[Step],
     labels: Tensor | None,
@@ -201,7 +201,7 @@ def _turn(low_res: Tensor | None, start: int, count: int) -> Tensor | None:
     return low_res[[index % len(low_res) for index in range(start, start + count)]]
 
 
-def _classes(model: DiffusionModel, classifier: NoisyClassifier | None) -> int:
+def _classes(model: DiffusionModel, classifier: Classifier | None) -> int:
     counts = {model.num_classes, (classifier.num_classes or 0) if classifier else 0} - {0}
     if len(counts) > 1:
         raise ValueError(
@@ -212,7 +212,7 @@ def _classes(model: DiffusionModel, classifier: NoisyClassifier | None) -> int:
 
 
 def _fixed_labels(
-    model: DiffusionModel, classifier: NoisyClassifier | None, job: Job
+    model: DiffusionModel, classifier: Classifier | None, job: Job
 ) -> list[int] | None:
     """The classes to go through in turn, or None for random ones."""
     classes = _classes(model, classifier)
@@ -240,7 +240,7 @@ def _known(labels: Sequence[int], classes: int) -> list[int]:
 
 def _batch_labels(
     model: DiffusionModel,
-    classifier: NoisyClassifier | None,
+    classifier: Classifier | None,
     wanted: list[int] | None,
     start: int,
     count: int,

@@ -34,9 +34,7 @@ class Reuse:
         if self.every < 1:
             raise ValueError(f"every is {self.every}; it must be at least 1.")
         if not 0 <= self.tolerance < 1:
-            raise ValueError(
-                f"tolerance is {self.tolerance:g}; it must be at least 0 and below 1."
-            )
+            raise ValueError(f"tolerance is {self.tolerance:g}; it must be at least 0 and below 1.")
 
     @property
     def always(self) -> bool:

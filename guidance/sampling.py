@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .classifier import NoisyClassifier
 from .classifier_free import classifier_free
 from .classifier_guidance import classifier_term, mean_shift
 from .diffusion import DiffusionModel
+from .evidence import Classifier
 from .place import Place
 from .schedule import GuidanceSchedule
 from .strength import Strength
+from .tracked import tracked
 
 METHODS = ("ddim", "ddpm")
 Noise = Callable[[Tensor], Tensor]
@@ -123,7 +124,7 @@ class Guide:
     A schedule takes the place of the scale.
     """
 
-    classifier: NoisyClassifier
+    classifier: Classifier
     labels: Tensor
     strength: Strength | float
     schedule: GuidanceSchedule | None = None
@@ -142,11 +143,18 @@ class Guide:
         return Strength(scale=self.strength)
 
     def term(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
-        """What algorithm 2 adds to x0 (B, ...), at x_t (B, ...) in VP coordinates."""
+        """What algorithm 2 adds to x0 (B, ...), at x_t (B, ...) in VP coordinates.
+
+        x0 must be computed from x in torch's graph where the classifier's `through_model` is set.
+        """
         ab = step.alpha_bar
         return classifier_term(
             self.classifier, x, x0, (1 - ab) ** 0.5, self.labels, self._strength, ab**0.5
         )
+
+    def pull(self, method: str, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+        """What a step of "ddim" (`term`) or "ddpm" (`gradient`) is guided by."""
+        return self.gradient(x, x0, step) if method == "ddpm" else self.term(x, x0, step)
 
     def gradient(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
         """scale * grad log p(y | x_t), as algorithm 1 wants it: the term without its factor."""
@@ -186,18 +194,25 @@ def sample(
         place = place_of(step, index, len(steps), len(model.schedule))
         active = [guide for each in guides if (guide := each.at(place, len(x))) is not None]
         scale = cfg.scales(place, len(x)) if isinstance(cfg, GuidanceSchedule) else cfg
-        eps, v = _predict(model, x, step, labels, scale, low_res)
-        x0 = predict_x0(x, eps, step.alpha_bar)
-        x0 = x0.clamp(-1, 1) if clip_denoised else x0
+        through = any(guide.classifier.through_model for guide in active)
+        with tracked(x, through) as x_in:
+            x0, v = _denoised(model, x_in, step, labels, scale, low_res)
+            x0 = x0.clamp(-1, 1) if clip_denoised else x0
+            pulls = [guide.pull(method, x_in, x0, step) for guide in active]
+        x0, v = _cut(x0, v)
         drawn = noise(x)
         if method == "ddpm":
             variance = ddpm_variance(step, v, x)
-            pull = sum((guide.gradient(x, x0, step) for guide in active), torch.zeros_like(x))
+            pull = sum(pulls, torch.zeros_like(x))
             x = ddpm_step(x, x0, variance, step, mean_shift(pull, variance, 1.0), drawn)
         else:
-            terms = [guide.term(x, x0, step) for guide in active]
-            x = ddim_step(x, sum(terms, x0), step, eta, drawn)
+            x = ddim_step(x, sum(pulls, x0), step, eta, drawn)
     return x
+
+
+def _cut(x0: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The two without the graph that an exact gradient needed."""
+    return x0.detach(), None if v is None else v.detach()
 
 
 def place_of(step: Step, index: int, steps: int, timesteps: int) -> Place:
@@ -208,6 +223,19 @@ def place_of(step: Step, index: int, steps: int, timesteps: int) -> Place:
         steps=steps,
         sigma=((1 - step.alpha_bar) / step.alpha_bar) ** 0.5,
     )
+
+
+def _denoised(
+    model: DiffusionModel,
+    x: Tensor,
+    step: Step,
+    labels: Tensor | None,
+    cfg: float | list[float],
+    low_res: Tensor | None,
+) -> tuple[Tensor, Any]:
+    """x0 and the variance that `_predict` gives."""
+    eps, v = _predict(model, x, step, labels, cfg, low_res)
+    return predict_x0(x, eps, step.alpha_bar), v
 
 
 def _predict(

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .classifier import NoisyClassifier
 from .diffusion import DiffusionModel
+from .evidence import Classifier
 from .processes import Processes
 
 
@@ -41,7 +41,7 @@ class Work:
 
 
 @contextmanager
-def counted(model: DiffusionModel, classifier: NoisyClassifier | None) -> Iterator[Work]:
+def counted(model: DiffusionModel, classifier: Classifier | None) -> Iterator[Work]:
     """Yields a Work that counts what the two networks do in the block; seconds come at its end."""
     work = Work()
 

@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import comfy_adapter
 from .inspection import ClassifyImage
-from .loaders import ADMModelLoader, NoisyClassifierLoader
+from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
 from .sampling import ADMScheduler, SamplerADM
 from .schedules import CFGScaleScheduler, GuidanceSchedule, answer
 from .steering import (
@@ -18,6 +18,7 @@ from .training import LabelledImageFolder, SaveNoisyClassifier, TrainNoisyClassi
 
 NODES: list[type[io.ComfyNode]] = [
     NoisyClassifierLoader,
+    ImageClassifierLoader,
     ADMModelLoader,
     ADMClassLabel,
     ADMUpscaleConditioning,

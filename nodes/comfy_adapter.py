@@ -40,7 +40,8 @@ from ..guidance.checkpoint import (
     Description,
     read_checkpoint,
 )
-from ..guidance.classifier import NoisyClassifier
+from ..guidance.classifier import NoisyClassifier, use_ordinary_weights
+from ..guidance.image_classifier import Decode, ImageClassifier
 from ..guidance.labels import class_names, spread_labels
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
@@ -53,10 +54,12 @@ if TYPE_CHECKING:  # loaded when something is trained
 PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
+IMAGE_CLASSIFIERS = "image_classifiers"  # not a folder: those of CLASSIFIERS that read images
 DTYPE_NAMES = ["auto", *DTYPES]
 
 PIXELS = "rgb"
 TRACE_KEY = "guidance_trace"
+ADDED_KEY = "classifier_guidance_added"
 RUN_KEY = "classifier_guidance_run"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
@@ -124,14 +127,31 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
 
 @dataclass(frozen=True)
 class PlacedClassifier:
-    """What a NOISY_CLASSIFIER socket carries: the classifier and who places its network."""
+    """What a NOISY_CLASSIFIER socket carries: the classifier and who places its network.
 
-    classifier: NoisyClassifier
+    vae: what decodes a model's latents for a classifier of images.
+    """
+
+    classifier: NoisyClassifier | ImageClassifier
     patcher: Any
     file_name: str
     description: Description | None = None
+    vae: PlacedVAE | None = None
 
-    def on_device(self) -> NoisyClassifier:
+    def patchers(self, model: Any) -> list[Any]:
+        """What has to be placed together with that MODEL."""
+        decoded = self.classifier.reads_images and space_of(model) != PIXELS
+        return [self.patcher, self.vae.patcher] if decoded and self.vae else [self.patcher]
+
+    def in_run(self, patchers: list[Any], model: Any) -> NoisyClassifier | ImageClassifier:
+        """The classifier with the networks of these `patchers`, for the latents of a base model."""
+        network, *vae = (patcher.model for patcher in patchers)
+        if self.vae is None or not vae:
+            return self.classifier.with_network(network)
+        assert isinstance(self.classifier, ImageClassifier)  # no other is given a VAE
+        return self.classifier.with_network(network, self.vae.decoder(vae[0], model))
+
+    def on_device(self) -> NoisyClassifier | ImageClassifier:
         """Loads the network onto the compute device; for use outside a sampling run."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         return self.classifier
@@ -163,12 +183,72 @@ def place_trained(network: Any, description: Description) -> PlacedClassifier:
     return _placed(classifier, "The trained classifier", description)
 
 
-def _placed(classifier: NoisyClassifier, name: str, about: Description) -> PlacedClassifier:
+def _placed(
+    classifier: NoisyClassifier | ImageClassifier,
+    name: str,
+    about: Description | None = None,
+    vae: PlacedVAE | None = None,
+) -> PlacedClassifier:
     """The classifier, its network where ComfyUI keeps what is not in use."""
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
-    return PlacedClassifier(classifier, patcher, name, about)
+    return PlacedClassifier(classifier, patcher, name, about, vae)
+
+
+def image_classifier_names() -> list[str]:
+    """Folders with a config.json in models/classifiers, and the files that are in none of them."""
+    folders = _config_folders()
+    files = [
+        name
+        for name in model_names(CLASSIFIERS)
+        if not any(parent.as_posix() in folders for parent in Path(name).parents)
+    ]
+    return sorted([*folders, *files])
+
+
+def _config_folders() -> set[str]:
+    """Relative to the folder of models/classifiers that they are in; at most three deep."""
+    found = set()
+    for root in map(Path, folder_paths.get_folder_paths(CLASSIFIERS)):
+        for depth in ("*", "*/*", "*/*/*"):
+            for config in root.glob(f"{depth}/config.json"):
+                found.add(config.parent.relative_to(root).as_posix())
+    return found
+
+
+def image_classifier_path(name: str) -> Path:
+    """Where the chosen file or folder is; CheckpointError when it is gone, or is elsewhere."""
+    if name in _config_folders():
+        roots = map(Path, folder_paths.get_folder_paths(CLASSIFIERS))
+        return next(root / name for root in roots if (root / name / "config.json").is_file())
+    return Path(model_path(CLASSIFIERS, name))
+
+
+def image_classifier_fingerprint(name: str) -> str:
+    """Changes when the file, or one in the folder, is replaced."""
+    try:
+        path = image_classifier_path(name)
+    except CheckpointError:
+        return "missing"
+    return _fingerprint(path) if path.is_dir() else file_fingerprint(CLASSIFIERS, name)
+
+
+def load_image_classifier(
+    name: str, gradient: str, dtype: str, vae: comfy.sd.VAE | None = None
+) -> PlacedClassifier:
+    """A classifier of clean images, in main memory until it is used."""
+    from ..guidance.image_classifier_files import open_image_classifier
+
+    opened = open_image_classifier(image_classifier_path(name))
+    device = comfy.model_management.get_torch_device()
+    weights = opened.dtype if dtype == "auto" else DTYPES[dtype]
+    # its layers are plain torch modules: they are kept in what the device computes in
+    compute = comfy.model_management.unet_manual_cast(weights, device) or weights
+    with torch.inference_mode(False):
+        opened.network.to(comfy.model_management.unet_offload_device(), compute)
+    placed_vae = None if vae is None else PlacedVAE.of(vae)
+    return _placed(opened.classifier(gradient), name, vae=placed_vae)
 
 
 def _read(folder: str, name: str, kind: str, overrides: dict[str, Any]) -> Checkpoint:
@@ -182,6 +262,136 @@ def _weight_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     return checkpoint.dtype if checkpoint.dtype in DTYPES.values() else torch.float32
+
+
+# --- gradients through a VAE and a model --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PlacedVAE:
+    """A VAE whose decoder gradients flow through, and who places it.
+
+    slope, offset: from what it decodes to pixels in [-1, 1].
+    """
+
+    patcher: Any
+    channels: int
+    dtype: torch.dtype
+    slope: float
+    offset: float
+
+    @classmethod
+    def of(cls, vae: comfy.sd.VAE) -> PlacedVAE:
+        """Raises ValueError for a VAE that decodes no images, or whose weights are streamed."""
+        vae.throw_exception_if_invalid()
+        if vae.latent_dim != 2 or vae.output_channels != 3:
+            kind = {1: "sound", 3: "video"}.get(vae.latent_dim, "something else")
+            raise ValueError(
+                f"vae decodes {kind if vae.latent_dim != 2 else 'no RGB images'}; an image "
+                "classifier needs the VAE of an image model."
+            )
+        patcher = _not_streamed(vae.patcher)
+        whole = WholePatcher(
+            patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device
+        )
+        # what core makes of it is between 0 and 1: (v + 1) / 2 for most, some have it already
+        low, high = vae.process_output(torch.tensor([0.0, 0.5])).tolist()
+        slope = (high - low) / 0.5
+        return cls(whole, vae.latent_channels, vae.vae_dtype, 2 * slope, 2 * low - 1)
+
+    def decoder(self, network: Any, model: Any) -> Decode:
+        """From a base model's x0 (B, C, H, W) to RGB in [-1, 1]; `network` is the placed VAE."""
+
+        def decode(x0: Tensor) -> Tensor:
+            use_ordinary_weights(network)
+            _use_ordinary_attributes(model.latent_format)
+            pixels = network.decode(model.process_latent_out(x0).to(self.dtype))
+            return pixels * self.slope + self.offset
+
+        return decode
+
+
+def is_streamed(patcher: Any) -> bool:
+    """Whether ComfyUI brings the weights layer by layer (dynamic VRAM)."""
+    asked = getattr(patcher, "is_dynamic", None)
+    return asked is not None and asked()
+
+
+def _not_streamed(patcher: Any) -> Any:
+    """The patcher, or of a streamed one the ordinary one that core makes for such cases."""
+    if not is_streamed(patcher):
+        return patcher
+    try:
+        return patcher.get_non_dynamic_delegate()
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            "vae has weights that are streamed, which gradients cannot go through; load it with "
+            "core's Load VAE, or start ComfyUI with --disable-dynamic-vram."
+        ) from error
+
+
+def _use_ordinary_attributes(owner: Any) -> None:
+    """As `use_ordinary_weights`, of an object that is no module."""
+    for name, value in vars(owner).items():
+        if isinstance(value, Tensor) and value.is_inference():
+            setattr(owner, name, value.clone())
+
+
+CHEAP_INSTEAD = "set gradient to cheap on Load Image Classifier"
+
+
+def check_differentiable(*patchers: Any) -> None:
+    """Raises ValueError for a MODEL, or what runs with it, that gradients cannot go through."""
+    if any(map(is_streamed, patchers)):
+        raise ValueError(
+            "model has weights that are streamed (dynamic VRAM), which an exact gradient cannot go "
+            f"through; {CHEAP_INSTEAD}, or start ComfyUI with --disable-dynamic-vram."
+        )
+
+
+def _check_whole(networks: list[torch.nn.Module], device: torch.device) -> None:
+    weights = (weight for network in networks for weight in network.parameters())
+    if any(weight.device != device for weight in weights):
+        raise ValueError(
+            "model is only partly on the device for lack of memory, and an exact gradient cannot "
+            f"go through that; {CHEAP_INSTEAD}, or make the image or the batch smaller."
+        )
+
+
+def predict_with_graph(
+    executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any
+) -> tuple[Tensor, Tensor]:
+    """x and the guider's denoised image, both (B, C, H, W), connected in torch's graph.
+
+    An x that somebody further out differentiates by is kept.
+    """
+    guider = executor.class_obj
+    model, others = guider.inner_model, getattr(guider, "loaded_models", ())
+    check_differentiable(guider.model_patcher, *others)
+    found = (model, *(other.model for other in others))
+    networks = [network for network in found if isinstance(network, torch.nn.Module)]
+    _check_whole(networks, x.device)
+    with torch.inference_mode(False), torch.enable_grad():
+        for network in networks:
+            use_ordinary_weights(network)
+        _use_ordinary_attributes(model.latent_format)
+        x_in = x if x.requires_grad else x.detach().clone().requires_grad_(True)
+        try:
+            # a copy: some patches write into the x they are given
+            denoised = executor(x_in.clone(), sigma.clone(), model_options, seed)
+        except RuntimeError as error:
+            if "nference tensor" not in str(error):
+                raise
+            raise ValueError(
+                "model, or a patch on it, uses tensors that torch cannot differentiate by "
+                f"(inference tensors); {CHEAP_INSTEAD}, or take the patch away."
+            ) from error
+    if not denoised.requires_grad:
+        raise ValueError(
+            "model, or a patch on it, predicts without torch's graph, so there is no exact "
+            f"gradient; {CHEAP_INSTEAD}."
+        )
+    return x_in, denoised
 
 
 # --- ADM models ------------------------------------------------------------------------------
@@ -466,6 +676,11 @@ def latent_channels(patcher: Any) -> int:
     return patcher.get_model_object("latent_format").latent_channels
 
 
+def latent_dimensions(patcher: Any) -> int:
+    """2 for images, 3 for video, 1 for sound."""
+    return getattr(patcher.get_model_object("latent_format"), "latent_dimensions", 2)
+
+
 def space_of(patcher: Any) -> str:
     """What the space that the sampler works in is called: "rgb", or its latent format."""
     found = patcher.get_model_object("latent_format")
@@ -507,7 +722,11 @@ def class_folder_path(name: str) -> Path:
 
 def class_folder_fingerprint(name: str) -> str:
     """Changes with the pictures."""
-    root = Path(folder_paths.get_input_directory()) / name
+    return _fingerprint(Path(folder_paths.get_input_directory()) / name)
+
+
+def _fingerprint(root: Path) -> str:
+    """Changes with any file below the folder."""
     seen = hashlib.sha256()
     for path in sorted(root.rglob("*")):
         about = path.stat()
@@ -603,7 +822,7 @@ def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
     @server.routes.get("/classifier_guidance/classes")
     async def classes(request: Any) -> Any:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
-        if kind not in (CLASSIFIERS, DIFFUSION_MODELS) or name not in model_names(kind):
+        if name not in CLASS_LISTS.get(kind, tuple)():
             return web.json_response({"classes": []}, status=404)
         loop = asyncio.get_running_loop()
         names = await loop.run_in_executor(None, classes_of, kind, name)
@@ -628,9 +847,19 @@ async def _text_of(request: Any, most: int) -> str | None:
     return body.decode("utf-8", "replace")
 
 
+# what the page may ask for the classes of, and what there is of each
+CLASS_LISTS: dict[str, Callable[[], Any]] = {
+    CLASSIFIERS: lambda: model_names(CLASSIFIERS),
+    DIFFUSION_MODELS: lambda: model_names(DIFFUSION_MODELS),
+    IMAGE_CLASSIFIERS: image_classifier_names,
+}
+
+
 def classes_of(kind: str, name: str) -> tuple[str, ...]:
     """The names of a file's classes, or their numbers; none of a file that cannot be used."""
     try:
+        if kind == IMAGE_CLASSIFIERS:
+            return _image_classes_of(name, image_classifier_fingerprint(name))
         return _classes_of(kind, name, file_fingerprint(kind, name))
     except CheckpointError:
         return ()
@@ -641,3 +870,11 @@ def _classes_of(kind: str, name: str, fingerprint: str) -> tuple[str, ...]:
     about = read_checkpoint(model_path(kind, name)).description
     count = about.layout.class_count or 0
     return class_names(count, about.labels) or tuple(str(index) for index in range(count))
+
+
+@functools.lru_cache(maxsize=32)
+def _image_classes_of(name: str, fingerprint: str) -> tuple[str, ...]:
+    from ..guidance.image_classifier_files import classes_of_image_classifier
+
+    count, labels = classes_of_image_classifier(image_classifier_path(name))
+    return class_names(count, labels) or tuple(str(index) for index in range(count))

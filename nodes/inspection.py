@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..guidance.adm import HalfUNet
 from ..guidance.classifier import NoisyClassifier
+from ..guidance.image_classifier import ImageClassifier
 from .types import CATEGORY, NoisyClassifierType
 
 
@@ -46,12 +47,12 @@ class ClassifyImage(io.ComfyNode):
         x = image.movedim(-1, 1) * 2 - 1
         if isinstance(inner.network, HalfUNet):
             inner.network.check_size(x.shape[-2:])
-        log_probs = classifier.on_device().log_probs(x.to(classifier.device), 0.0)
+        log_probs = classifier.on_device().image_log_probs(x.to(classifier.device))
         text = describe(inner, log_probs.exp().cpu(), top_k)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def describe(classifier: NoisyClassifier, probs: torch.Tensor, top_k: int) -> str:
+def describe(classifier: NoisyClassifier | ImageClassifier, probs: torch.Tensor, top_k: int) -> str:
     """A line for each image of probs (B, classes): its most likely classes in per cent."""
     values, classes = probs.topk(min(top_k, probs.shape[1]), dim=1)
     lines = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guidance.checkpoint import ATTENTION_ORDERS
+from ..guidance.image_classifier import GRADIENTS
 from . import comfy_adapter as adapter
 from .types import CATEGORY, NoisyClassifierType
 
@@ -89,6 +90,75 @@ class NoisyClassifierLoader(io.ComfyNode):
     def execute(cls, classifier_name, noise_schedule, dtype, **attention) -> io.NodeOutput:
         overrides = {"noise_schedule": noise_schedule, **attention}
         return io.NodeOutput(adapter.load_classifier(classifier_name, dtype, **overrides))
+
+
+class ImageClassifierLoader(io.ComfyNode):
+    """A classifier of ordinary images from models/classifiers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ImageClassifierLoader",
+            display_name="Load Image Classifier",
+            category=CATEGORY,
+            description="Loads an ordinary classifier of clean images, p(y given x0), from "
+            "models/classifiers. It guides through the image that the model predicts at each step.",
+            search_aliases=[
+                "clean classifier",
+                "universal guidance",
+                "ViT",
+                "ResNet",
+                "Hugging Face image classification",
+                "timm",
+                "torchvision",
+            ],
+            inputs=[
+                io.Combo.Input(
+                    "classifier_name",
+                    options=adapter.image_classifier_names(),
+                    tooltip="In models/classifiers: the folder of a Hugging Face or timm image "
+                    "classifier (config.json, model.safetensors), a torchvision file "
+                    "(resnet50-11ad3fa6.pth), or this pack's own classifier of clean images.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE of the latent model that is to be steered: the classifier "
+                    "reads what it decodes. Pixel models need none.",
+                ),
+                io.Combo.Input(
+                    "gradient",
+                    options=list(GRADIENTS),
+                    default="cheap",
+                    optional=True,
+                    tooltip="cheap: only through the classifier (and the VAE). exact: also through "
+                    "the diffusion model, which takes more time and memory, and follows the class "
+                    "at a much smaller scale.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=adapter.DTYPE_NAMES,
+                    default="auto",
+                    optional=True,
+                    tooltip="Precision of the weights. auto: as they are stored. Where the device "
+                    "cannot compute in it, fp32.",
+                ),
+            ],
+            outputs=[
+                NoisyClassifierType.Output(
+                    display_name="classifier",
+                    tooltip="For Classifier Guidance and Classify Image.",
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, classifier_name, **_):
+        return adapter.image_classifier_fingerprint(classifier_name)
+
+    @classmethod
+    def execute(cls, classifier_name, vae=None, gradient="cheap", dtype="auto") -> io.NodeOutput:
+        return io.NodeOutput(adapter.load_image_classifier(classifier_name, gradient, dtype, vae))
 
 
 class ADMModelLoader(io.ComfyNode):

@@ -126,7 +126,9 @@ class ClassifierGuidance(io.ComfyNode):
                     "model", tooltip="Any model that samples what the classifier reads."
                 ),
                 NoisyClassifierType.Input(
-                    "classifier", tooltip="Trained on noisy images of this model's space."
+                    "classifier",
+                    tooltip="Trained on noisy images of this model's space, or an image classifier "
+                    "that reads the predicted image.",
                 ),
                 io.String.Input(
                     "label",
@@ -212,11 +214,11 @@ class ClassifierGuidance(io.ComfyNode):
         steered = model.clone()
         # a number of its own for each node in a row, so that they add up
         key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
-        steered.set_additional_models(key, [classifier.patcher])
+        steered.set_additional_models(key, classifier.patchers(model))
         steered.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             key,
-            ClassifierGuide(inner, labels, strength, key, schedule),
+            ClassifierGuide(classifier, labels, strength, key, schedule),
         )
         return io.NodeOutput(steered)
 

@@ -374,8 +374,8 @@ class SaveNoisyClassifier(io.ComfyNode):
         description = classifier.description
         if not isinstance(description, Description):
             raise ValueError(
-                f"{classifier.file_name} has no description to save; use a classifier that was "
-                "loaded or trained by this pack."
+                f"{classifier.file_name} has no description to save; use a noisy classifier that "
+                "was loaded or trained by this pack."
             )
         save_checkpoint(path, classifier.classifier.network.state_dict(), description)
         return io.NodeOutput(ui=ui.PreviewText(f"saved: {Path(path).name}"))

@@ -16,6 +16,7 @@ const STYLE = `
 // where the name of the file is, whose classes are meant
 const LOADERS = {
   NoisyClassifierLoader: ["classifiers", "classifier_name"],
+  ImageClassifierLoader: ["image_classifiers", "classifier_name"],
   ADMModelLoader: ["diffusion_models", "model_name"],
 };
 let lists = 0;

@@ -14,6 +14,7 @@ from PIL import Image
 from ..classifier import NoisyClassifier
 from ..diffusion import DiffusionModel
 from ..evaluation import Reference, Score, check_judge, judge_samples, judged
+from ..evidence import Classifier
 from ..files import check_folder, check_target, replaced
 from ..generation import Job, check_schedules, generate
 from ..images import load_samples, save_samples
@@ -129,7 +130,7 @@ def _rows(
 def _draw(
     args: argparse.Namespace,
     model: DiffusionModel,
-    classifier: NoisyClassifier | None,
+    classifier: Classifier | None,
     job: Job,
     title: str,
     processes: Processes,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields, replace
 
-from ..classifier import NoisyClassifier
 from ..diffusion import DiffusionModel
+from ..evidence import Classifier
 from ..generation import Job, with_scales
 from ..schedule import GuidanceSchedule
 from ..schedule_names import short_form
@@ -32,7 +32,7 @@ class Run:
 
 
 def planned(
-    args: argparse.Namespace, model: DiffusionModel, classifier: NoisyClassifier | None
+    args: argparse.Namespace, model: DiffusionModel, classifier: Classifier | None
 ) -> list[Run]:
     """Every scale and schedule asked for; without guidance both kinds are the same, drawn once.
 
@@ -51,7 +51,7 @@ def planned(
 
 
 def _of_classifier(
-    args: argparse.Namespace, classifier: NoisyClassifier | None, plain: Job
+    args: argparse.Namespace, classifier: Classifier | None, plain: Job
 ) -> list[Run]:
     if classifier is None and args.schedules:
         raise ValueError(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from torch import Tensor
 
-from ..classifier import NoisyClassifier
 from ..diffusion import DiffusionModel
+from ..evidence import Classifier
 from ..generation import Job, generate
+from ..image_classifier import GRADIENTS
+from ..image_classifier_files import load_image_classifier
 from ..images import check_output, save_samples
 from ..loading import load_adm, load_classifier
 from ..low_res import read_low_res
@@ -22,7 +25,15 @@ HELP = "draw images with classifier guidance, classifier-free guidance, or both"
 def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> None:
     """Options that `evaluate` has too."""
     parser.add_argument("--model", required=needs_model, help="ADM diffusion model file")
-    parser.add_argument("--classifier", help="noisy classifier to follow")
+    parser.add_argument(
+        "--classifier", help="to follow: a noisy classifier, or with --gradient one of clean images"
+    )
+    parser.add_argument(
+        "--gradient",
+        choices=GRADIENTS,
+        help="--classifier reads clean images (a Hugging Face folder, a torchvision file, a clean "
+        "classifier of this pack): cheap leaves the model out of its gradient, exact does not",
+    )
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
     parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
@@ -124,12 +135,15 @@ def _schedules(args: argparse.Namespace) -> dict:
 
 def load_models(
     args: argparse.Namespace,
-) -> tuple[DiffusionModel, NoisyClassifier | None]:
+) -> tuple[DiffusionModel, Classifier | None]:
     """The diffusion model, and the classifier or None."""
     where = {"dtype": args.dtype, "device": options.device(args.device)}
     model = load_adm(args.model, noise_schedule=args.noise_schedule, **where)
     if args.classifier is None:
         return model, None
+    if args.gradient is not None or Path(args.classifier).is_dir():
+        gradient = args.gradient or GRADIENTS[0]
+        return model, load_image_classifier(args.classifier, gradient=gradient, **where)
     schedule = args.classifier_schedule
     return model, load_classifier(args.classifier, noise_schedule=schedule, **where)
 

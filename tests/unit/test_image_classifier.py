@@ -1,0 +1,357 @@
+"""Guidance by a classifier of clean images: the exact gradient, the cheap one, and their runs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_networks import (
+    CLASSES,
+    NAMES,
+    SIZE,
+    diffusion_model,
+    noisy_classifier,
+    unet,
+    write_model,
+)
+from torch import nn
+
+from guidance import ImageClassifier, load_adm, load_image_classifier
+from guidance.__main__ import main
+from guidance.classifier_guidance import classifier_term
+from guidance.generation import Job, generate
+from guidance.preprocessing import Preprocessing
+from guidance.respacing import respaced_timesteps
+from guidance.sampling import Guide, chain, sample
+from guidance.schedule import GuidanceSchedule
+from guidance.strength import Strength
+
+LABELS = torch.tensor([0, 2])
+AS_IT_IS = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+class Smooth(nn.Module):
+    """logits = V tanh(W x), float64."""
+
+    def __init__(self, pixels=3 * SIZE * SIZE, classes=CLASSES):
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+
+        def weights(*shape):
+            values = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return nn.Parameter(values / shape[-1] ** 0.5, requires_grad=False)
+
+        self.hidden, self.last = weights(16, pixels), weights(classes, 16)
+
+    def forward(self, x):
+        return 3 * (x.flatten(1) @ self.hidden.T).tanh() @ self.last.T
+
+
+class Denoiser(nn.Module):
+    """A smooth D(x) whose pixels depend on each other, float64."""
+
+    def __init__(self, pixels=3 * SIZE * SIZE):
+        super().__init__()
+        generator = torch.Generator().manual_seed(8)
+        values = torch.randn(pixels, pixels, generator=generator, dtype=torch.float64)
+        self.mix = values / pixels**0.5
+
+    def forward(self, x):
+        return (x.flatten(1) @ self.mix).tanh().view_as(x)
+
+
+def classifier(gradient="cheap", network=None, **options):
+    return ImageClassifier(
+        network or Smooth(), AS_IT_IS, CLASSES, NAMES, gradient=gradient, **options
+    )
+
+
+def points(dtype=torch.float64):
+    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+LEVELS = [(0.1, 1.0), (1.0, 1.0), (30.0, 1.0), (0.3, 0.7), (0.9, 0.1)]
+
+
+@pytest.mark.parametrize(("sigma", "alpha"), LEVELS)
+def test_exact_is_autograd_through_the_whole_chain(sigma, alpha):
+    denoiser, network = Denoiser(), Smooth()
+    x = points().requires_grad_()
+    log_probs = network(denoiser(x)).log_softmax(dim=1)
+    (whole,) = torch.autograd.grad(log_probs[[0, 1], LABELS].sum(), x)
+    x_in = points().requires_grad_()
+    term = classifier_term(
+        classifier("exact"), x_in, denoiser(x_in), sigma, LABELS, Strength(scale=2.0), alpha
+    )
+    expected = 2 * sigma**2 / alpha * whole
+    assert expected.abs().max() > 1e-4
+    assert (term - expected).abs().max() < 1e-10 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("std", [1.0, 0.5])
+@pytest.mark.parametrize(("sigma", "alpha"), [*LEVELS, (1.0, 0.0), (20000.0, 1.0)])
+def test_cheap_is_the_variance_times_the_gradient(sigma, alpha, std):
+    """r^2 g: at most s^2 g however much noise there is, and sigma^2 / alpha^2 g for little."""
+    denoised = Denoiser()(points())
+    guide = classifier(data_std=std)
+    term = classifier_term(guide, points(), denoised, sigma, LABELS, Strength(scale=1.0), alpha)
+    g, _ = guide.image_gradient(denoised, LABELS)
+    variance = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
+    assert (term - variance * g).abs().max() < 1e-12
+    assert variance <= std**2
+    if sigma < 0.2 and std == 1.0:
+        assert variance == pytest.approx(sigma**2 / alpha**2, rel=0.02)
+
+
+@pytest.mark.parametrize(("sigma", "alpha"), LEVELS)
+def test_gaussian_data_and_a_linear_likelihood(sigma, alpha):
+    """x0 ~ N(m, S), log p(y | x0) = c . x0: E[x0 | x, y] = D(x) + Cov(x0 | x) c, in closed form.
+
+    Exact guidance is exact there; cheap is where S is s^2 I.
+    """
+    generator = torch.Generator().manual_seed(3)
+    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    for covariance, kinds in (
+        (root @ root.T, ["exact"]),
+        (0.49 * torch.eye(3, dtype=torch.float64), ["exact", "cheap"]),
+    ):
+        mean, c = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+        inverse = torch.linalg.inv(
+            alpha**2 * covariance + sigma**2 * torch.eye(3, dtype=torch.float64)
+        )
+        x = torch.randn(4, 3, 1, 1, generator=generator, dtype=torch.float64).requires_grad_()
+        gain = alpha * covariance @ inverse
+        denoised = mean + (x.flatten(1) - alpha * mean) @ gain.T
+        posterior = covariance - alpha * gain @ covariance
+        network = TwoSided(c)
+        for kind in kinds:
+            guide = ImageClassifier(network, AS_IT_IS, 2, gradient=kind, data_std=0.7)
+            strength = Strength(scale=1.5)
+            term = classifier_term(
+                guide, x, denoised.view_as(x), sigma, 0, strength, alpha
+            ).flatten(1)
+            share = network.share(denoised.view_as(x))
+            expected = 1.5 * share[:, None] * (posterior @ c)
+            assert (term - expected).abs().max() < 1e-9
+
+
+class TwoSided(nn.Module):
+    """Two classes, log p(0 | x0) = log sigmoid(c . x0): its gradient is (1 - p) c."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.c = nn.Parameter(c, requires_grad=False)
+
+    def forward(self, x):
+        return torch.stack([x.flatten(1) @ self.c, x.new_zeros(len(x))], dim=1)
+
+    def share(self, x):
+        return 1 - torch.sigmoid(x.flatten(1) @ self.c).detach()
+
+
+def test_decoding_is_part_of_the_gradient():
+    mix = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def decode(latents):
+        return torch.einsum("oc,bchw->bohw", mix, latents).tanh()
+
+    latents = torch.randn(2, 5, SIZE, SIZE, dtype=torch.float64)
+    guide = classifier(decode=decode)
+    g, log_probs = guide.image_gradient(latents, LABELS)
+    x0 = latents.clone().requires_grad_()
+    expected = Smooth()(decode(x0)).log_softmax(dim=1)
+    (wanted,) = torch.autograd.grad(expected[[0, 1], LABELS].sum(), x0)
+    assert torch.allclose(g, wanted, atol=1e-12) and torch.allclose(log_probs, expected)
+    # finished images are read as they are
+    pixels = points()
+    assert torch.allclose(guide.image_log_probs(pixels), Smooth()(pixels).log_softmax(dim=1))
+
+
+@pytest.mark.parametrize("gradient", ["cheap", "exact"])
+def test_options_of_the_strength_apply(gradient):
+    denoiser = Denoiser()
+
+    def term(**options):
+        x = points().requires_grad_()
+        strength = Strength(**{"scale": 2.0} | options)
+        guide = classifier(gradient)
+        return classifier_term(guide, x, denoiser(x), 1.0, LABELS, strength).detach()
+
+    plain, denoised = term(), denoiser(points())
+    assert (term(label_smoothing=0.3) - plain).abs().max() > 1e-4
+    assert (term(entropy_limit=5.0) / plain).mean() > 1.01
+    short = term(cap=0.01).flatten(1).norm(dim=1)
+    assert torch.allclose(short, 0.01 * denoised.flatten(1).norm(dim=1), rtol=1e-5)
+    each = term(scale=(2.0, 0.0))
+    assert torch.equal(each[0], plain[0]) and not each[1].any()
+
+
+def test_half_precision_keeps_small_gradients():
+    """A label that is very unlikely, and one that is nearly certain: in fp16 both would be lost."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
+    nn.init.normal_(network[1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    network.requires_grad_(False)
+    x0 = points(torch.float32)
+    expected, log_probs = classifier(network=network).image_gradient(x0, LABELS)
+    got, _ = classifier(network=network.half()).image_gradient(x0, LABELS)
+    assert log_probs.min() < -8
+    cosine = torch.cosine_similarity(got.flatten(1), expected.flatten(1))
+    assert bool((cosine > 0.999).all())
+
+
+def test_inside_inference_mode_with_weights_made_there():
+    with torch.inference_mode():
+        inside = classifier(network=Smooth())
+        got = classifier_term(inside, points(), points(), 1.0, LABELS, Strength(scale=1.0))
+    expected = classifier_term(classifier(), points(), points(), 1.0, LABELS, Strength(scale=1.0))
+    assert torch.equal(got, expected)
+
+
+def test_exact_needs_the_graph():
+    x = points()
+    with pytest.raises(ValueError, match="not connected with x.*or use cheap"):
+        classifier_term(classifier("exact"), x, Denoiser()(x), 1.0, 0, Strength(scale=1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gradient": "half"}, "gradient is 'half'; expected one of cheap, exact"),
+        ({"data_std": 0.0}, "data_std is 0.0; it must be above 0"),
+        ({"labels": ["a"]}, "labels names 1 classes; the network has 3"),
+    ],
+)
+def test_what_cannot_be(options, said):
+    with pytest.raises(ValueError, match=said):
+        ImageClassifier(Smooth(), AS_IT_IS, CLASSES, **options)
+
+
+def test_labels_that_do_not_fit():
+    with pytest.raises(ValueError, match="classes go from 0 to 2"):
+        classifier().image_gradient(points(), 3)
+    with pytest.raises(ValueError, match="expected one, or 2 of them"):
+        classifier().image_gradient(points(), torch.tensor([0, 1, 2]))
+
+
+def test_names():
+    assert classifier().name(1) == NAMES[1]
+    assert ImageClassifier(Smooth(), AS_IT_IS, CLASSES).name(1) == "1"
+
+
+# --- the embedded sampler --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    return diffusion_model()
+
+
+def run(model, guides, method="ddim", **options):
+    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps("4"))
+    draws = torch.Generator().manual_seed(5)
+
+    def noise(like):
+        return torch.randn(like.shape, generator=draws)
+
+    options = {"cfg": 0.0, "labels": LABELS} | options
+    return sample(model, x, steps, method=method, guides=guides, noise=noise, **options)
+
+
+def in_fp32(gradient):
+    network = Smooth().float()
+    return classifier(gradient, network)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+@pytest.mark.parametrize("gradient", ["cheap", "exact"])
+def test_a_run_is_guided_and_leaves_no_graph(model, gradient, method):
+    plain = run(model, [], method)
+    zero = run(model, [Guide(in_fp32(gradient), LABELS, 0.0)], method)
+    guided = run(model, [Guide(in_fp32(gradient), LABELS, 20.0)], method)
+    assert torch.equal(zero, plain)
+    assert not guided.requires_grad
+
+    def seen(images):
+        return in_fp32(gradient).image_log_probs(images)[[0, 1], LABELS]
+
+    assert bool((seen(guided) > seen(plain)).all())
+
+
+def test_one_step_of_the_sampler_is_the_whole_chain(model):
+    """With CFG and clipping, which are parts of the prediction."""
+    step = chain(model.schedule.alpha_bar.tolist(), [400])[0]
+    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    options = {"labels": LABELS, "cfg": 2.0, "noise": torch.zeros_like}
+    plain = sample(model, x, [step], **options)
+    guided = sample(model, x, [step], guides=[Guide(in_fp32("exact"), LABELS, 3.0)], **options)
+    x_in = x.clone().requires_grad_()
+    t, null = torch.full((2,), 400.0), model.null_labels(2)
+    cond, uncond = model(x_in, t, LABELS)[0], model(x_in, t, null)[0]
+    ab = step.alpha_bar
+    eps = uncond + 2 * (cond - uncond)
+    denoised = ((x_in - (1 - ab) ** 0.5 * eps) / ab**0.5).clamp(-1, 1)
+    log_probs = Smooth().float()(denoised).log_softmax(dim=1)
+    (gradient,) = torch.autograd.grad(log_probs[[0, 1], LABELS].sum(), x_in)
+    expected = 3 * (1 - ab) / ab**0.5 * gradient
+    assert expected.abs().max() > 1e-3
+    assert (guided - plain - expected).abs().max() < 1e-5
+
+
+def test_guides_add_up(model):
+    """Two exact ones share the model's one evaluation; a noisy one joins them."""
+    calls = []
+    hook = model.network.register_forward_hook(lambda *_: calls.append(1))
+    exact, noisy = in_fp32("exact"), noisy_classifier()
+    one = run(model, [Guide(exact, LABELS, 6.0), Guide(noisy, LABELS, 5.0)])
+    alone = len(calls)
+    parts = [Guide(exact, LABELS, 2.0), Guide(noisy, LABELS, 5.0), Guide(exact, LABELS, 4.0)]
+    two = run(model, parts)
+    hook.remove()
+    assert len(calls) == 2 * alone
+    assert (one - two).abs().max() < 1e-5
+
+
+def test_where_the_schedule_is_zero_nothing_goes_through_the_model(model):
+    network = Smooth().float()
+    seen, graphs = [], []
+    hooks = [
+        network.register_forward_hook(lambda *_: seen.append(1)),
+        model.network.register_forward_hook(lambda *args: graphs.append(args[2].requires_grad)),
+    ]
+    half = GuidanceSchedule.interval("step", 0.0, 0.5, 5.0, 0.0)
+    run(model, [Guide(classifier("exact", network), LABELS, 1.0, half)])
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 2
+    assert graphs == [True, True, False, False]
+
+
+# --- the command line ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gradient", ["cheap", "exact"])
+def test_sample_follows_an_image_classifier(tmp_path, root, capsys, gradient):
+    """The picture that the library draws with the same file."""
+    judge = root / "models" / "classifiers" / "digits_judge.safetensors"
+    write_model(tmp_path / "free.safetensors", unet(num_classes=None, null_class=None), None)
+    common = ["--classifier", str(judge), "--label", "3,8", "--num-samples", "2", "--device", "cpu"]
+    common += ["--respacing", "3", "--output", str(tmp_path / "out.npz"), "--scale", "9"]
+    arguments = ["sample", "--model", str(tmp_path / "free.safetensors"), *common]
+    assert main([*arguments, "--gradient", gradient]) == 0, capsys.readouterr().err
+    got = np.load(tmp_path / "out.npz")["arr_0"]
+    job = Job(num_samples=2, label="3,8", scale=9.0, respacing="3")
+    model = load_adm(tmp_path / "free.safetensors")
+    expected, _ = generate(model, load_image_classifier(judge, gradient=gradient), job)
+    plain, _ = generate(model, None, Job(num_samples=2, respacing="3"))
+    assert np.array_equal(got, expected)
+    assert (got != plain).mean() > 0.05
+
+
+def test_sample_takes_a_folder(tmp_path, capsys):
+    """Without --gradient, too; what is wrong with it is said in one line."""
+    write_model(tmp_path / "model.safetensors", unet())
+    (tmp_path / "folder").mkdir()
+    arguments = ["--model", str(tmp_path / "model.safetensors"), "--output", "x.png"]
+    assert main(["sample", *arguments, "--classifier", str(tmp_path / "folder")]) != 0
+    assert "folder has no config.json" in capsys.readouterr().err

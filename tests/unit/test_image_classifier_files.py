@@ -1,0 +1,461 @@
+"""Classifiers of clean images, read from files and folders as other tools write them."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from guidance import CheckpointError, load_image_classifier
+from guidance.image_classifier_files import classes_of_image_classifier, open_image_classifier
+from guidance.preprocessing import Preprocessing
+
+NAMES = ("cat", "dog", "zebra")
+
+
+@pytest.fixture(scope="module")
+def models():
+    return pytest.importorskip("torchvision.models")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whoever opens a connection fails."""
+
+    def refused(*_, **__):
+        raise AssertionError("something wants to use the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+
+
+def picture(height, width):
+    """Waves and a ramp, PIL and (1, 3, H, W) in [-1, 1]."""
+    y, x = np.mgrid[:height, :width]
+    bands = [127 + 100 * np.sin(x / 5), 127 + 100 * np.cos((x + 2 * y) / 9), 255 * y / height]
+    pixels = np.stack(bands, axis=-1).astype(np.uint8)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return Image.fromarray(pixels), tensor
+
+
+def images(count=2, side=40):
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def randomised(network, seed=0):
+    """Random everywhere, running statistics, too."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(0.1 * torch.randn(value.shape, generator=generator).abs() + 0.01)
+    return network.eval()
+
+
+# --- preprocessing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(48, 60), (300, 200), (224, 224)])
+@pytest.mark.parametrize("name", ["resnet18", "swin_v2_t", "efficientnet_b1"])
+def test_it_is_torchvisions(models, name, size):
+    from guidance.torchvision_files import _preprocessing
+
+    preset = list(models.get_model_weights(name))[0].transforms()
+    image, x = picture(*size)
+    as_tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    assert (_preprocessing(preset)(x) - preset(as_tensor)[None]).abs().max() < 1e-4
+
+
+PROCESSORS = [
+    ("ViTImageProcessor", {"size": {"height": 32, "width": 48}}),
+    ("ViTImageProcessor", {"size": {"height": 32, "width": 32}, "do_normalize": False}),
+    ("CLIPImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 32}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 32}, "crop_pct": 0.8}),
+    ("ConvNextImageProcessor", {"size": {"shortest_edge": 384}}),
+    ("EfficientNetImageProcessor", {"size": {"height": 32, "width": 32}, "rescale_offset": True}),
+    ("MobileViTImageProcessor", {"size": {"shortest_edge": 40}, "crop_size": 32}),
+    ("SiglipImageProcessor", {"size": {"height": 64, "width": 64}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), PROCESSORS)
+def test_it_is_transformers(transformers, tmp_path, kind, options):
+    """From the file that the image processor itself writes."""
+    from guidance.hugging_face_folders import _processing
+
+    processor = getattr(transformers, kind)(**options)
+    processor.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    image, x = picture(60, 90)
+    expected = processor(image, return_tensors="pt")["pixel_values"]
+    got = _processing(tmp_path, {}, settings)(x)
+    assert got.shape == expected.shape
+    # theirs rounds to 256 levels after resizing
+    level = (got - expected).abs() / (got.amax() - got.amin())
+    assert level.max() < 0.01
+
+
+def test_gradients_flow_through_it():
+    chain = Preprocessing(resize=20, crop=(16, 24), interpolation="bicubic", bgr=True)
+    x = images(1, 12).double().requires_grad_()
+    assert torch.autograd.gradcheck(chain, (x,), fast_mode=True)
+    assert chain(x).shape == (1, 3, 16, 24)
+
+
+def test_preprocessing_that_cannot_be():
+    for options in ({"resize": 0}, {"std": (0.0, 1.0, 1.0)}, {"interpolation": "cubic"}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Preprocessing(**options)
+
+
+# --- Hugging Face ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vit(transformers, tmp_path):
+    """A folder of a tiny ViT, and the model itself."""
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: index for index, name in enumerate(NAMES)},
+    )
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config).eval()
+    folder = tmp_path / "tiny vit"
+    model.save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder, model
+
+
+def test_a_folder_is_the_model_itself(vit, no_network):
+    folder, model = vit
+    loaded = load_image_classifier(folder)
+    assert loaded.labels == NAMES and loaded.num_classes == 3
+    x = images(2, 32)
+    with torch.no_grad():
+        expected = model(pixel_values=x).logits.log_softmax(dim=1)
+    assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-5
+    gradient, _ = loaded.image_gradient(images(), torch.tensor([0, 2]))
+    assert gradient.shape == images().shape and gradient.abs().max() > 0
+    assert classes_of_image_classifier(folder) == (3, NAMES)
+
+
+def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=4)
+    model = transformers.ResNetForImageClassification(config).eval()
+    model.half().save_pretrained(tmp_path)
+    opened = open_image_classifier(tmp_path)
+    assert opened.dtype == torch.float16 and opened.labels is None
+    # without a preprocessor_config.json: 224 pixels, ImageNet's mean and std
+    assert opened.preprocessing.resize == (224, 224)
+    assert opened.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
+    loaded = load_image_classifier(tmp_path, dtype="auto")  # fp32, on a CPU
+    assert next(loaded.network.parameters()).dtype == torch.float32
+    assert loaded.image_log_probs(images()).shape == (2, 4)
+
+
+def test_weights_in_parts(vit, no_network):
+    folder, model = vit
+    model.save_pretrained(folder, max_shard_size="40KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    x = images(1, 32)
+    with torch.no_grad():
+        expected = model(pixel_values=x).logits.log_softmax(dim=1)
+    assert torch.allclose(load_image_classifier(folder).image_log_probs(x), expected, atol=1e-5)
+
+
+def changed(folder: Path, name="config.json", **values):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def only_bin(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def two_weights(folder):
+    weights = folder / "model.safetensors"
+    (folder / "a.safetensors").write_bytes(weights.read_bytes())
+    weights.rename(folder / "b.safetensors")
+
+
+def missing_part(folder):
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    index = {"weight_map": {"a": "../../etc/passwd", "b": "one.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def cut_short(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+
+def without_a_head(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if not key.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+
+def not_a_number(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def an_adapter(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x/y"}')
+
+
+WRONG = [
+    (no_config, "tiny vit has no config.json"),
+    (broken_config, "config.json in tiny vit cannot be read"),
+    (only_bin, "has only pytorch_model.bin, but model.safetensors is needed"),
+    (no_weights, "has no weights, but model.safetensors is needed"),
+    (two_weights, "has a.safetensors, b.safetensors, but neither"),
+    (missing_part, "lacks ../../etc/passwd, a part of its weights"),
+    (cut_short, "tiny vit/model.safetensors is not a whole safetensors file"),
+    (without_a_head, "2 tensors are missing or do not fit, classifier"),
+    (not_a_number, "classifier.bias is not finite"),
+    (an_adapter, "is an adapter of another model"),
+    (lambda f: changed(f, auto_map={"AutoConfig": "mine.Config"}), "wants code of its own"),
+    (
+        lambda f: changed(f, "preprocessor_config.json", auto_map={"AutoImageProcessor": "x.Y"}),
+        "wants code of its own",
+    ),
+    (lambda f: changed(f, quantization_config={"quant_method": "x"}), "is quantised"),
+    (lambda f: changed(f, architectures=["ViTModel"]), r"is not an image classifier .*ViTModel"),
+    (lambda f: changed(f, architectures=None), "is not an image classifier .*none"),
+    (lambda f: changed(f, num_channels=1), "reads 1-channel images"),
+    (lambda f: changed(f, model_type="nothing"), "cannot be read as an image classifier"),
+    (lambda f: changed(f, hidden_size=10**6), "far more weights than the files hold"),
+    (lambda f: changed(f, "preprocessor_config.json", size="big"), "cannot be used"),
+    (lambda f: changed(f, "preprocessor_config.json", image_std=[0, 0, 0]), "cannot be used"),
+    (
+        lambda f: changed(
+            f, "preprocessor_config.json", image_processor_type="LevitImageProcessor"
+        ),
+        "prepares its images with LevitImageProcessor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("break_it", "said"), WRONG)
+def test_folders_that_are_refused(vit, no_network, break_it, said):
+    folder, _ = vit
+    break_it(folder)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        open_image_classifier(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_folder_never_runs(vit, no_network):
+    """Also where the config does not even announce it."""
+    folder, _ = vit
+    trap = "raise SystemExit('code of the folder ran')"
+    for name in ("modeling_vit.py", "configuration_vit.py", "__init__.py"):
+        (folder / name).write_text(trap)
+    assert load_image_classifier(folder).num_classes == 3
+
+
+# --- timm ------------------------------------------------------------------------------------
+
+
+def timm_folder(folder, tensors, **config):
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    about = {"mean": [0.4, 0.5, 0.6], "std": [0.2] * 3, "input_size": [3, 32, 32], "crop_pct": 0.8}
+    about |= {"interpolation": "bicubic", "label_names": list(NAMES)}
+    config = {"architecture": "resnet18", "num_classes": 3, "pretrained_cfg": about} | config
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_timm_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    folder = timm_folder(tmp_path / "t", {"a": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"model of timm \(resnet18\).*pip install timm"):
+        open_image_classifier(folder)
+    assert classes_of_image_classifier(folder) == (3, NAMES)
+
+
+def test_a_timm_folder(tmp_path, no_network):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=3).eval()
+    folder = timm_folder(tmp_path / "t", model.state_dict())
+    loaded = load_image_classifier(folder)
+    assert loaded.labels == NAMES
+    transform = timm.data.create_transform(
+        **timm.data.resolve_data_config(
+            pretrained_cfg=json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+        )
+    )
+    image, x = picture(60, 90)
+    with torch.no_grad():
+        expected = model(transform(image)[None]).log_softmax(dim=1)
+    assert (loaded.image_log_probs(x) - expected).abs().max() < 0.05
+    for refused in ({"architecture": "hf-hub:x/y"}, {"model_args": {"checkpoint_path": "x.pth"}}):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | refused))
+        with pytest.raises(CheckpointError, match="cannot be read as an image classifier of timm"):
+            open_image_classifier(folder)
+
+
+# --- torchvision -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "file"),
+    [
+        ("resnet18", {"num_classes": 3}, "mine.pth"),
+        ("resnet18", {}, "resnet18-f37072fd.pth"),
+        ("mobilenet_v3_small", {"num_classes": 2}, "any.safetensors"),
+        ("squeezenet1_1", {"num_classes": 5}, "any.pt"),
+        ("shufflenet_v2_x0_5", {"num_classes": 5}, "any.pth"),
+    ],
+)
+def test_a_state_dict_is_recognised(models, tmp_path, no_network, name, options, file):
+    model = randomised(models.get_model_builder(name)(weights=None, **options))
+    path = tmp_path / file
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    else:
+        torch.save(model.state_dict(), path)
+    loaded = load_image_classifier(path)
+    assert type(loaded.network) is type(model)
+    assert loaded.num_classes == options.get("num_classes", 1000)
+    x = images()
+    with torch.no_grad():
+        expected = model(loaded.preprocessing(x)).log_softmax(dim=1)
+    assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-4
+    if not options:
+        assert loaded.labels[207] == "golden retriever"
+        assert loaded.preprocessing.resize == 256  # of these weights
+    else:
+        assert loaded.labels is None
+
+
+def test_older_files(models, tmp_path):
+    """DenseNet's released names, and batch norms that did not count yet."""
+    torch.manual_seed(0)
+    model = models.densenet121(num_classes=2).eval()
+    old = {
+        key.replace("norm1.", "norm.1.").replace("conv1.", "conv.1."): value
+        for key, value in model.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert any(".norm.1." in key for key in old)
+    torch.save(old, tmp_path / "densenet121.pth")
+    x = images()
+    loaded = load_image_classifier(tmp_path / "densenet121.pth")
+    with torch.no_grad():
+        expected = model(loaded.preprocessing(x)).log_softmax(dim=1)
+    assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-4
+
+
+def test_a_vision_transformer_of_another_size(models, tmp_path):
+    model = models.vit_b_16(num_classes=2, image_size=48)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    loaded = load_image_classifier(tmp_path / "vit.pth")
+    assert loaded.preprocessing.crop == (48, 48)
+    assert loaded.image_log_probs(images()).shape == (2, 2)
+
+
+class Trap:
+    """What a file that runs code when it is unpickled is made of."""
+
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def write_files(models, folder):
+    model = models.resnet18(num_classes=3)
+    torch.save(model.state_dict() | {"more": torch.zeros(1)}, folder / "more.pth")
+    model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    torch.save(model.state_dict(), folder / "grey.pth")
+    broken = models.resnet18(num_classes=3)
+    broken.fc.bias.data[0] = float("inf")
+    torch.save(broken.state_dict(), folder / "broken.pth")
+    torch.save({"a": Trap()}, folder / "trap.pth")
+    (folder / "cut.safetensors").write_bytes(b"12345678910")
+    (folder / "name.txt").write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("more.pth", "tensors fit none of torchvision's image classifiers"),
+        ("grey.pth", "grey.pth reads 1-channel images"),
+        ("broken.pth", "a weight that is not finite .* in 'fc.bias'"),
+        ("trap.pth", "holds more than tensors"),
+        ("cut.safetensors", "not a whole safetensors file"),
+        ("name.txt", "is not one of .safetensors"),
+        ("nothing.pth", "does not exist"),
+    ],
+)
+def test_files_that_are_refused(models, tmp_path, capsys, name, said):
+    write_files(models, tmp_path)
+    with pytest.raises(CheckpointError, match=said):
+        open_image_classifier(tmp_path / name)
+    assert "code ran" not in capsys.readouterr().out
+
+
+# --- the pack's own --------------------------------------------------------------------------
+
+
+def test_the_packs_own_clean_classifier(root):
+    from guidance import load_classifier
+
+    path = root / "models" / "classifiers" / "digits_judge.safetensors"
+    loaded = load_image_classifier(path)
+    x = images(2, 32)
+    noisy = load_classifier(path)
+    assert (loaded.image_log_probs(x) - noisy.log_probs(x, 0.0)).abs().max() < 1e-4
+    assert loaded.labels == tuple("0123456789")
+    # its attention pool takes one size: others are resized to it
+    assert loaded.image_log_probs(images(2, 50)).shape == (2, 10)
+
+
+def test_a_noisy_classifier_is_sent_to_its_own_loader(root):
+    path = root / "models" / "classifiers" / "digits_classifier.safetensors"
+    with pytest.raises(CheckpointError, match="trained on noisy images; load it with Load Noisy"):
+        open_image_classifier(path)
+
+
+def test_starting_imports_nothing_heavy(root):
+    import subprocess
+    import sys
+
+    script = "import sys, guidance; print([m for m in sys.modules if m.split('.')[0] in "
+    script += "('transformers', 'torchvision', 'timm')])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
