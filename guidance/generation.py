@@ -18,6 +18,7 @@ from .labels import parse_labels
 from .low_res import UPSCALE
 from .processes import ALONE, Processes
 from .respacing import respaced_timesteps
+from .reuse import Reuse
 from .sampling import Guide, Step, chain, place_of, sample
 from .schedule import GuidanceSchedule
 from .strength import Strength
@@ -47,6 +48,8 @@ class Job:
     label_smoothing: float = 0.0
     schedule: GuidanceSchedule | None = None
     cfg_schedule: GuidanceSchedule | None = None
+    cfg_every: int = 1
+    cfg_tolerance: float = 0.0
 
     @property
     def strength(self) -> Strength:
@@ -58,6 +61,11 @@ class Job:
             label_smoothing=self.label_smoothing,
         )
 
+    @property
+    def reuse(self) -> Reuse:
+        """When CFG's term is computed."""
+        return Reuse(self.cfg_every, self.cfg_tolerance)
+
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1:
             raise ValueError(
@@ -66,7 +74,7 @@ class Job:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
-        _ = self.strength  # says what is wrong with it
+        _ = self.strength, self.reuse  # say what is wrong with them
 
 
 def generate(
@@ -187,6 +195,7 @@ def _draw(
         eta=job.eta,
         labels=labels if model.num_classes else None,
         cfg=job.cfg if job.cfg_schedule is None else job.cfg_schedule,
+        reuse=job.reuse,
         guides=guides,
         low_res=low_res,
         clip_denoised=job.clip_denoised,

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .noise import per_image, vp_scale
 
-LONGEST = 8  # evaluations that one term serves, however well it holds
+# Evaluations that one term serves when the tolerance decides: at the start, where both predictions
+# are near the means of their images, and at most.
+FIRST, LONGEST = 4, 6
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Reuse:
     """When the term is computed.
 
     every: at each so-many-th evaluation. tolerance: above 0, at growing distances while the last
-    term foretells the next one to within this share of its length, at shorter ones where it does
-    not; `every` is then the shortest distance. 1 and 0 compute it always.
+    term foretells the next one well, its error below half of this share of the run's longest term,
+    and at shrinking ones where the error is above the whole; `every` is then the shortest distance.
+    1 and 0 compute it always.
     """
 
     every: int = 1
@@ -42,6 +45,9 @@ class Reuse:
         return self.every == 1 and self.tolerance == 0
 
 
+ALWAYS = Reuse()
+
+
 class HeldTerm:
     """The last term of a run, and how long it may serve.
 
@@ -53,8 +59,9 @@ class HeldTerm:
     def __init__(self, reuse: Reuse):
         self.reuse = reuse
         self._term: Tensor | None = None
-        self._distance = reuse.every
+        self._distance = max(FIRST, reuse.every) if reuse.tolerance > 0 else reuse.every
         self._age = 0
+        self._largest = 0.0
 
     def due(self) -> bool:
         """Whether this evaluation computes the term; asked once in each."""
@@ -65,31 +72,32 @@ class HeldTerm:
         """The term (B, ...) was computed at sigma, alpha (B,)."""
         if self._term is not None and self.reuse.tolerance > 0:
             self._adapt(self.at(sigma, alpha), term)
-        self._term = term / per_image(_share(sigma, alpha), term)
+        self._term = term / per_image(_share(sigma, alpha).to(term), term)
         self._age = 0
 
     def at(self, sigma: Tensor, alpha: Tensor) -> Tensor:
         """The last term, as it is at this noise level."""
         assert self._term is not None
-        return self._term * per_image(_share(sigma, alpha), self._term)
+        return self._term * per_image(_share(sigma, alpha).to(self._term), self._term)
 
     def fits(self, x: Tensor) -> bool:
         """Whether the term is one of such images."""
         return self._term is not None and self._term.shape == x.shape
 
-    def forget(self) -> None:
-        """Another run: the next evaluation computes the term."""
-        self._term = None
-        self._distance = self.reuse.every
-
     def _adapt(self, foretold: Tensor, term: Tensor) -> None:
         """A longer distance after a good guess, a shorter one after a bad one."""
-        error = (foretold - term).float().flatten(1).norm(dim=1).mean()
-        missed = float(error / term.float().flatten(1).norm(dim=1).mean().clamp(min=1e-12))
+        length, error = torch.stack([_length(term), _length(foretold - term)]).tolist()
+        self._largest = max(self._largest, length)
+        missed = error / max(self._largest, 1e-12)
         if missed > self.reuse.tolerance:
-            self._distance = max(self.reuse.every, self._distance // 2)
+            self._distance = max(self.reuse.every, self._distance - 1)
         elif missed < self.reuse.tolerance / 2:
             self._distance = min(self._distance + 1, max(LONGEST, self.reuse.every))
+
+
+def _length(values: Tensor) -> Tensor:
+    """The L2 norm of each image (B, ...), averaged over the batch."""
+    return values.float().flatten(1).norm(dim=1).mean()
 
 
 def _share(sigma: Tensor, alpha: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from .classifier_free import classifier_free
 from .classifier_guidance import classifier_term, mean_shift
 from .diffusion import DiffusionModel
 from .evidence import Classifier
+from .noise import levels_like
 from .place import Place
+from .reuse import ALWAYS, HeldTerm, Reuse
 from .schedule import GuidanceSchedule
 from .strength import Strength
 from .tracked import tracked
@@ -171,6 +173,7 @@ def sample(
     eta: float = 0.0,
     labels: Tensor | None = None,
     cfg: float | GuidanceSchedule = 1.0,
+    reuse: Reuse = ALWAYS,
     guides: Sequence[Guide] = (),
     low_res: Tensor | None = None,
     clip_denoised: bool = True,
@@ -179,8 +182,8 @@ def sample(
     """Images x0 (B, C, H, W) from x_T ~ N(0, I), by `method` "ddim" or "ddpm".
 
     labels (B,) condition the model with classifier-free guidance of scale `cfg`, a number or a
-    schedule; `guides` add
-    classifier guidance (algorithm 2 for ddim, algorithm 1 for ddpm). low_res (B, C, H/4, W/4), or
+    schedule, whose term is computed as `reuse` says; `guides` add classifier guidance (algorithm 2
+    for ddim, algorithm 1 for ddpm). low_res (B, C, H/4, W/4), or
     one for all, in [-1, 1] is what an upsampler enlarges. x0 is clipped to [-1, 1] before
     classifier guidance, as in the original. `noise(x)` is drawn once in every step, also where it
     is not used, so that equal seeds give the original's draws.
@@ -190,13 +193,14 @@ def sample(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
     steps = list(steps)
+    held = HeldTerm(reuse)
     for index, step in enumerate(steps):
         place = place_of(step, index, len(steps), len(model.schedule))
         active = [guide for each in guides if (guide := each.at(place, len(x))) is not None]
         scale = cfg.scales(place, len(x)) if isinstance(cfg, GuidanceSchedule) else cfg
         through = any(guide.classifier.through_model for guide in active)
         with tracked(x, through) as x_in:
-            x0, v = _denoised(model, x_in, step, labels, scale, low_res)
+            x0, v = _denoised(model, x_in, step, labels, scale, low_res, held)
             x0 = x0.clamp(-1, 1) if clip_denoised else x0
             pulls = [guide.pull(method, x_in, x0, step) for guide in active]
         x0, v = _cut(x0, v)
@@ -232,10 +236,30 @@ def _denoised(
     labels: Tensor | None,
     cfg: float | list[float],
     low_res: Tensor | None,
+    held: HeldTerm,
 ) -> tuple[Tensor, Any]:
-    """x0 and the variance that `_predict` gives."""
-    eps, v = _predict(model, x, step, labels, cfg, low_res)
-    return predict_x0(x, eps, step.alpha_bar), v
+    """x0 and the variance that `_predict` gives, or x0 by the term of CFG that is held."""
+    due = held.due()
+    scaled = labels is not None and cfg not in (0, 1)
+    if not scaled or due or not held.fits(x):
+        eps, v, term = _predict(model, x, step, labels, cfg, low_res)
+        if term is not None:
+            held.renew(-term.detach() * (1 / step.alpha_bar - 1) ** 0.5, *_levels(x, step))
+        return predict_x0(x, eps, step.alpha_bar), v
+    eps, v, _ = _predict(model, x, step, labels, 1.0, low_res)
+    cond = predict_x0(x, eps, step.alpha_bar)
+    term = held.at(*_levels(x, step))
+    return classifier_free(cond, cond - term, _scale(cfg, cond)), v
+
+
+def _levels(x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """sigma and alpha (B,) of x_t in VP coordinates."""
+    sigma, alpha = levels_like(x, (1 - step.alpha_bar) ** 0.5, step.alpha_bar**0.5)
+    return sigma, alpha
+
+
+def _scale(cfg: float | list[float], like: Tensor) -> float | Tensor:
+    return torch.tensor(cfg).to(like) if isinstance(cfg, list) else cfg
 
 
 def _predict(
@@ -245,20 +269,21 @@ def _predict(
     labels: Tensor | None,
     cfg: float | list[float],
     low_res: Tensor | None,
-) -> tuple[Tensor, Any]:
-    """eps after classifier-free guidance, and the variance of the conditional prediction."""
+) -> tuple[Tensor, Any, Tensor | None]:
+    """eps after classifier-free guidance, the variance of the conditional prediction, and cond -
+    uncond of eps where both were computed."""
     t = torch.full((len(x),), float(step.timestep), device=x.device)
-    if labels is None or cfg == 0:
-        return model(x, t, model.null_labels(len(x)), low_res)
-    if cfg == 1:
-        return model(x, t, labels, low_res)
+    if labels is None or cfg in (0, 1):
+        alone = labels if labels is not None and cfg == 1 else model.null_labels(len(x))
+        eps, v = model(x, t, alone, low_res)
+        return eps, v, None
     both = torch.cat([labels, _required_null(model, len(x))])
     if low_res is not None and len(low_res) > 1:
         low_res = torch.cat([low_res, low_res])
     eps, v = model(torch.cat([x, x]), torch.cat([t, t]), both, low_res)
     cond, uncond = eps.chunk(2)
-    scale = torch.tensor(cfg).to(cond) if isinstance(cfg, list) else cfg
-    return classifier_free(cond, uncond, scale), None if v is None else v.chunk(2)[0]
+    guided = classifier_free(cond, uncond, _scale(cfg, cond))
+    return guided, None if v is None else v.chunk(2)[0], cond - uncond
 
 
 def _required_null(model: DiffusionModel, batch: int) -> Tensor:

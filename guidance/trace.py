@@ -33,7 +33,8 @@ class Evaluation:
     """One evaluation of a guided model.
 
     cfg_norm: of (cfg - 1) (cond - uncond), what CFG adds to the conditional prediction; None where
-    uncond was not computed. passes: conditionings that the network was run for. Values stay
+    uncond was not computed. passes: conditionings that the network was run for. saved: those that
+    it was not run for, because CFG's last term was used again. Values stay
     tensors, on the model's device, until somebody reads them: a run does not wait for them.
     """
 
@@ -41,6 +42,7 @@ class Evaluation:
     cfg: Any = None
     cfg_norm: Any = None
     passes: int = 0
+    saved: int = 0
     classifiers: list[ClassifierRecord] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,6 +54,7 @@ class Evaluation:
             "cfg": None if self.cfg is None else _mean(self.cfg),
             "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm),
             "passes": self.passes,
+            "saved": self.saved,
             "classifiers": [record.to_dict() for record in self.classifiers],
         }
 
@@ -80,6 +83,11 @@ class Trace:
         if self.evaluations:
             self.evaluations[-1].passes += count
 
+    def saved(self, count: int) -> None:
+        """CFG's last term stood in for so many conditionings."""
+        if self.evaluations:
+            self.evaluations[-1].saved += count
+
     def cfg(self, scale: Any, cond: Tensor, uncond: Tensor | None) -> None:
         """CFG of that scale (a number, or a tensor with one for each image) was applied."""
         if not self.evaluations:
@@ -96,9 +104,10 @@ class Trace:
             self.evaluations[-1].classifiers.append(record)
 
     def to_dict(self) -> dict[str, Any]:
-        """As numbers: {"passes": ..., "evaluations": [...]}."""
+        """As numbers: {"passes": ..., "saved": ..., "evaluations": [...]}."""
         seen = [evaluation.to_dict() for evaluation in self.evaluations]
-        return {"passes": sum(one["passes"] for one in seen), "evaluations": seen}
+        totals = {name: sum(one[name] for one in seen) for name in ("passes", "saved")}
+        return {**totals, "evaluations": seen}
 
     def to_json(self) -> str:
         """The same as JSON; what is not a number there is null."""

@@ -61,6 +61,7 @@ PIXELS = "rgb"
 TRACE_KEY = "guidance_trace"
 ADDED_KEY = "classifier_guidance_added"
 RUN_KEY = "classifier_guidance_run"
+HELD_KEY = "classifier_guidance_held"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
 GRADIENT_KEY = "classifier_guidance_gradient"

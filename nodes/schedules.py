@@ -11,8 +11,10 @@ from comfy_api.latest import io
 from ..guidance.curves import AXES, Formula, LastSteps, ScheduleError, brief, is_finite
 from ..guidance.keyframes import parse_keyframes
 from ..guidance.presets import PRESETS, preset
+from ..guidance.reuse import Reuse
 from ..guidance.schedule import GuidanceSchedule as Schedule
 from ..guidance.schedule_preview import preview
+from .cfg_reuse import reuse_cfg, reuse_inputs
 from .cfg_schedule import schedule_cfg
 from .types import CATEGORY, GuidanceScheduleType
 
@@ -239,10 +241,12 @@ class CFGScaleScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Any model."),
                 GuidanceScheduleType.Input("schedule", tooltip="The cfg over the run."),
+                *reuse_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The MODEL, its cfg by the schedule.")],
         )
 
     @classmethod
-    def execute(cls, model, schedule) -> io.NodeOutput:
-        return io.NodeOutput(schedule_cfg(model, schedule))
+    def execute(cls, model, schedule, every=1, tolerance=0.0) -> io.NodeOutput:
+        scheduled = schedule_cfg(model, schedule)
+        return io.NodeOutput(reuse_cfg(scheduled, Reuse(every, tolerance)))

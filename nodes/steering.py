@@ -8,8 +8,10 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance.labels import parse_labels
+from ..guidance.reuse import Reuse
 from ..guidance.strength import Strength
 from . import comfy_adapter as adapter
+from .cfg_reuse import reuse_cfg, reuse_inputs
 from .cfg_schedule import check_schedule, schedule_cfg
 from .guide import KEY, ClassifierGuide, check_fit
 from .types import CATEGORY, GuidanceScheduleType, NoisyClassifierType
@@ -250,14 +252,18 @@ class ClassifierFreeGuidance(io.ComfyNode):
                     tooltip="0 is unconditional, 1 conditional only, larger follows more.",
                 ),
                 _schedule_input("cfg", "Where it is exactly 1, the negative is not computed."),
+                *reuse_inputs(),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, cfg, schedule=None) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, negative, cfg, schedule=None, every=1, tolerance=0.0
+    ) -> io.NodeOutput:
         if schedule is not None:
             model = schedule_cfg(model, schedule)
+        model = reuse_cfg(model, Reuse(every, tolerance))
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

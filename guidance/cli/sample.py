@@ -42,11 +42,29 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
     parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's")
     parser.add_argument("--no-clip", action="store_true", help="do not clip x0 to [-1, 1]")
     add_strength(parser)
+    add_reuse(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
     schedules = ("auto", "linear", "cosine")
     parser.add_argument("--noise-schedule", choices=schedules, default="auto", help="the model's")
     parser.add_argument("--classifier-schedule", choices=schedules, default="auto")
     options.add_device(parser)
+
+
+def add_reuse(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("passes that CFG can do without")
+    group.add_argument(
+        "--cfg-every",
+        type=int,
+        default=1,
+        help="compute CFG's term (cond - uncond) in each so-many-th step, and use it again between",
+    )
+    group.add_argument(
+        "--cfg-tolerance",
+        type=float,
+        default=0.0,
+        help="above 0: less and less often, while the last term foretells the next one to within "
+        "this share",
+    )
 
 
 def add_strength(parser: argparse.ArgumentParser) -> None:
@@ -160,6 +178,8 @@ def sampling_options(args: argparse.Namespace) -> dict:
         "entropy_limit": args.entropy_limit,
         "cap": args.cap,
         "label_smoothing": args.label_smoothing,
+        "cfg_every": args.cfg_every,
+        "cfg_tolerance": args.cfg_tolerance,
     }
 
 
