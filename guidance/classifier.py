@@ -137,6 +137,13 @@ class NoisyClassifier:
         )
         return Evidence(gradient, log_probs, *near)
 
+    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+        """What it said, for another noise level: the gradient in x_vp stays as it is."""
+        near = within_range(sigma, alpha, self.schedule.max_ratio)
+        change = vp_scale(seen.sigma, seen.alpha) / vp_scale(*near)
+        gradient = seen.gradient * per_image(change.to(seen.gradient), seen.gradient)
+        return Evidence(gradient, seen.log_probs, *near)
+
     def image_log_probs(self, images: Tensor) -> Tensor:
         """log p(y | image) of every class (B, classes), of finished images (B, C, H, W)."""
         return self.log_probs(images, 0.0)

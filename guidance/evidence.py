@@ -31,13 +31,16 @@ class Classifier(Protocol):
     """A classifier that can guide.
 
     network: what computes its logits. reads_images: it reads finished RGB images, also where the
-    sampler carries latents. through_model: its gradient goes through the model's prediction, so
-    `denoised` must be connected with x in torch's graph.
+    sampler carries latents. through_model: its gradient goes through the model's prediction, in
+    torch's graph.
     """
 
     network: nn.Module
     reads_images: bool
-    through_model: bool
+
+    @property
+    def through_model(self) -> bool:
+        """Whether `denoised` must be connected with x."""
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -61,6 +64,9 @@ class Classifier(Protocol):
         label_smoothing: float = 0.0,
     ) -> Evidence:
         """What it says at x (B, ...), where the model predicts `denoised`; sigma, alpha (B,)."""
+
+    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+        """What it said, for another noise level; sigma, alpha (B,)."""
 
 
 def log_likelihood(log_probs: Tensor, label: Tensor | int, label_smoothing: float = 0.0) -> Tensor:

@@ -17,6 +17,7 @@ from .images import to_uint8
 from .labels import parse_labels
 from .low_res import UPSCALE
 from .processes import ALONE, Processes
+from .remembered import Memory, remembering
 from .respacing import respaced_timesteps
 from .reuse import Reuse
 from .sampling import Guide, Step, chain, place_of, sample
@@ -48,6 +49,7 @@ class Job:
     label_smoothing: float = 0.0
     schedule: GuidanceSchedule | None = None
     cfg_schedule: GuidanceSchedule | None = None
+    every: int = 1
     cfg_every: int = 1
     cfg_tolerance: float = 0.0
 
@@ -74,7 +76,7 @@ class Job:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
-        _ = self.strength, self.reuse  # say what is wrong with them
+        _ = self.strength, self.reuse, Memory(self.every)  # say what is wrong with them
 
 
 def generate(
@@ -186,7 +188,8 @@ def _draw(
 
     guides = []
     if classifier is not None and labels is not None:
-        guides.append(Guide(classifier, labels, job.strength, job.schedule))
+        asked = remembering(classifier, job.every)
+        guides.append(Guide(asked, labels, job.strength, job.schedule))
     return sample(
         model,
         x,

@@ -10,6 +10,7 @@ way costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +108,24 @@ class ImageClassifier:
         """
         gradient, log_probs = self.image_gradient(denoised, label, label_smoothing)
         if not self.through_model:
-            variance = self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
-            return Evidence(gradient, log_probs, variance.sqrt(), torch.ones_like(alpha))
+            return Evidence(gradient, log_probs, *self._spread(sigma, alpha))
         near = within_range(sigma, alpha, MAX_RATIO)
         return Evidence(jacobian_product(denoised, x, gradient), log_probs, *near)
+
+    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+        """What it said, for another noise level.
+
+        cheap: g stays as it is; exact: Cov(x0 | x) g, which is what guidance adds.
+        """
+        if not self.through_model:
+            spread, one = self._spread(sigma, alpha)
+            return replace(seen, sigma=spread, alpha=one)
+        return seen
+
+    def _spread(self, sigma: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """r and 1: the levels that cheap is weighed with."""
+        variance = self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
+        return variance.sqrt(), torch.ones_like(alpha)
 
     def image_gradient(
         self, x0: Tensor, label: Tensor | int, label_smoothing: float = 0.0

@@ -14,6 +14,7 @@ from ..guidance.adm import HalfUNet
 from ..guidance.classifier_guidance import Report, classifier_term
 from ..guidance.labels import spread_labels
 from ..guidance.noise import per_image
+from ..guidance.remembered import Memory, Remembering
 from ..guidance.schedule import GuidanceSchedule
 from ..guidance.strength import Strength
 from ..guidance.trace import Trace
@@ -110,6 +111,7 @@ class ClassifierGuide:
     strength: Strength
     key: str
     schedule: GuidanceSchedule | None = None
+    every: int = 1
 
     def __call__(
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
@@ -124,9 +126,11 @@ class ClassifierGuide:
         options = model_options.setdefault("transformer_options", {})
         with added_in(options) as added:
             added.terms = 0.0  # a wrapper further out may evaluate more than once
-            x_in, denoised = self._predicted(executor, x, sigma, model_options, seed)
+            memory = self._memory(options)
+            x_in, denoised = self._predicted(executor, x, sigma, model_options, seed, memory)
             own = added.taken_from(denoised)
-            term = self._term(executor.class_obj, x_in, own, sigma, labels, strength, options)
+            about = (labels, strength, options, memory)
+            term = self._term(executor.class_obj, x_in, own, sigma, *about)
             # whoever differentiates further out needs the graph; nobody else may keep it
             denoised = denoised if x.requires_grad else denoised.detach()
             asked = options.get(adapter.GRADIENT_KEY)
@@ -139,10 +143,16 @@ class ClassifierGuide:
             return denoised + term
 
     def _predicted(
-        self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any
+        self,
+        executor: Any,
+        x: Tensor,
+        sigma: Tensor,
+        model_options: dict,
+        seed: Any,
+        memory: Memory,
     ) -> tuple[Tensor, Tensor]:
         """x and the guider's denoised image; connected where the classifier asks for it."""
-        if self.placed.classifier.through_model:
+        if self.placed.classifier.through_model and memory.due:
             return adapter.predict_with_graph(executor, x, sigma, model_options, seed)
         return x, executor(x, sigma, model_options, seed)
 
@@ -155,16 +165,22 @@ class ClassifierGuide:
         labels: Tensor,
         strength: Strength,
         options: dict,
+        memory: Memory,
     ) -> Tensor:
         """What is added to the denoised image."""
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
         # looked up by key: cloning a MODEL clones what is attached to it, too
-        classifier = self.placed.in_run(patchers, guider.inner_model)
+        classifier = Remembering(self.placed.in_run(patchers, guider.inner_model), memory)
         level, alpha = self._levels(guider, sigma)
         report = _reporting(options.get(adapter.TRACE_KEY, ()), labels)
         return classifier_term(
             classifier, x, denoised, level, labels, strength, alpha, report
         ).detach()
+
+    def _memory(self, options: dict) -> Memory:
+        """This run's; the options are the run's own."""
+        kept = options.setdefault(adapter.HELD_KEY, {})
+        return kept.setdefault(self.key, Memory(self.every))
 
     def _levels(self, guider: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return adapter.levels_of(guider.inner_model.model_sampling, sigma)

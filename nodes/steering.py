@@ -187,6 +187,17 @@ class ClassifierGuidance(io.ComfyNode):
                     "(1 - a) for the label + a / K for each (Szegedy et al. 2016). 0 is off.",
                 ),
                 _schedule_input("scale", "Where it is 0, no gradient is computed."),
+                io.Int.Input(
+                    "every",
+                    default=1,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Above 1: the classifier is asked at each so-many-th evaluation, and "
+                    "its gradient is used again between, weighed for the noise level. 2 costs "
+                    "little accuracy and half of the time.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The MODEL, steered.")],
         )
@@ -202,6 +213,7 @@ class ClassifierGuidance(io.ComfyNode):
         cap=0.0,
         label_smoothing=0.0,
         schedule=None,
+        every=1,
     ) -> io.NodeOutput:
         check_fit(classifier, model)
         if schedule is not None:
@@ -220,7 +232,7 @@ class ClassifierGuidance(io.ComfyNode):
         steered.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             key,
-            ClassifierGuide(classifier, labels, strength, key, schedule),
+            ClassifierGuide(classifier, labels, strength, key, schedule, every),
         )
         return io.NodeOutput(steered)
 

@@ -79,6 +79,12 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
         "--cap", type=float, default=0.0, help="above 0: the largest share of the denoised image"
     )
     group.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="ask the classifier in each so-many-th step, and use its gradient again between",
+    )
+    group.add_argument(
         "--label-smoothing", type=float, default=0.0, help="share of the target for all classes"
     )
 
@@ -178,6 +184,7 @@ def sampling_options(args: argparse.Namespace) -> dict:
         "entropy_limit": args.entropy_limit,
         "cap": args.cap,
         "label_smoothing": args.label_smoothing,
+        "every": args.every,
         "cfg_every": args.cfg_every,
         "cfg_tolerance": args.cfg_tolerance,
     }

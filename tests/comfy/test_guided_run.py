@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sampler_runs import SEED, noise, sampler_named, with_guider
+from sampler_runs import SEED, few_sigmas, noise, sampler_named, with_guider
 from tiny_models import CLASSES, SIZE
 
 from guidance import load_adm, load_classifier
@@ -202,3 +202,27 @@ def test_classify_image_names_the_classes(call, load):
     assert lines[0].startswith(f"1: {best[0]} {100 * probs[0].max():.1f} %")
     assert len(lines[0].split(",")) == 2
     assert CLASSES > 2
+
+
+@pytest.mark.parametrize("every, asked", [(1, 8), (2, 4), (3, 3)])
+def test_the_classifier_is_asked_every_so_often(
+    call, wiring, unconditional, load_classifier, every, asked
+):
+    classifier = load_classifier()
+    network, calls = classifier.classifier.network, []
+    hook = network.register_forward_hook(lambda *_: calls.append(1))
+    inputs = {"classifier": classifier, "label": "1,2", "scale": 30.0}
+    (model,) = call("ClassifierGuidance", model=unconditional, every=every, **inputs)
+    sigmas = few_sigmas(model, 8)
+    try:
+        drawn = [
+            with_guider(wiring.guider("basic", model), sampler_named("euler"), sigmas)
+            for _ in range(2)
+        ]
+    finally:
+        hook.remove()
+    assert len(calls) == 2 * asked
+    assert torch.equal(*drawn)  # each run begins anew
+    (plain,) = call("ClassifierGuidance", model=unconditional, **inputs)
+    plain = with_guider(wiring.guider("basic", plain), sampler_named("euler"), sigmas)
+    assert torch.equal(plain, drawn[0]) == (every == 1)
