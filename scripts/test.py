@@ -37,7 +37,8 @@ def in_two_processes() -> list[str]:
     if cores < 2:
         return []
     os.environ["OMP_NUM_THREADS"] = str(cores // 2)
-    return ["-n", "2", "--dist", "loadfile"]
+    # in the order of collection, in which tests/conftest.py puts the trainings first
+    return ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 if __name__ == "__main__":

@@ -81,6 +81,15 @@ def server(comfyui):
         yield running
 
 
+# They take minutes, in one of two processes: the other tests go on beside them.
+LONGEST = ("test_train_template.py", "test_latent_space.py", "test_released.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first, so that no process waits for the other at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 RESULTS: list[str] = []
 
 
