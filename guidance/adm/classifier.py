@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Builder, split_heads, timestep_embedding, zeroed
+from .blocks import Builder, join_heads, quickest_layout, split_heads, timestep_embedding, zeroed
 from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
 from .layout import ClassifierLayout
 
@@ -57,6 +57,7 @@ class HalfUNet(nn.Module):
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """What the pool reads: the last map (B, C, h, w), or every stage's mean (B, sum of C)."""
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
+        x = quickest_layout(x)
         spatial = self.layout.pool.startswith("spatial")
         means = []
         for stage in (*self.input_blocks, self.middle_block):
@@ -87,9 +88,10 @@ class AttentionPool(nn.Module):
         tokens = x.flatten(2)
         tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
         tokens = tokens + self.positional_embedding.to(tokens)
-        q, k, v = split_heads(self.qkv_proj(tokens), self.head_channels, new_order=True)
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)
-        return self.c_proj(pooled.transpose(2, 3).reshape(len(x), -1, 1))[:, :, 0]
+        qkv = self.qkv_proj(tokens[..., None])
+        q, k, v = split_heads(qkv, self.head_channels, new_order=True)
+        pooled = join_heads(F.scaled_dot_product_attention(q[:, :, :1], k, v))
+        return self.c_proj(pooled[..., None]).flatten(1)
 
 
 def _head(layout: ClassifierLayout, build: Builder, channels: int, features: int) -> nn.Sequential:
