@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import casting
+from . import casting, frozen
 from .layout import ADMLayout
 
 
@@ -80,7 +80,7 @@ def pointwise_layer(operations: Any) -> Any:
 
     class Pointwise(operations.Conv1d):  # type: ignore[name-defined]
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return F.conv2d(x, weight[..., None], bias)
+            return frozen.conv2d(x, weight[..., None], bias, (1, 1), (0, 0))
 
     return Pointwise
 
