@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -42,37 +43,48 @@ class Economy:
         return (slice(start, start + size) for start in range(0, max(batch, 1), size))
 
 
+WHOLE = Economy()
+
+
 def gradient_bytes(
     layout: ClassifierLayout, size: tuple[int, int], dtype: torch.dtype, recompute: bool = False
 ) -> int:
-    """Memory of one image's gradient beside the weights, as measured within a fifth.
+    """Bytes that one image's gradient takes beside the weights; size is H, W.
 
-    size: H, W. Counted in maps (H, W at a level, its channels): what each block keeps for its
-    gradient, and what the largest takes while it is computed.
+    What the blocks keep for it, and SPARE times what the largest of them keeps, for what is
+    computed meanwhile.
     """
-    blocks = list(_blocks(layout, size))
-    kept, largest = sum(kept for kept, _ in blocks), max(kept for kept, _ in blocks)
+    stages = list(_stages(layout, size))
+    kept, largest = sum(stage.kept for stage in stages), max(stage.kept for stage in stages)
     if recompute:
-        kept = sum(output for _, output in blocks) + largest
-    return int((kept + largest) * torch.empty((), dtype=dtype).element_size())
+        kept = sum(stage.inputs for stage in stages)
+        kept += largest
+    return int((kept + SPARE * largest) * torch.empty((), dtype=dtype).element_size())
 
 
-def _blocks(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """For each stage the numbers that it keeps for its gradient, and those that it puts out."""
-    height, width = size
-    inputs = layout.in_channels
-    for level, channels in enumerate(layout.level_channels):
-        places = (height >> level) * (width >> level)
-        attended = level in layout.attention_levels
+SPARE = 3
+
+
+class _Stage(NamedTuple):
+    """How many numbers a stage reads, and how many it keeps for its gradient."""
+
+    inputs: int
+    kept: int
+
+
+def _stages(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[_Stage]:
+    """The stages of the network, as `encoder_stages` and `middle_stage` build them."""
+    places, inputs = size[0] * size[1], layout.level_channels[0]
+    attention = 0
+    for level, width in enumerate(layout.level_channels):
+        attention = 5 * width * places if level in layout.attention_levels else 0
         for _ in range(layout.num_res_blocks):
-            kept = RESIDUAL * channels + (ATTENTION * channels if attended else 0)
-            yield kept * places, channels * places
-            inputs = channels
+            # a residual block: the inputs of two norms and of two activations
+            yield _Stage(inputs * places, 2 * (inputs + width) * places + attention)
+            inputs = width
         if level < len(layout.level_channels) - 1:
-            yield RESIDUAL * inputs * places // 2, inputs * places // 4
-    for kept in (RESIDUAL + ATTENTION, RESIDUAL):
-        yield kept * channels * places, channels * places
-
-
-# maps of a block's width that torch keeps for its gradient
-RESIDUAL, ATTENTION = 6, 7
+            # the mean over 2x2 keeps its input, too
+            yield _Stage(width * places, 3 * width * places + 2 * width * places // 4)
+            places //= 4
+    # attention: the input of its norm, q, k, v and what comes out
+    yield _Stage(inputs * places, (4 + 5 + 4) * inputs * places)
