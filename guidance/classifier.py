@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class NoisyClassifier:
     `network` is any torch module in the ADM convention: x_vp (B, C, H, W) variance preserving,
     t (B,) float timesteps that may be fractional, logits (B, classes). `noise_schedule` is
     "linear", "cosine" or a 1-D tensor of alpha_bar. `space` is "rgb" or a latent format's name;
-    None means that it is not checked against the model. `economy` says how gradients save memory.
+    None means that it is not checked against the model. `economy`, or a function that gives it for
+    x (B, C, H, W), says how gradients save memory.
     Raises ValueError when labels are not as many as the network's classes.
     """
 
@@ -36,7 +38,7 @@ class NoisyClassifier:
         noise_schedule: str | Tensor | NoiseSchedule,
         labels: Sequence[str] | None = None,
         space: str | None = None,
-        economy: Economy = WHOLE,
+        economy: Economy | Callable[[Tensor], Economy] = WHOLE,
     ):
         if not isinstance(noise_schedule, NoiseSchedule):
             noise_schedule = NoiseSchedule(noise_schedule)
@@ -44,7 +46,8 @@ class NoisyClassifier:
         self.network = network
         self.labels = tuple(labels) if labels is not None else None
         self.space = space
-        economy.check(network)
+        if isinstance(economy, Economy):
+            economy.check(network)
         self.economy = economy
         if labels is not None and self.layout is not None:
             classes = self.layout.class_count
@@ -55,7 +58,7 @@ class NoisyClassifier:
         """The same classifier computed by another copy of its network."""
         return NoisyClassifier(network, self.schedule, self.labels, self.space, self.economy)
 
-    def with_economy(self, economy: Economy) -> NoisyClassifier:
+    def with_economy(self, economy: Economy | Callable[[Tensor], Economy]) -> NoisyClassifier:
         """The same classifier, whose gradient saves memory in another way."""
         return NoisyClassifier(self.network, self.schedule, self.labels, self.space, economy)
 
@@ -87,7 +90,8 @@ class NoisyClassifier:
         x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,).
         """
         with uncompiled(self.network):  # another graph than the gradient's
-            return self._log_probs(x, *levels_like(x, sigma, alpha))
+            sigma, alpha = levels_like(x, sigma, alpha)
+            return self._log_probs(x, sigma, alpha)
 
     def gradient(
         self,
@@ -117,28 +121,37 @@ class NoisyClassifier:
         label_smoothing: see `guidance.strength.smoothed_target`.
         """
         labels = label_of_each(label, len(x))
+        economy = self.economy if isinstance(self.economy, Economy) else self.economy(x)
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
             sigma, alpha = levels_like(x, sigma, alpha)
-            found = [
-                compiled_if_possible(
-                    self.network,
-                    lambda part=part: self._part(
-                        x[part], sigma[part], labels[part], alpha[part], label_smoothing
-                    ),
+
+            def gradient_of(part: slice) -> tuple[Tensor, Tensor]:
+                levels = sigma[part], alpha[part]
+                return self._part(
+                    x[part], *levels, labels[part], label_smoothing, economy.recompute
                 )
-                for part in self.economy.parts(len(x))
+
+            parts = [
+                compiled_if_possible(self.network, partial(gradient_of, part))
+                for part in economy.parts(len(x))
             ]
-        gradients, log_probs = zip(*found, strict=True)
+        gradients, log_probs = zip(*parts, strict=True)
         return _joined(gradients), _joined(log_probs)
 
     def _part(
-        self, x: Tensor, sigma: Tensor, label: Tensor, alpha: Tensor, label_smoothing: float
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        alpha: Tensor,
+        label: Tensor,
+        label_smoothing: float,
+        recompute: bool,
     ) -> tuple[Tensor, Tensor]:
         """`gradient_and_log_probs` of a part of the batch, in ordinary mode."""
         # a clone made here is an ordinary tensor, whatever mode x was made in
         x_in = x.detach().clone().requires_grad_(True)
-        log_probs = self._log_probs(x_in, sigma, alpha, self.economy.recompute)
+        log_probs = self._log_probs(x_in, sigma, alpha, recompute)
         chosen = log_likelihood(log_probs, label, label_smoothing)
         scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
         (gradient,) = torch.autograd.grad(chosen * scale, x_in)

@@ -21,7 +21,7 @@ def compile_network(network: nn.Module) -> None:
 def uncompiled(network: nn.Module) -> Iterator[None]:
     """The network as it was before `compile_network`, for the time of the block."""
     compiled = network._compiled_call_impl
-    network._compiled_call_impl = None
+    network._compiled_call_impl = None  # what nn.Module.compile sets
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +44,21 @@ class Economy:
 
 
 WHOLE = Economy()
+
+
+def economy_within(
+    free: float, layout: ClassifierLayout, shape: Sequence[int], dtype: torch.dtype
+) -> Economy:
+    """The quickest way to a gradient that takes at most `free` bytes, of images (B, C, H, W).
+
+    All at once; recomputed; recomputed in parts, of one image where even that is too much. dtype is
+    what the network computes in.
+    """
+    batch, size = shape[0], (shape[2], shape[3])
+    if batch * gradient_bytes(layout, size, dtype) <= free:
+        return WHOLE
+    images = int(free // gradient_bytes(layout, size, dtype, recompute=True))
+    return Economy(0 if images >= batch else max(images, 1), recompute=True)
 
 
 def gradient_bytes(

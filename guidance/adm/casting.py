@@ -39,7 +39,7 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return frozen.conv2d(x, self.weight, self.bias, self.stride, tuple(self.padding))
 
 
 class GroupNorm(nn.GroupNorm):
