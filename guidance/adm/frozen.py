@@ -45,7 +45,7 @@ class FrozenConv2d(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
+        ctx.shape, ctx.format, ctx.stride, ctx.padding = x.shape, _format(x), stride, padding
         return conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
@@ -53,9 +53,7 @@ class FrozenConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
         # torch looks at the input's shape and memory format alone; nothing is written to it
-        x = torch.empty(
-            ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=_format(grad)
-        )
+        x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
         gradient, _, _ = torch.ops.aten.convolution_backward(
             grad,
             x,
