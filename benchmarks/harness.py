@@ -1,16 +1,55 @@
-"""What the benchmarks share: a ComfyUI in this process, and fresh processes."""
+"""What the benchmarks share: ratios, a ComfyUI in this process, and fresh processes.
+
+Imported before torch, so that its threads sleep while they wait: on a busy machine they would
+otherwise spend most of what is measured on waiting for each other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
 import json
+import os
+import platform
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNS = 3
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of the table: `what` in proportion to `against`; less is better.
+
+    bar: what it ought to be at most. work: the same of the processor's time, which other programs
+    disturb less. unit: of a figure that is no ratio.
+    """
+
+    what: str
+    against: str
+    value: float
+    bar: float | None = None
+    work: float | None = None
+    unit: str = ""
+
+    @property
+    def steady(self) -> float:
+        """What one run can be compared with another by."""
+        return self.value if self.work is None else self.work
+
+    @property
+    def name(self) -> str:
+        """What identifies it from one run to the next."""
+        return f"{self.what} / {self.against}"
 
 
 def find_comfyui() -> Any:
@@ -35,8 +74,88 @@ def load_pack(nodes: Any) -> bool:
     return asyncio.run(nodes.load_custom_node(str(ROOT)))
 
 
+def use_library() -> None:
+    """Makes `import guidance` work, whatever ComfyUI does with the path."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(1, str(ROOT))
+
+
 def in_fresh_process(script: str, *arguments: str) -> dict:
     """What `script --once arguments` prints as its last line, read as JSON."""
     command = [sys.executable, script, "--once", *arguments]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Seconds by the clock, and of the processor in all threads together."""
+
+    seconds: float
+    work: float
+
+    def row(self, what: str, against: str, other: Taken, bar: float | None = None) -> Row:
+        """This in proportion to another."""
+        return Row(what, against, self.seconds / other.seconds, bar, self.work / other.work)
+
+
+def taken_by(run: Callable[[], Any]) -> Taken:
+    """What it takes."""
+    start, work = time.perf_counter(), time.process_time()
+    run()
+    return Taken(time.perf_counter() - start, time.process_time() - work)
+
+
+def in_turn(runs: dict[str, Callable[[], Any]], turns: int = RUNS) -> dict[str, Taken]:
+    """The medians of each run, taken in turn, after one that is not counted."""
+    taken: dict[str, list[Taken]] = {name: [] for name in runs}
+    for turn in range(turns + 1):
+        for name, run in runs.items():
+            one = taken_by(run)
+            if turn:
+                taken[name].append(one)
+    return {
+        name: Taken(
+            statistics.median(one.seconds for one in each),
+            statistics.median(one.work for one in each),
+        )
+        for name, each in taken.items()
+    }
+
+
+def versions() -> str:
+    """What was measured on."""
+    import torch
+
+    return (
+        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, CPU alone"
+    )
+
+
+def _processor() -> str:
+    about = Path("/proc/cpuinfo")
+    if about.is_file():
+        lines = about.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        flags = next((line.split() for line in lines if line.startswith("flags")), [])
+        told = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+        return f"{names[0] if names else platform.machine()} ({', '.join(told)})"
+    return platform.processor() or platform.machine()
+
+
+def table(rows: list[Row]) -> str:
+    """In Markdown."""
+    lines = ["| what | against | measured | processor time | bar |", "|---|---|---|---|---|"]
+    for row in rows:
+        work = "" if row.work is None else f"{row.work:.3g}"
+        bar = "" if row.bar is None else f"{row.bar:g}{row.unit}"
+        value = f"{row.value:.3g}{row.unit}"
+        lines.append(f"| {row.what} | {row.against} | {value} | {work} | {bar} |")
+    return "\n".join(lines)
+
+
+def print_rows(rows: Any) -> None:
+    """What a benchmark that is run alone prints."""
+    rows = list(rows)
+    print(f"{versions()}\n\n{table(rows)}")

@@ -15,23 +15,26 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from harness import ROOT, in_fresh_process, load_pack, start_comfyui
+from harness import ROOT, Row, in_fresh_process, load_pack, start_comfyui, use_library
 
 RUNS = 3
 
 
-def write_model(path: Path, kind: str, dtype: str, channels: int | None = None) -> Path:
-    """A file of the released 64x64 layout of that kind, perhaps of another width."""
+def write_model(
+    path: Path, kind: str, dtype: str, channels: int | None = None, size: int = 64
+) -> Path:
+    """A file of the released layout of that kind and size, perhaps of another width."""
     import torch
 
     from guidance.adm.network import build_network, shapes_of
     from guidance.adm.released import RELEASED
     from guidance.checkpoint import DTYPES, Description, save_checkpoint
 
-    name = {"classifier": "64x64_classifier.pt", "diffusion": "64x64_diffusion.pt"}[kind]
+    name = f"{size}x{size}_{kind}.pt"
     (layout,) = (one.layout for one in RELEASED if one.file == name)
     layout = replace(layout, model_channels=channels) if channels else layout
     shapes = shapes_of(build_network(layout, device="meta"))
@@ -133,6 +136,17 @@ def main(files: list[Path]) -> None:
             f"| {path.name} | {size:.0f} | {median(ours, 'growth'):.2f} "
             f"| {median(copying, 'growth'):.2f} | {time_ratio:.2f} |"
         )
+
+
+def rows() -> Iterator[Row]:
+    """A 256x256 classifier against torch.load and a strict load into a network."""
+    use_library()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_model(Path(folder) / "classifier.pt", "classifier", "fp32", size=256)
+        ours, copying = runs("library", path), runs("copying", path)
+    for name, figure, bar in (("time", "seconds", 1.0), ("memory", "growth", 0.6)):
+        ratio = median(ours, figure) / median(copying, figure)
+        yield Row(f"loading a 256x256 classifier, {name}", "torch.load, strict load", ratio, bar)
 
 
 def runs(how: str, path: Path) -> list[dict]:

@@ -8,26 +8,21 @@ schedule or a trace, against a model that takes 50 ms.
 
 from __future__ import annotations
 
-import statistics
 import time
+from collections.abc import Iterator
 
-from harness import find_comfyui, load_pack, start_comfyui
+from harness import Row, find_comfyui, in_turn, load_pack, print_rows, start_comfyui
 
-RUNS, STEPS, SLEEP = 5, 40, 0.05
+STEPS, SLEEP = 40, 0.05
 
 
-def main() -> None:
-    """Prints the table."""
+def rows() -> Iterator[Row]:
+    """All of them."""
     comfyui = find_comfyui()
     nodes = start_comfyui(str(comfyui.path))
     load_pack(nodes)
-    rows = [*interval_rows(nodes), *overhead_rows(nodes)]
-    import torch
-
-    print(f"{comfyui}, torch {torch.__version__}, {torch.get_num_threads()} threads, CPU\n")
-    print("| what | against | ratio |\n|---|---|---|")
-    for what, against, ratio in rows:
-        print(f"| {what} | {against} | {ratio:.4f} |")
+    yield from interval_rows(nodes)
+    yield from overhead_rows(nodes)
 
 
 def call(nodes, node_id: str, **inputs):
@@ -46,8 +41,8 @@ def interval_of(nodes, scale: float, end: float):
     return call(nodes, "GuidanceSchedule", **inputs)[0]
 
 
-def sampled(model, conds, cfg: float, size: int, batch: int) -> float:
-    """Seconds of one run of euler."""
+def sampled(model, conds, cfg: float, size: int, batch: int) -> None:
+    """One run of euler."""
     import comfy.samplers
     import torch
 
@@ -58,21 +53,8 @@ def sampled(model, conds, cfg: float, size: int, batch: int) -> float:
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
     noise = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     sampler = comfy.samplers.sampler_object("euler")
-    start = time.perf_counter()
     with torch.inference_mode():
         guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=0)
-    return time.perf_counter() - start
-
-
-def in_turn(runs: dict) -> dict[str, float]:
-    """The median seconds of each run, taken in turn, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(RUNS + 1):
-        for name, run in runs.items():
-            taken = run()
-            if turn:
-                seconds[name].append(taken)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def digits(nodes):
@@ -93,11 +75,7 @@ def interval_rows(nodes):
             "half": lambda: sampled(half, conds, 4.0, 32, 8),
         }
     )
-    yield (
-        f"CFG in half of {STEPS} steps",
-        "CFG in all",
-        medians["half"] / medians["full"],
-    )
+    yield medians["half"].row(f"CFG in half of {STEPS} steps", "CFG in all", medians["full"])
 
 
 def overhead_rows(nodes):
@@ -123,13 +101,10 @@ def overhead_rows(nodes):
         }
     )
     step = STEPS * SLEEP
-    yield (
-        "schedule with nothing to do",
-        "a 50 ms step",
-        (medians["schedule"] - medians["plain"]) / step,
-    )
-    yield "trace", "a 50 ms step", (medians["trace"] - medians["plain"]) / step
+    for name, key in (("schedule with nothing to do", "schedule"), ("trace", "trace")):
+        more = medians[key].seconds - medians["plain"].seconds
+        yield Row(name, "a 50 ms step", more / step, 0.01)
 
 
 if __name__ == "__main__":
-    main()
+    print_rows(rows())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .evidence import Evidence, class_name, log_likelihood
+from .compiling import compiled_if_possible, uncompiled
+from .economy import WHOLE, Economy
+from .evidence import Evidence, class_name, label_of_each, log_likelihood
 from .noise import NoiseSchedule, levels_like, per_image, vp_scale, within_range
 
 # fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
@@ -21,8 +24,9 @@ class NoisyClassifier:
     `network` is any torch module in the ADM convention: x_vp (B, C, H, W) variance preserving,
     t (B,) float timesteps that may be fractional, logits (B, classes). `noise_schedule` is
     "linear", "cosine" or a 1-D tensor of alpha_bar. `space` is "rgb" or a latent format's name;
-    None means that it is not checked against the model. Raises ValueError when labels are not as
-    many as the network's classes.
+    None means that it is not checked against the model. `economy`, or a function that gives it for
+    x (B, C, H, W), says how gradients save memory.
+    Raises ValueError when labels are not as many as the network's classes.
     """
 
     reads_images = False
@@ -34,6 +38,7 @@ class NoisyClassifier:
         noise_schedule: str | Tensor | NoiseSchedule,
         labels: Sequence[str] | None = None,
         space: str | None = None,
+        economy: Economy | Callable[[Tensor], Economy] = WHOLE,
     ):
         if not isinstance(noise_schedule, NoiseSchedule):
             noise_schedule = NoiseSchedule(noise_schedule)
@@ -41,6 +46,9 @@ class NoisyClassifier:
         self.network = network
         self.labels = tuple(labels) if labels is not None else None
         self.space = space
+        if isinstance(economy, Economy):
+            economy.check(network)
+        self.economy = economy
         if labels is not None and self.layout is not None:
             classes = self.layout.class_count
             if len(labels) != classes:
@@ -48,7 +56,11 @@ class NoisyClassifier:
 
     def with_network(self, network: nn.Module) -> NoisyClassifier:
         """The same classifier computed by another copy of its network."""
-        return NoisyClassifier(network, self.schedule, self.labels, self.space)
+        return NoisyClassifier(network, self.schedule, self.labels, self.space, self.economy)
+
+    def with_economy(self, economy: Economy | Callable[[Tensor], Economy]) -> NoisyClassifier:
+        """The same classifier, whose gradient saves memory in another way."""
+        return NoisyClassifier(self.network, self.schedule, self.labels, self.space, economy)
 
     @property
     def layout(self) -> Any:
@@ -77,7 +89,9 @@ class NoisyClassifier:
 
         x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,).
         """
-        return self._log_probs(x, *levels_like(x, sigma, alpha))
+        with uncompiled(self.network):  # another graph than the gradient's
+            sigma, alpha = levels_like(x, sigma, alpha)
+            return self._log_probs(x, sigma, alpha)
 
     def gradient(
         self,
@@ -106,16 +120,44 @@ class NoisyClassifier:
 
         label_smoothing: see `guidance.strength.smoothed_target`.
         """
+        labels = label_of_each(label, len(x))
+        economy = self.economy if isinstance(self.economy, Economy) else self.economy(x)
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
-            # a clone made here is an ordinary tensor, whatever mode x was made in
-            x_in = x.detach().clone().requires_grad_(True)
-            log_probs = self._log_probs(x_in, *levels_like(x_in, sigma, alpha))
-            chosen = log_likelihood(log_probs, label, label_smoothing)
-            scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
-            (gradient,) = torch.autograd.grad(chosen * scale, x_in)
-            log_probs = log_probs.detach()
-        return (gradient if scale == 1.0 else (gradient.float() / scale).to(x.dtype)), log_probs
+            sigma, alpha = levels_like(x, sigma, alpha)
+
+            def gradient_of(part: slice) -> tuple[Tensor, Tensor]:
+                levels = sigma[part], alpha[part]
+                return self._part(
+                    x[part], *levels, labels[part], label_smoothing, economy.recompute
+                )
+
+            parts = [
+                compiled_if_possible(self.network, partial(gradient_of, part))
+                for part in economy.parts(len(x))
+            ]
+        gradients, log_probs = zip(*parts, strict=True)
+        return _joined(gradients), _joined(log_probs)
+
+    def _part(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        alpha: Tensor,
+        label: Tensor,
+        label_smoothing: float,
+        recompute: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """`gradient_and_log_probs` of a part of the batch, in ordinary mode."""
+        # a clone made here is an ordinary tensor, whatever mode x was made in
+        x_in = x.detach().clone().requires_grad_(True)
+        log_probs = self._log_probs(x_in, sigma, alpha, recompute)
+        chosen = log_likelihood(log_probs, label, label_smoothing)
+        scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
+        (gradient,) = torch.autograd.grad(chosen * scale, x_in)
+        if scale != 1.0:
+            gradient = (gradient.float() / scale).to(x.dtype)
+        return gradient, log_probs.detach()
 
     def evidence(
         self,
@@ -148,13 +190,21 @@ class NoisyClassifier:
         """log p(y | image) of every class (B, classes), of finished images (B, C, H, W)."""
         return self.log_probs(images, 0.0)
 
-    def _log_probs(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
+    def _log_probs(
+        self, x: Tensor, sigma: Tensor, alpha: Tensor, recompute: bool = False
+    ) -> Tensor:
         dtype = compute_dtype(self.network, x)
         x_vp = x / per_image(vp_scale(sigma, alpha), x)
         t = self.schedule.timestep(sigma / alpha).to(torch.promote_types(dtype, torch.float32))
-        logits = self.network(x_vp.to(dtype), t)
+        options = {"recompute": True} if recompute else {}
+        logits = self.network(x_vp.to(dtype), t, **options)
         # in fp16 the gradients of unlikely classes underflow to exactly zero
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts of a batch in one; a single part as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def use_ordinary_weights(network: nn.Module) -> None:

@@ -82,15 +82,22 @@ def log_likelihood(log_probs: Tensor, label: Tensor | int, label_smoothing: floa
     return (target.to(log_probs) * log_probs).sum()
 
 
-def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
-    batch, classes = log_probs.shape
+def label_of_each(label: Tensor | int, batch: int) -> Tensor:
+    """The label of each image (B,); raises ValueError when it does not fit the batch."""
     index = torch.as_tensor(label, dtype=torch.long).clone()
     if index.ndim > 1 or (index.ndim == 1 and len(index) not in (1, batch)):
         raise ValueError(f"label has shape {tuple(index.shape)}; expected one, or {batch} of them.")
+    return index.expand(batch)
+
+
+def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
+    batch, classes = log_probs.shape
+    index = label_of_each(label, batch)
     # labels that sit on a GPU were checked when they were parsed: looking would stall the step
     if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
-        raise ValueError(f"label is {index.tolist()}, but the classes go from 0 to {classes - 1}.")
-    return index.to(log_probs.device).expand(batch)[:, None]
+        found = torch.as_tensor(label).tolist()
+        raise ValueError(f"label is {found}, but the classes go from 0 to {classes - 1}.")
+    return index.to(log_probs.device)[:, None]
 
 
 def class_name(index: int, num_classes: int | None, labels: tuple[str, ...] | None) -> str:

@@ -10,7 +10,9 @@ import torch
 from .adm import casting
 from .checkpoint import Checkpoint, dtype_named, read_checkpoint
 from .classifier import NoisyClassifier
+from .compiling import compile_network
 from .diffusion import DiffusionModel
+from .economy import WHOLE, Economy
 
 
 def load_classifier(
@@ -20,18 +22,25 @@ def load_classifier(
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
     operations: Any = None,
+    compile: bool = False,
+    economy: Economy = WHOLE,
     **overrides: Any,
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.
 
     dtype is "fp32", "bf16" or "fp16", or "auto": the weights stay as they are stored, and are
-    computed in fp32 on a CPU. `overrides` are those of `read_checkpoint`. Raises CheckpointError
-    with one sentence for a file that is missing, damaged, unsafe or something else.
+    computed in fp32 on a CPU. compile: torch.compile for its gradients, at the first of them;
+    uncompiled with a warning where that fails. economy: how its gradients save memory.
+    `overrides` are those of `read_checkpoint`. Raises CheckpointError with one sentence for a file
+    that is missing, damaged, unsafe or something else.
     """
     asked = _asked(dtype)
     checkpoint = read_checkpoint(path, "classifier", noise_schedule, **overrides)
     compute = _computed_in(asked, checkpoint, device)
-    return build_classifier(checkpoint, asked, device, operations, compute)
+    classifier = build_classifier(checkpoint, asked, device, operations, compute)
+    if compile:
+        compile_network(classifier.network)
+    return classifier.with_economy(economy)
 
 
 def _asked(dtype: str) -> torch.dtype | None:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..guidance.adm import UNet, UNetLayout
+from ..guidance.adm import HalfUNet, UNet, UNetLayout
 from ..guidance.checkpoint import (
     DTYPES,
     SUFFIXES,
@@ -40,7 +40,9 @@ from ..guidance.checkpoint import (
     Description,
     read_checkpoint,
 )
-from ..guidance.classifier import NoisyClassifier, use_ordinary_weights
+from ..guidance.classifier import NoisyClassifier, compute_dtype, use_ordinary_weights
+from ..guidance.compiling import compile_network
+from ..guidance.economy import WHOLE, Economy, economy_within, gradient_bytes
 from ..guidance.image_classifier import Decode, ImageClassifier
 from ..guidance.labels import class_names, spread_labels
 from ..guidance.loading import build_classifier
@@ -62,6 +64,7 @@ TRACE_KEY = "guidance_trace"
 ADDED_KEY = "classifier_guidance_added"
 RUN_KEY = "classifier_guidance_run"
 HELD_KEY = "classifier_guidance_held"
+MEMORY_KEY = "classifier_guidance_memory"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
 GRADIENT_KEY = "classifier_guidance_gradient"
@@ -147,9 +150,11 @@ class PlacedClassifier:
     def in_run(self, patchers: list[Any], model: Any) -> NoisyClassifier | ImageClassifier:
         """The classifier with the networks of these `patchers`, for the latents of a base model."""
         network, *vae = (patcher.model for patcher in patchers)
+        if isinstance(self.classifier, NoisyClassifier):
+            saving = self.classifier.with_network(network)
+            return saving.with_economy(functools.partial(_economy, network))
         if self.vae is None or not vae:
             return self.classifier.with_network(network)
-        assert isinstance(self.classifier, ImageClassifier)  # no other is given a VAE
         return self.classifier.with_network(network, self.vae.decoder(vae[0], model))
 
     def on_device(self) -> NoisyClassifier | ImageClassifier:
@@ -163,7 +168,9 @@ class PlacedClassifier:
         return self.patcher.load_device
 
 
-def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier:
+def load_classifier(
+    name: str, dtype: str, compile: bool = False, **overrides: Any
+) -> PlacedClassifier:
     """The classifier of that name, in main memory until it is used."""
     checkpoint = _read(CLASSIFIERS, name, "classifier", overrides)
     device = comfy.model_management.get_torch_device()
@@ -173,6 +180,8 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
     # gradients flow through these weights: they must not be inference tensors
     with torch.inference_mode(False):
         classifier = build_classifier(checkpoint, weights, offload, compute_dtype=compute)
+    if compile:
+        compile_network(classifier.network)
     return _placed(classifier, name, checkpoint.description)
 
 
@@ -263,6 +272,67 @@ def _weight_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
     if dtype != "auto":
         return DTYPES[dtype]
     return checkpoint.dtype if checkpoint.dtype in DTYPES.values() else torch.float32
+
+
+# --- memory for gradients -----------------------------------------------------------------------
+
+SPARE_SHARE = 0.2  # of the free memory: it comes in pieces, and kernels need some of it
+
+
+def _economy(network: torch.nn.Module, x: Tensor) -> Economy:
+    """The quickest gradient at x (B, C, H, W) that the device has room for now."""
+    if not isinstance(network, HalfUNet):
+        return WHOLE
+    free = comfy.model_management.get_free_memory(x.device) * (1 - SPARE_SHARE)
+    return economy_within(free, network.layout, x.shape, compute_dtype(network, x))
+
+
+def reserve_gradient_memory(model: Any) -> None:
+    """Has the MODEL ask for room for the gradients of the classifiers that are attached to it.
+
+    ComfyUI counts what the diffusion model needs while it computes, and of other models only the
+    weights.
+    """
+    kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+    if not model.get_wrappers(kind, MEMORY_KEY):  # once, for all that are attached
+        model.add_wrapper_with_key(kind, MEMORY_KEY, _with_room_for_gradients)
+
+
+def _with_room_for_gradients(
+    executor: Any, model: Any, noise_shape: Any, *arguments: Any, **options: Any
+) -> Any:
+    """Other models make room for the quickest gradient, the diffusion model for the smallest."""
+    base, own = model.model, model.model.memory_required
+    whole, again = (_gradients_bytes(model, noise_shape, recompute) for recompute in (False, True))
+
+    def memory_required(shape: Any, *more: Any, **named: Any) -> float:
+        # core asks for twice the batch, which is to fit, and for the batch, which has to
+        extra = whole if shape[0] > noise_shape[0] else again
+        return own(shape, *more, **named) + extra
+
+    base.memory_required = memory_required
+    try:
+        return executor(model, noise_shape, *arguments, **options)
+    finally:
+        base.__dict__.pop("memory_required", None)
+
+
+def _gradients_bytes(model: Any, shape: Any, recompute: bool) -> int:
+    """Of the classifier that needs most: gradients are computed one after the other."""
+    networks = [patcher.model for patcher in model.get_nested_additional_models()]
+    classifiers = [network for network in networks if isinstance(network, HalfUNet)]
+    size = tuple(shape[-2:])
+    return max(
+        (
+            shape[0] * gradient_bytes(one.layout, size, _dtype_of(one), recompute)
+            for one in classifiers
+        ),
+        default=0,
+    )
+
+
+def _dtype_of(network: torch.nn.Module) -> torch.dtype:
+    return compute_dtype(network, torch.empty(0))
 
 
 # --- gradients through a VAE and a model --------------------------------------------------------

@@ -73,6 +73,15 @@ class NoisyClassifierLoader(io.ComfyNode):
                 io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
                 io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
                 *attention_inputs(),
+                io.Boolean.Input(
+                    "compile",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="torch.compile for the gradient: the first step of a run may take "
+                    "minutes, the others may be quicker. Where it cannot compile, the log says so "
+                    "and it runs as usual.",
+                ),
             ],
             outputs=[
                 NoisyClassifierType.Output(
@@ -87,9 +96,12 @@ class NoisyClassifierLoader(io.ComfyNode):
         return adapter.file_fingerprint(adapter.CLASSIFIERS, classifier_name)
 
     @classmethod
-    def execute(cls, classifier_name, noise_schedule, dtype, **attention) -> io.NodeOutput:
+    def execute(
+        cls, classifier_name, noise_schedule, dtype, compile=False, **attention
+    ) -> io.NodeOutput:
         overrides = {"noise_schedule": noise_schedule, **attention}
-        return io.NodeOutput(adapter.load_classifier(classifier_name, dtype, **overrides))
+        placed = adapter.load_classifier(classifier_name, dtype, compile, **overrides)
+        return io.NodeOutput(placed)
 
 
 class ImageClassifierLoader(io.ComfyNode):

@@ -6,6 +6,7 @@ eq. AdaGN(h, y) = y_s GroupNorm(h) + y_b.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import casting, frozen
 from .layout import ADMLayout
+
+
+def quickest_layout(x: Tensor) -> Tensor:
+    """The maps (B, C, H, W) in the memory format that the device computes convolutions best in.
+
+    Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -30,12 +40,12 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 class Builder:
-    """Makes layers from an injected namespace (`torch.nn`, or ComfyUI's castable ops)."""
+    """Makes layers from an injected namespace (`casting`, or ComfyUI's castable ops)."""
 
     def __init__(
         self, operations: Any = None, dtype: Any = None, device: Any = None, norm_groups: int = 32
     ):
-        self.operations = operations or nn
+        self.operations = operations or casting
         self.where = {"dtype": dtype, "device": device}
         self.norm_groups = norm_groups
 
@@ -51,13 +61,28 @@ class Builder:
         )
 
     def pointwise(self, inputs: int, outputs: int) -> nn.Module:
-        return self.operations.Conv1d(inputs, outputs, 1, **self.where)
+        return pointwise_layer(self.operations)(inputs, outputs, 1, **self.where)
 
     def embedding(self, rows: int, width: int) -> nn.Module:
         return self.operations.Embedding(rows, width, **self.where)
 
     def parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.zeros(*shape, **self.where))
+
+
+@functools.lru_cache(maxsize=16)
+def pointwise_layer(operations: Any) -> Any:
+    """The namespace's Conv1d of size 1, for maps (B, C, H, W).
+
+    The checkpoints keep it as a Conv1d, for positions in a row; oneDNN computes it several times
+    faster as a Conv2d of maps in channels-last memory.
+    """
+
+    class Pointwise(operations.Conv1d):  # type: ignore[name-defined]
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return frozen.conv2d(x, weight[..., None], bias, (1, 1), (0, 0))
+
+    return Pointwise
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -106,14 +131,14 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self._modulate(conv(h), self.emb_layers(emb)[:, :, None, None])
-        return self.skip_connection(x) + h
+        return h.add_(self.skip_connection(x))
 
     def _modulate(self, h: Tensor, emb: Tensor) -> Tensor:
         if not self.scale_shift_norm:
             return self.out_layers(h + emb)
         norm, act, dropout, conv = self.out_layers
         scale, shift = emb.chunk(2, dim=1)
-        return conv(dropout(act(norm(h) * (1 + scale) + shift)))
+        return conv(dropout(act(torch.addcmul(shift, norm(h), 1 + scale))))
 
 
 class Resample(nn.Module):
@@ -132,18 +157,26 @@ class Resample(nn.Module):
 
 
 def split_heads(qkv: Tensor, head_channels: int, new_order: bool) -> tuple[Tensor, ...]:
-    """q, k, v of shape (B, heads, L, head_channels) from (B, 3C, L).
+    """q, k, v of shape (B, heads, L, head_channels) from maps (B, 3C, H, W), L = H W.
 
     Old order: each head holds its own q, k, v side by side. New order: all of q, then k, then v.
-    Contiguous, because torch's fused CPU kernel silently falls back to plain maths otherwise.
+    Views of maps in channels-last memory. Others are copied, because torch's fused CPU kernel
+    silently falls back to plain maths where a head's channels are not side by side.
     """
-    batch, width, length = qkv.shape
-    heads = width // (3 * head_channels)
+    tokens = qkv.flatten(2).transpose(1, 2)
+    if tokens.stride(-1) != 1:
+        tokens = tokens.contiguous()
+    heads = tokens.shape[2] // (3 * head_channels)
     if new_order:
-        parts = qkv.view(batch, 3, heads, head_channels, length).permute(1, 0, 2, 4, 3)
+        parts = tokens.unflatten(2, (3, heads, head_channels)).permute(2, 0, 3, 1, 4)
     else:
-        parts = qkv.view(batch, heads, 3, head_channels, length).permute(2, 0, 1, 4, 3)
-    return parts.contiguous().unbind(0)
+        parts = tokens.unflatten(2, (heads, 3, head_channels)).permute(3, 0, 2, 1, 4)
+    return parts.unbind(0)
+
+
+def join_heads(attended: Tensor) -> Tensor:
+    """(B, C, L) from (B, heads, L, head_channels)."""
+    return attended.transpose(1, 2).flatten(2).transpose(1, 2)
 
 
 class AttentionBlock(nn.Module):
@@ -158,11 +191,9 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(build.pointwise(channels, channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        flat = x.flatten(2)
-        q, k, v = split_heads(self.qkv(self.norm(flat)), self.head_channels, self.new_order)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        h = self.proj_out(attended.transpose(2, 3).reshape(flat.shape))
-        return x + h.view(x.shape)
+        q, k, v = split_heads(self.qkv(self.norm(x)), self.head_channels, self.new_order)
+        attended = join_heads(F.scaled_dot_product_attention(q, k, v))
+        return x + self.proj_out(attended.unflatten(2, x.shape[2:]))
 
 
 class Stage(nn.Sequential):

@@ -11,6 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import frozen
+
 Embedding = nn.Embedding  # a lookup: the U-Net casts what comes out
 
 
@@ -37,11 +39,11 @@ class Conv2d(nn.Conv2d):
     """nn.Conv2d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, *_cast(self, x))
+        return frozen.conv2d(x, self.weight, self.bias, self.stride, tuple(self.padding))
 
 
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.num_groups, *_cast(self, x), self.eps)
+        return frozen.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)

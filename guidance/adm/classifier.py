@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .blocks import Builder, split_heads, timestep_embedding, zeroed
+from .blocks import Builder, join_heads, quickest_layout, split_heads, timestep_embedding, zeroed
 from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
 from .layout import ClassifierLayout
 
@@ -34,13 +35,14 @@ class HalfUNet(nn.Module):
         self.middle_block = middle_stage(layout, build, outputs[-1])
         self.out = _head(layout, build, outputs[-1], sum(outputs) + outputs[-1])
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, recompute: bool = False) -> Tensor:
         """x (B, in_channels, H, W), t (B,) in 0..999 -> logits (B, classes).
 
+        recompute: for a gradient, keep the inputs of the stages alone and compute each again.
         Raises ValueError when the attention pool was trained at another size.
         """
         self.check_size(x.shape[-2:])
-        return self.out(self.features(x, t))
+        return self.out(self.features(x, t, recompute))
 
     def check_size(self, size: tuple[int, ...]) -> None:
         """Raises ValueError when H, W `size` is not one the pool can take."""
@@ -54,13 +56,14 @@ class HalfUNet(nn.Module):
             )
         check_halvings(layout, size, "classifier")
 
-    def features(self, x: Tensor, t: Tensor) -> Tensor:
+    def features(self, x: Tensor, t: Tensor, recompute: bool = False) -> Tensor:
         """What the pool reads: the last map (B, C, h, w), or every stage's mean (B, sum of C)."""
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
+        x = quickest_layout(x)
         spatial = self.layout.pool.startswith("spatial")
         means = []
         for stage in (*self.input_blocks, self.middle_block):
-            x = stage(x, emb)
+            x = checkpoint(stage, x, emb, use_reentrant=False) if recompute else stage(x, emb)
             if spatial:
                 means.append(x.mean(dim=(2, 3)))
         return torch.cat(means, dim=1) if spatial else x
@@ -87,9 +90,10 @@ class AttentionPool(nn.Module):
         tokens = x.flatten(2)
         tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
         tokens = tokens + self.positional_embedding.to(tokens)
-        q, k, v = split_heads(self.qkv_proj(tokens), self.head_channels, new_order=True)
-        pooled = F.scaled_dot_product_attention(q[:, :, :1], k, v)
-        return self.c_proj(pooled.transpose(2, 3).reshape(len(x), -1, 1))[:, :, 0]
+        qkv = self.qkv_proj(tokens[..., None])
+        q, k, v = split_heads(qkv, self.head_channels, new_order=True)
+        pooled = join_heads(F.scaled_dot_product_attention(q[:, :, :1], k, v))
+        return self.c_proj(pooled[..., None]).flatten(1)
 
 
 def _head(layout: ClassifierLayout, build: Builder, channels: int, features: int) -> nn.Sequential:

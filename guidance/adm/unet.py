@@ -13,6 +13,7 @@ from .blocks import (
     Resample,
     ResBlock,
     Stage,
+    quickest_layout,
     timestep_embedding,
     upsample,
     zeroed,
@@ -57,6 +58,7 @@ class UNet(nn.Module):
             wants = "needs" if y is None else "takes no"
             raise ValueError(f"This diffusion model {wants} class labels.")
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
+        x = quickest_layout(x)
         if y is not None:
             emb = emb + self.label_emb(y).to(emb.dtype)
         skips = []
