@@ -65,7 +65,7 @@ def widgets(node, about):
             options = rest[0] if rest else {}
             if isinstance(kind, list):
                 kind, options = "COMBO", {"options": kind, **options}
-            if kind not in WIDGETS:
+            if kind not in WIDGETS or options.get("forceInput"):
                 continue
             yield name, kind, options, next(values)
             if options.get("control_after_generate"):
