@@ -98,7 +98,7 @@ def test_exact_is_autograd_through_the_whole_chain(
     expected = scale * sigma**2 * gradient
     size, off = float(expected.abs().max()), float((term - expected).abs().max())
     print(f"timestep {t}, cfg {cfg}: {off:.1e} off, of {size:.2f}")
-    assert (plain - denoised).abs().max() < 1e-5
+    assert (plain - denoised).abs().max() < 1e-5 * (cfg or 1.0)  # CFG enlarges rounding, too
     assert size > 1e-3
     assert off < 1e-5 * max(1.0, size)
 

@@ -373,7 +373,7 @@ EVALUATE += ["--cfg-scales", "1", "--num-samples", "1", "--output", "out.json", 
 CONVERT = ["convert", "@classifier.safetensors", "out.safetensors"]
 ARRAYS = sample("--output", "out.npz", "--num-samples", "1")
 GRID = sample("--output", "out.png", "--num-samples", "1")
-STEP, SAVE_FILE = "guidance.training.loop._average", "guidance.checkpoint.save_file"
+STEP, SAVE_FILE = "guidance.training.loop._average", "guidance.files.save_file"
 INTERRUPTIONS = {
     "in a classifier's training": (STEP, stop, ["train-classifier", *TRAIN]),
     "in a diffusion model's training": (STEP, stop, ["train-diffusion", *TRAIN]),
