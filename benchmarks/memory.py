@@ -74,7 +74,7 @@ def rows() -> Iterator[Row]:
     yield Row("memory of the gradient", AGAINST, measured("ours") / theirs, 0.75)
     yield Row("the same, recomputed", AGAINST, measured("recomputed") / theirs, 0.35)
     grown = in_fresh_process(__file__, "steps")["bytes"] / 1e6
-    yield Row("growth in 1,000 guided steps", "before them", grown, 5, " MB")
+    yield Row("growth in 1,000 guided steps", "before them", grown, 5, unit=" MB")
 
 
 if __name__ == "__main__":
