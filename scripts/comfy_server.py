@@ -19,7 +19,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,17 @@ class ComfyServer:
     user's ComfyUI folder nor a server they have running is touched.
     """
 
-    def __init__(self, comfyui: ComfyUI, *, extra_arguments: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        comfyui: ComfyUI,
+        *,
+        extra_arguments: tuple[str, ...] = (),
+        install: Callable[[Path], None] | None = None,
+    ):
+        """install: puts the pack into a base directory; by default it is linked to this checkout."""
         self.comfyui = comfyui
         self.extra_arguments = extra_arguments
+        self.install = install or link_pack
         self.port = 0
         self._cleanup = contextlib.ExitStack()
 
@@ -73,6 +81,7 @@ class ComfyServer:
                 tempfile.TemporaryDirectory(prefix=f"{PACK}-", ignore_cleanup_errors=True)
             )
             self.base = make_base_directory(Path(folder).resolve() / "base")
+            self.install(self.base)
             self._home = self.base.parent / "home"
             self._home.mkdir()
             self._log_path = self.base.parent / "server.log"
@@ -215,14 +224,18 @@ class ComfyServer:
 
 
 def make_base_directory(base: Path) -> Path:
-    """A base directory for ComfyUI in which this pack and its demo models are at hand."""
+    """A base directory for ComfyUI without any pack or model."""
     for name in ("input", "output", "temp", "user", "custom_nodes"):
         (base / name).mkdir(parents=True)
+    return base
+
+
+def link_pack(base: Path) -> None:
+    """Puts this checkout and its demo models at hand in a base directory."""
     link_folder(base / "custom_nodes" / PACK, ROOT)
     for model in (ROOT / "models").glob("*/*.safetensors"):
         # File by file: what a test saves beside them must not land in the repository.
         link_file(base / "models" / model.parent.name / model.name, model)
-    return base
 
 
 def link_folder(link: Path, target: Path) -> None:

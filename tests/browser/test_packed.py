@@ -1,0 +1,169 @@
+"""What the Registry would hand out: the zip of `comfy node pack`, in a ComfyUI with nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from comfy_server import PACK, ComfyServer
+from comfyui import comfy
+
+FIRST = "classifier_guided_digits"
+LEFT_OUT = {".ci", ".github", "benchmarks", "scripts", "tests", "run.py"}
+MOST_BYTES = 20 * 2**20
+LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
+# ComfyUI's own words for what went wrong
+TROUBLE = re.compile(r"traceback|import failed|\berror\b|exception|warning", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def clone(root, tmp_path_factory):
+    """A fresh clone of what is committed."""
+    if shutil.which("git") is None or not (root / ".git").exists():
+        pytest.skip("this is no git checkout, and a release is made from one")
+    folder = tmp_path_factory.mktemp("release") / PACK
+    subprocess.run(["git", "clone", "--quiet", str(root), str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comfy_node(clone):
+    """Runs `comfy node ...` in the clone; what it said. Nothing of the user's home is touched."""
+    home = clone.parent / "home"
+    home.mkdir()
+    environment = os.environ | {
+        "DO_NOT_TRACK": "1",
+        "HOME": str(home),
+        "USERPROFILE": str(home),
+        "PYTHONUSERBASE": site.getuserbase(),
+        "PYTHONIOENCODING": "utf-8",
+    }
+
+    def run(command):
+        done = subprocess.run(
+            comfy("--skip-prompt", "node", command),
+            cwd=clone,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def packed(comfy_node, clone):
+    """The zip."""
+    comfy_node("pack")
+    return clone / "node.zip"
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, packed):
+    """A ComfyUI in which the zip is unpacked where the Manager would unpack it, and no more."""
+
+    def unpack(base):
+        with zipfile.ZipFile(packed) as archive:
+            archive.extractall(base / "custom_nodes" / PACK)
+
+    with ComfyServer(comfyui, install=unpack) as running:
+        yield running
+
+
+def names(packed):
+    """The files in the zip."""
+    with zipfile.ZipFile(packed) as archive:
+        return set(archive.namelist())
+
+
+def troubles(log):
+    """Lines of the server's log in which something of the pack goes wrong."""
+    if "Traceback" in log:
+        return [log]
+    lines = [line for line in log.splitlines() if TROUBLE.search(line)]
+    return [line for line in lines if PACK in line or "IMPORT FAILED" in line]
+
+
+def test_the_registry_would_take_it(comfy_node):
+    said = comfy_node("validate")
+    assert "All validation checks passed" in said
+    assert "Warning" not in said and "Error" not in said, said
+
+
+def test_zip_leaves_out_what_only_a_clone_needs(packed, say_at_the_end):
+    files = names(packed)
+    assert not {name for name in files if name.split("/")[0] in LEFT_OUT}
+    assert packed.stat().st_size < MOST_BYTES
+    say_at_the_end(f"The packed zip: {len(files)} files, {packed.stat().st_size / 1e6:.1f} MB")
+
+
+@pytest.mark.parametrize(
+    "folder", ["example_workflows", "guidance", "locales", "models", "nodes", "subgraphs", "web"]
+)
+def test_zip_has_all_that_runs(root, packed, folder):
+    """Every committed file of these folders."""
+    listed = subprocess.run(
+        ["git", "ls-files", folder], cwd=root, check=True, capture_output=True, text=True
+    )
+    files = set(listed.stdout.split())
+    assert files and files <= names(packed)
+
+
+def test_zip_has_what_its_pages_link(packed):
+    """Links and pictures of the pages, from the README on, lead to files in the zip."""
+    files, missing = names(packed), []
+    with zipfile.ZipFile(packed) as archive:
+        for page in sorted(name for name in files if name.endswith(".md")):
+            for link in LINK.findall(archive.read(page).decode("utf-8")):
+                target = os.path.normpath(Path(page).parent / link).replace(os.sep, "/")
+                inside = any(name == target or name.startswith(f"{target}/") for name in files)
+                if "://" not in link and not inside:
+                    missing.append((page, link))
+    assert missing == []
+
+
+def test_pack_starts_without_a_complaint(server):
+    assert PACK in server.log
+    assert troubles(server.log) == []
+
+
+def test_first_template_runs(server, say_at_the_end):
+    begin = time.perf_counter()
+    template = server.base / "custom_nodes" / PACK / "example_workflows" / f"{FIRST}.json"
+    run = server.run(template)
+    say_at_the_end(f"The first template, from the zip: {time.perf_counter() - begin:.0f} s")
+    assert len(run.images) == 10
+    assert troubles(server.log) == []
+
+
+def test_first_template_runs_in_the_page(page, server):
+    """Opened from the templates and run there; the fixture looks at the page's console."""
+    page.run(
+        """async ([pack, name]) => {
+            const file = await fetch(`/api/workflow_templates/${pack}/${name}.json`);
+            await app.loadGraphData(await file.json());
+        }""",
+        [PACK, FIRST],
+    )
+    _, before = server.request("/history")
+    page.queue()
+    deadline = time.monotonic() + 300
+    while len(after := server.request("/history")[1]) == len(before):
+        assert time.monotonic() < deadline
+        page.page.wait_for_timeout(250)
+    (run,) = (after[key] for key in after.keys() - before.keys())
+    assert run["status"]["status_str"] == "success", run["status"]
+    assert troubles(server.log) == []
