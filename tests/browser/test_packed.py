@@ -1,4 +1,4 @@
-"""What the Registry would hand out: the zip of `comfy node pack`, in a ComfyUI with nothing else."""
+"""What the Registry hands out: the zip of `comfy node pack`, in a ComfyUI with nothing else."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def test_zip_leaves_out_what_only_a_clone_needs(packed, say_at_the_end):
 @pytest.mark.parametrize(
     "folder", ["example_workflows", "guidance", "locales", "models", "nodes", "subgraphs", "web"]
 )
-def test_zip_has_all_that_runs(root, packed, folder):
+def test_zip_has_all_that_runs(clone, packed, folder):
     """Every committed file of these folders."""
     listed = subprocess.run(
-        ["git", "ls-files", folder], cwd=root, check=True, capture_output=True, text=True
+        ["git", "ls-files", folder], cwd=clone, check=True, capture_output=True, text=True
     )
     files = set(listed.stdout.split())
     assert files and files <= names(packed)
