@@ -57,7 +57,7 @@ class ComfyServer:
         extra_arguments: tuple[str, ...] = (),
         install: Callable[[Path], None] | None = None,
     ):
-        """install: puts the pack into a base directory; by default this checkout is linked there."""
+        """install: puts the pack into a base directory; else this checkout is linked there."""
         self.comfyui = comfyui
         self.extra_arguments = extra_arguments
         self.install = install or link_pack
