@@ -59,7 +59,7 @@ def breaks(released: Nodes, current: Nodes) -> list[str]:
     found = []
     for node, before in released.items():
         if node not in current:
-            found.append(f"{node} is gone; register a replacement for it.")
+            found.append(f"{node} is gone.")
             continue
         after = current[node]
         found += _places(f"{node}: input", before["inputs"], after["inputs"])
