@@ -97,6 +97,12 @@ def troubles(log):
     return [line for line in lines if PACK in line or "IMPORT FAILED" in line]
 
 
+def cached(run):
+    """The nodes that a run took over from the one before."""
+    messages = dict(run["status"]["messages"])
+    return {int(node) for node in messages["execution_cached"]["nodes"]}
+
+
 def test_the_registry_would_take_it(comfy_node):
     said = comfy_node("validate")
     assert "All validation checks passed" in said
@@ -116,9 +122,9 @@ def test_zip_leaves_out_what_only_a_clone_needs(packed, say_at_the_end):
 def test_zip_has_all_that_runs(clone, packed, folder):
     """Every committed file of these folders."""
     listed = subprocess.run(
-        ["git", "ls-files", folder], cwd=clone, check=True, capture_output=True, text=True
+        ["git", "ls-files", "-z", folder], cwd=clone, check=True, capture_output=True, text=True
     )
-    files = set(listed.stdout.split())
+    files = set(listed.stdout.split("\0")) - {""}
     assert files and files <= names(packed)
 
 
@@ -149,7 +155,7 @@ def test_first_template_runs(server, say_at_the_end):
     assert troubles(server.log) == []
 
 
-def test_first_template_runs_in_the_page(page, server):
+def test_first_template_runs_in_the_page(page, server, renderer):
     """Opened from the templates and run there; the fixture looks at the page's console."""
     page.run(
         """async ([pack, name]) => {
@@ -158,6 +164,10 @@ def test_first_template_runs_in_the_page(page, server):
         }""",
         [PACK, FIRST],
     )
+    # what the server has not drawn yet, and less of it than the test above
+    (sampler,) = page.run("() => app.graph.nodes.filter(n => n.type === 'KSampler').map(n => n.id)")
+    page.set_value(sampler, "seed", 1 if renderer == "classic" else 2)
+    page.set_value(sampler, "steps", 8)
     _, before = server.request("/history")
     page.queue()
     deadline = time.monotonic() + 300
@@ -166,4 +176,5 @@ def test_first_template_runs_in_the_page(page, server):
         page.page.wait_for_timeout(250)
     (run,) = (after[key] for key in after.keys() - before.keys())
     assert run["status"]["status_str"] == "success", run["status"]
+    assert sampler not in cached(run), "nothing was drawn"
     assert troubles(server.log) == []
