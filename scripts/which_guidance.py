@@ -187,46 +187,58 @@ def results(text: str) -> list[Result]:
     return [Result(m[1], *map(float, m.groups()[1:])) for m in found]
 
 
-# how each guidance is drawn: colour, marker
+# how each guidance is drawn: colour, marker, where its scales are written
 LOOKS = {
-    "classifier": ("tab:orange", "o"),
-    "CFG": ("tab:blue", "o"),
-    "classifier, entropy limit 10": ("tab:green", "s"),
-    "classifier, cap 0.5": ("tab:red", "v"),
-    "classifier, cap 1": ("tab:red", "^"),
-    "classifier, label smoothing 0.01": ("tab:purple", "D"),
-    "classifier, label smoothing 0.1": ("tab:purple", "P"),
+    "classifier": ("tab:orange", "o", (-2, -16)),
+    "CFG": ("tab:blue", "o", (4, 6)),
+    "classifier, entropy limit 10": ("tab:green", "s", (8, -6)),
+    "classifier, cap 0.5": ("tab:red", "v", (6, 4)),
+    "classifier, cap 1": ("tab:red", "^", (-14, -12)),
+    "classifier, label smoothing 0.01": ("tab:purple", "D", (8, -14)),
+    "classifier, label smoothing 0.1": ("tab:purple", "P", (6, -12)),
 }
+LINES = ("classifier", "CFG")
+CLOSE = {"xlim": (3.2, 5.7), "ylim": (0.86, 1.005)}  # where the options differ
 
 
 def tradeoff(rows: Sequence[Result]) -> Image.Image:
-    """Accuracy against diversity, a line for each guidance that has several scales."""
+    """Accuracy against diversity: the two kinds of guidance, and the options from near."""
     from guidance.figures import new_figure, to_pixels
 
-    figure = new_figure(7.6, 5.4)
-    axes = figure.subplots()
+    figure = new_figure(11.0, 4.8)
+    whole, near = figure.subplots(1, 2)
     start = next(row for row in rows if row.guidance == "none")
-    axes.plot(start.diversity, start.accuracy, "ko", label="no guidance")
-    for name, (colour, marker) in LOOKS.items():
-        along = [row for row in rows if row.guidance == name]
-        line = [start, *along] if name in ("classifier", "CFG") else along
-        places = [(row.diversity, row.accuracy) for row in line]
-        axes.plot(*zip(*places, strict=True), color=colour, lw=1.2, zorder=1)
-        points = [(row.diversity, row.accuracy) for row in along]
-        axes.plot(*zip(*points, strict=True), marker, color=colour, ls="", label=name)
-        for row in along:
-            below = name == "classifier"
-            axes.annotate(
-                f"{row.scale:g}",
-                (row.diversity, row.accuracy),
-                xytext=(6, -12 if below else 5),
-                textcoords="offset points",
-                color=colour,
-            )
-    axes.set(xlabel="diversity", ylabel="judge accuracy")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower left")
+    whole.plot(start.diversity, start.accuracy, "ko", label="no guidance")
+    for name in LINES:
+        _line(whole, [row for row in rows if row.guidance == name], start)
+    for name in LOOKS:
+        _line(near, [row for row in rows if row.guidance == name], start)
+    near.set(**CLOSE)
+    for axes in (whole, near):
+        axes.set(xlabel="diversity", ylabel="judge accuracy")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower left", fontsize=9)
     return Image.fromarray(to_pixels(figure))
+
+
+def _line(axes: Any, along: Sequence[Result], start: Result) -> None:
+    """The scales of one guidance, joined with no guidance where there are several of them."""
+    name = along[0].guidance
+    colour, marker, beside = LOOKS[name]
+    joined = [start, *along] if name in LINES else along
+    places = [(row.diversity, row.accuracy) for row in joined]
+    axes.plot(*zip(*places, strict=True), color=colour, lw=1.2, zorder=1)
+    points = [(row.diversity, row.accuracy) for row in along]
+    axes.plot(*zip(*points, strict=True), marker, color=colour, ls="", label=name)
+    for row, place in zip(along, points, strict=True):
+        axes.annotate(
+            f"{row.scale:g}",
+            place,
+            xytext=beside,
+            textcoords="offset points",
+            color=colour,
+            annotation_clip=True,
+        )
 
 
 def main(names: Sequence[str]) -> int:
@@ -242,10 +254,11 @@ def main(names: Sequence[str]) -> int:
     for name in names or choices:
         if draw is not None and name in PICTURES:
             picture = grid([(row.words, draw(row)) for row in PICTURES[name]])
+            picture = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=64)
         else:
             picture = tradeoff(results(README.read_text("utf-8")))
         file = FOLDER / f"{name}.png"
-        picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(file, optimize=True)
+        picture.save(file, optimize=True)
         print(f"{file.relative_to(ROOT)}: {file.stat().st_size / 1000:.0f} kB")
     return 0
 
