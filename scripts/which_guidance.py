@@ -231,10 +231,11 @@ def _line(axes: Any, along: Sequence[Result], start: Result) -> None:
     points = [(row.diversity, row.accuracy) for row in along]
     axes.plot(*zip(*points, strict=True), marker, color=colour, ls="", label=name)
     for row, place in zip(along, points, strict=True):
+        across = -10 if row is along[-1] and name in LINES else beside[0]
         axes.annotate(
             f"{row.scale:g}",
             place,
-            xytext=beside,
+            xytext=(across, beside[1]),
             textcoords="offset points",
             color=colour,
             annotation_clip=True,

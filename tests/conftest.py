@@ -20,7 +20,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not i
 
 # What tests import from the repository all the same.
 MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
-for name in ("comfyui", "comfy_run", "comfy_server", "demo"):
+for name in ("comfyui", "comfy_run", "comfy_server", "demo", "which_guidance"):
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
 for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
