@@ -79,7 +79,7 @@ PICTURES: dict[str, tuple[Guided, ...]] = {
         classifier(2, ", entropy 10", entropy_limit=10.0),
         classifier(8),
         classifier(8, ", cap 0.5", cap=0.5),
-        classifier(8, ", smoothing 0.1", label_smoothing=0.1),
+        classifier(8, ", smooth 0.1", label_smoothing=0.1),
     ),
     "schedule": (
         cfg(4),
