@@ -55,6 +55,11 @@ def anchor(words: str) -> str:
     return "".join(kept).replace(" ", "-")
 
 
+def places(file: Path) -> list[str]:
+    """The anchors of a document."""
+    return [anchor(words) for _, words in headings(file.read_text("utf-8"))]
+
+
 def links(text: str) -> list[str]:
     """The targets that are not other sites'."""
     targets = LINK.findall(CODE.sub("", prose(text)))
@@ -73,8 +78,7 @@ def broken(file: Path) -> list[str]:
     for target in links(read(file)):
         path, _, place = unquote(target).partition("#")
         there = (ROOT / file).parent / path if path else ROOT / file
-        places = [anchor(words) for _, words in headings(there.read_text("utf-8"))] if place else []
-        if not there.exists() or (place and place not in places):
+        if not there.exists() or (place and place not in places(there)):
             found.append(target)
     return found
 
@@ -108,6 +112,18 @@ def test_these_are_the_documents():
 @pytest.mark.parametrize("file", MARKDOWN, ids=str)
 def test_links_lead_somewhere(file):
     assert not broken(file)
+
+
+def test_a_broken_link_would_be_seen(tmp_path):
+    """A file, a place in it; code and other sites are left alone."""
+    page = tmp_path / "page.md"
+    (tmp_path / "other.md").write_text("# A [name](x), twice\n", "utf-8")
+    page.write_text(
+        "[a](other.md) [b](other.md#a-name-twice) `[c](none.md)` [d](https://example.org/x)\n"
+        "[e](none.md) ![f](none.png) [g](other.md#elsewhere) [h](none.md#place) [i](#here)\n",
+        "utf-8",
+    )
+    assert broken(page) == ["none.md", "none.png", "other.md#elsewhere", "none.md#place", "#here"]
 
 
 @pytest.mark.parametrize("file", MARKDOWN, ids=str)
