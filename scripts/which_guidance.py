@@ -2,7 +2,7 @@
 
 Grids of digits drawn by the shipped models, a row for each way of guiding, and a plot of the table
 in README.md. Every row begins with the same noise, so that what differs is the guidance. NAME is
-a picture's name without .png; without any, all are drawn (four minutes on one core).
+a picture's name without .png; without any, all are drawn, which takes some minutes.
 """
 
 from __future__ import annotations
