@@ -133,15 +133,35 @@ def versions() -> str:
     )
 
 
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
+QUICK_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
+
+
+def features() -> list[str]:
+    """What the processor can do that decides what is quick on it; Linux tells it."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    found = [line for line in lines if line.startswith(("flags", "Features"))]
+    flags = found[0].split() if found else []
+    return [flag for flag in FEATURES if flag in flags]
+
+
+def quick_bf16() -> bool:
+    """Whether the processor computes bf16 itself; in software it takes many times longer."""
+    return not QUICK_BF16.isdisjoint(features())
+
+
+def kind() -> str:
+    """Whose ratios this machine's can be compared with."""
+    return " ".join([platform.machine(), *features()])
+
+
 def _processor() -> str:
     about = Path("/proc/cpuinfo")
-    if about.is_file():
-        lines = about.read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        flags = next((line.split() for line in lines if line.startswith("flags")), [])
-        told = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-        return f"{names[0] if names else platform.machine()} ({', '.join(told)})"
-    return platform.processor() or platform.machine()
+    lines = about.read_text().splitlines() if about.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({', '.join(features())})"
 
 
 def table(rows: list[Row]) -> str:

@@ -3,8 +3,9 @@
 
 Each takes what it compares in turn and gives the ratio of medians, so that a busy machine slows
 both alike. Prints a Markdown table, and fails when a figure is worse by more than 15 % than the one
-in results.json: by the processor's time, where there is one, which other programs disturb least.
---write puts this run's figures there and into results.md instead.
+in results.json of a processor that can do the same: by the processor's time, where there is one,
+which other programs disturb least. --write puts this run's figures there and into results.md
+instead.
 A new benchmark is a module with `rows()`, and a line in BENCHMARKS.
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 
-from harness import Row, table, versions
+from harness import Row, kind, table, versions
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, TABLE = FOLDER / "results.json", FOLDER / "results.md"
@@ -32,6 +33,8 @@ BENCHMARKS = {
     "loading": lambda: _rows("loading"),
     "sampling": lambda: _rows("sampling"),
     "schedules": lambda: _rows("schedules"),
+    "every": lambda: _rows("every"),
+    "cfg_reuse": lambda: _rows("cfg_reuse"),
 }
 
 
@@ -48,31 +51,38 @@ def worse(rows: list[Row], committed: dict[str, Row]) -> list[str]:
     ]
 
 
-def read_committed() -> dict[str, Row]:
-    """The committed figures by their names."""
-    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    return {name: _row(one) for name, one in kept.items()}
+def read_committed(on: str) -> dict[str, Row]:
+    """The committed figures of that kind of processor, by their names."""
+    return {name: _row(one) for name, one in _kept().get(on, {}).items()}
+
+
+def _kept() -> dict[str, dict[str, dict]]:
+    """What results.json holds: kinds of processors, and in each the figures by their names."""
+    return json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
 
 
 def _row(one: dict) -> Row:
-    return Row(**{name: value for name, value in one.items() if name != "on"})
+    return Row(**{name: value for name, value in one.items() if name != "about"})
 
 
 def write(rows: list[Row], about: str) -> None:
     """The committed figures; those of benchmarks that were not run stay as they are."""
-    kept = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    kept = _kept()
+    mine = kept.setdefault(kind(), {})
     for row in rows:
-        kept[row.name] = vars(row) | {"on": about}
+        mine[row.name] = vars(row) | {"about": about}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
-    TABLE.write_text(_page(list(kept.values())), "utf-8")
+    TABLE.write_text(_page(kept), "utf-8")
 
 
-def _page(kept: list[dict]) -> str:
+def _page(kept: dict[str, dict[str, dict]]) -> str:
     text = "# What the benchmarks measured\n\nRatios of medians, less is better; "
     text += "written by `python benchmarks/run.py --write`.\n"
-    for about in dict.fromkeys(one["on"] for one in kept):
-        rows = [_row(one) for one in kept if one["on"] == about]
-        text += f"\n{about}:\n\n{table(rows)}\n"
+    for on, figures in kept.items():
+        text += f"\n## {on}\n"
+        for about in dict.fromkeys(one["about"] for one in figures.values()):
+            rows = [_row(one) for one in figures.values() if one["about"] == about]
+            text += f"\n{about}:\n\n{table(rows)}\n"
     return text
 
 
@@ -92,12 +102,16 @@ def main(arguments: list[str]) -> int:
         for row in found():
             print(f"{row.name}: {row.value:.3g}{row.unit}", flush=True)
             rows.append(row)
+        if chosen.write:  # at once: an hour may pass before the last
+            write(rows, f"{date.today():%B %Y}, {versions()}")
     about = versions()
     print(f"\n{about}\n\n{table(rows)}")
     if chosen.write:
-        write(rows, f"{date.today():%B %Y}, {about}")
         return 0
-    lines = worse(rows, read_committed())
+    committed = read_committed(kind())
+    if not committed:
+        print(f"There are no committed figures of a processor like this one ({kind()}).")
+    lines = worse(rows, committed)
     print("\n".join(lines), file=sys.stderr)
     return 1 if lines else 0
 

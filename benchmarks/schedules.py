@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What schedules save and cost in a real ComfyUI: python benchmarks/schedules.py
 
-One process, runs taken in turn, medians. Prints a Markdown table of ratios: a CFG interval over
-half of 40 steps against CFG everywhere, on the digits' model; and the overhead of a step with a
-schedule or a trace, against a model that takes 50 ms.
+One process, runs taken in turn, medians. Prints a Markdown table of ratios, on the digits' model: a
+CFG interval over half of 40 steps and the pack's guider, both against core's CFGGuider; and the
+overhead of a step with a schedule or a trace, against a model that takes 50 ms.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from harness import Row, find_comfyui, in_turn, load_pack, print_rows, start_comfyui
 
 STEPS, SLEEP = 40, 0.05
+TURNS = 9  # of the interval: single runs differ by a tenth and more on a shared machine
 
 
 def rows() -> Iterator[Row]:
@@ -41,15 +42,22 @@ def interval_of(nodes, scale: float, end: float):
     return call(nodes, "GuidanceSchedule", **inputs)[0]
 
 
-def sampled(model, conds, cfg: float, size: int, batch: int) -> None:
-    """One run of euler."""
+def core_guider(model, conds, cfg: float):
+    """ComfyUI's own."""
     import comfy.samplers
-    import torch
 
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(*conds)
     guider.set_cfg(cfg)
-    sampling = model.get_model_object("model_sampling")
+    return guider
+
+
+def sampled(guider, size: int, batch: int) -> None:
+    """One run of euler."""
+    import comfy.samplers
+    import torch
+
+    sampling = guider.model_patcher.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", STEPS)
     noise = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     sampler = comfy.samplers.sampler_object("euler")
@@ -66,16 +74,23 @@ def digits(nodes):
 
 
 def interval_rows(nodes):
-    """Half of the steps with CFG, against all of them."""
+    """Half of the steps with CFG, and all of them by the pack's guider, against core's."""
     model, conds = digits(nodes)
     half = call(nodes, "CFGScaleScheduler", model=model, schedule=interval_of(nodes, 4.0, 0.5))[0]
-    medians = in_turn(
-        {
-            "full": lambda: sampled(model, conds, 4.0, 32, 8),
-            "half": lambda: sampled(half, conds, 4.0, 32, 8),
-        }
-    )
-    yield medians["half"].row(f"CFG in half of {STEPS} steps", "CFG in all", medians["full"])
+    both = {"positive": conds[0], "negative": conds[1]}
+    guiders = {
+        "full": core_guider(model, conds, 4.0),
+        "half": core_guider(half, conds, 4.0),
+        "ours": call(nodes, "ClassifierFreeGuidance", model=model, cfg=4.0, **both)[0],
+    }
+
+    def run(guider):
+        return lambda: sampled(guider, 32, 8)
+
+    medians = in_turn({name: run(guider) for name, guider in guiders.items()}, TURNS)
+    full = medians["full"]
+    yield medians["half"].row(f"CFG in half of {STEPS} steps", "CFG in all", full, 0.78)
+    yield medians["ours"].row("Classifier-Free Guidance", "core's CFGGuider", full)
 
 
 def overhead_rows(nodes):
@@ -93,11 +108,15 @@ def overhead_rows(nodes):
     one = interval_of(nodes, 1.0, 1.0)
     scheduled = call(nodes, "CFGScaleScheduler", model=plain, schedule=one)[0]
     traced = call(nodes, "GuidanceTrace", model=plain)[0]
+
+    def run_of(patched):
+        guider = core_guider(patched, conds, 1.0)
+        return lambda: sampled(guider, 32, 1)
+
     medians = in_turn(
         {
-            "plain": lambda: sampled(plain, conds, 1.0, 32, 1),
-            "schedule": lambda: sampled(scheduled, conds, 1.0, 32, 1),
-            "trace": lambda: sampled(traced, conds, 1.0, 32, 1),
+            name: run_of(model)
+            for name, model in (("plain", plain), ("schedule", scheduled), ("trace", traced))
         }
     )
     step = STEPS * SLEEP

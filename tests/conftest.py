@@ -20,7 +20,11 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not i
 
 # What tests import from the repository all the same.
 MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
-for name in ("comfyui", "comfy_run", "comfy_server", "demo", "node_schema", "check_release"):
+SCRIPTS = (
+    *("check_release", "comfyui", "comfy_run", "comfy_server"),
+    *("demo", "node_schema", "which_guidance"),
+)
+for name in SCRIPTS:
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
 for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
