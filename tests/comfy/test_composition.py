@@ -271,7 +271,9 @@ def test_one_label_per_image(conditional, guided, wiring, options):
 
     whole = run([0, 1, 2, 3])
     for index in range(4):
-        assert differ(run([index]), whole[[index]]) < 1e-5
+        # sums of one and of four images round otherwise, and FILE_SCALE enlarges it: 1.02e-5 was
+        # seen; a label at another place is 0.05 and more, below
+        assert differ(run([index]), whole[[index]]) < 2e-5
     assert torch.equal(run([2, 0, 3, 1]), whole[[2, 0, 3, 1]])
     # and the labels are what makes the difference
     asked = [0, 0, 1, 2]
