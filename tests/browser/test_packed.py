@@ -17,11 +17,14 @@ from comfy_server import PACK, ComfyServer
 from comfyui import comfy
 
 FIRST = "classifier_guided_digits"
-LEFT_OUT = {".ci", ".github", "benchmarks", "scripts", "tests", "run.py"}
+LEFT_OUT = {".ci", ".coverage", ".github", "scripts", "tests", "run.py"}
 MOST_BYTES = 20 * 2**20
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
-# ComfyUI's own words for what went wrong
-TROUBLE = re.compile(r"traceback|import failed|\berror\b|exception|warning", re.IGNORECASE)
+# ComfyUI's own words for what went wrong, of the pack: a folder has its name, and the server's base
+# directory a longer one
+OURS = re.compile(rf"[\\/]{PACK}(?![-\w])")
+TROUBLE = re.compile(r"import failed|\berror\b|exception|warning", re.IGNORECASE)
+TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t].*\n)*.*")
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +93,27 @@ def names(packed):
 
 
 def troubles(log):
-    """Lines of the server's log in which something of the pack goes wrong."""
-    if "Traceback" in log:
-        return [log]
-    lines = [line for line in log.splitlines() if TROUBLE.search(line)]
-    return [line for line in lines if PACK in line or "IMPORT FAILED" in line]
+    """What goes wrong in the pack, as the server's log tells; core's own troubles are not ours."""
+    said = [*TRACEBACK.findall(log), *filter(TROUBLE.search, log.splitlines())]
+    return [what for what in said if OURS.search(what)]
+
+
+HOME = f"/tmp/{PACK}-x1/base/custom_nodes"
+
+
+@pytest.mark.parametrize(
+    "log, count",
+    [
+        (f"Import times:\n   0.4 seconds: {HOME}/{PACK}\n", 0),
+        (f"   0.4 seconds (IMPORT FAILED): {HOME}/{PACK}\n", 1),
+        (f'Traceback (most recent call last):\n  File "{HOME}/{PACK}/nodes/x.py"\nOops\n', 1),
+        (f'Traceback (most recent call last):\n  File "/comfy/nodes.py"\nOops: {HOME}\n', 0),
+        ("IMPORT FAILED: nodes_glsl.py\n", 0),
+        (f"{HOME}/{PACK}/nodes/x.py:3: UserWarning: old\n", 1),
+    ],
+)
+def test_a_trouble_of_the_pack_is_seen(log, count):
+    assert len(troubles(log)) == count
 
 
 def cached(run):
