@@ -46,13 +46,22 @@ class Run:
 class ComfyServer:
     """A headless ComfyUI with this pack and no other, on a free loopback port.
 
+    `extra_packs` are the folders of others that it loads all the same.
+
     It works in a temporary base directory (`base`, with input/, output/, models/), so neither the
     user's ComfyUI folder nor a server they have running is touched.
     """
 
-    def __init__(self, comfyui: ComfyUI, *, extra_arguments: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        comfyui: ComfyUI,
+        *,
+        extra_arguments: tuple[str, ...] = (),
+        extra_packs: tuple[Path, ...] = (),
+    ):
         self.comfyui = comfyui
         self.extra_arguments = extra_arguments
+        self.extra_packs = extra_packs
         self.port = 0
         self._cleanup = contextlib.ExitStack()
 
@@ -73,6 +82,8 @@ class ComfyServer:
                 tempfile.TemporaryDirectory(prefix=f"{PACK}-", ignore_cleanup_errors=True)
             )
             self.base = make_base_directory(Path(folder).resolve() / "base")
+            for pack in self.extra_packs:
+                link_folder(self.base / "custom_nodes" / pack.name, pack)
             self._home = self.base.parent / "home"
             self._home.mkdir()
             self._log_path = self.base.parent / "server.log"
@@ -81,6 +92,17 @@ class ComfyServer:
             self._wait_until_ready()
             self._cleanup = cleanup.pop_all()
         return self
+
+    def kill(self) -> None:
+        """End the server as a crash does, in the middle of whatever it is doing."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def start_again(self) -> None:
+        """Start it after `kill`, in the same base directory; its log begins anew."""
+        self._process = self._cleanup.enter_context(self._launched())
+        self._wait_until_ready()
 
     def __exit__(self, *exception: object) -> None:
         self._cleanup.close()
@@ -109,6 +131,7 @@ class ComfyServer:
     def _server_arguments(self) -> list[str]:
         arguments = ["--port", str(self.port), "--base-directory", str(self.base)]
         arguments += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
+        arguments += [pack.name for pack in self.extra_packs]
         arguments += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         if not has_accelerator():
             arguments.append("--cpu")

@@ -1,0 +1,136 @@
+"""A custom node pack for tests alone: it makes things go wrong inside a server, at a known place."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+
+import comfy.model_management
+import comfy.patcher_extension
+import torch
+
+PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+NEVER = 0
+
+
+def ask_to_stop():
+    """What the page's cancel button does: the step at hand ends, then the run."""
+    comfy.model_management.interrupt_current_processing()
+
+
+def stop_here():
+    """An interruption in the middle of a network, as core's operations raise it."""
+    raise comfy.model_management.InterruptProcessingException
+
+
+def out_of_memory():
+    """The device has no room for the network at hand."""
+    raise torch.OutOfMemoryError("Allocation on device")
+
+
+def press():
+    """Memory runs short: all models leave the device, in inference mode as core does it.
+
+    On a CPU there is no way to go, so their weights are copied as another device would do it.
+    """
+    loaded = [each.model for each in comfy.model_management.current_loaded_models]
+    comfy.model_management.unload_all_models()
+    with torch.inference_mode():
+        for patcher in loaded:
+            for weight in patcher.model.parameters():
+                weight.data = weight.data.clone()
+
+
+FAULTS = {
+    "ask to stop": (PREDICT_NOISE, ask_to_stop),
+    "stop in the guider": (PREDICT_NOISE, stop_here),
+    "stop in the network": (APPLY_MODEL, stop_here),
+    "out of memory": (APPLY_MODEL, out_of_memory),
+    "memory pressure": (PREDICT_NOISE, press),
+}
+
+
+class FaultAt:
+    """A MODEL in whose evaluation number `at` (from 1; 0 is never) something goes wrong.
+
+    `nonce` is not used: a new one makes everything behind this node run again.
+    """
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        number = ("INT", {"default": NEVER, "min": 0, "max": 2**31})
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "fault": (list(FAULTS),),
+                "at": number,
+                "nonce": number,
+            }
+        }
+
+    def execute(self, model, fault, at, nonce):
+        model = model.clone()
+        kind, happens = FAULTS[fault]
+        evaluations = 0
+
+        def wrapper(executor, *arguments, **options):
+            nonlocal evaluations
+            evaluations += 1
+            if evaluations == at:
+                happens()
+            return executor(*arguments, **options)
+
+        model.add_wrapper_with_key(kind, "tests.fault", wrapper)
+        return (model,)
+
+
+class Digest:
+    """Shows a hash of every bit of a latent and of an image."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES, OUTPUT_NODE = "tests", "execute", (), True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"samples": ("LATENT",), "image": ("IMAGE",)}}
+
+    def execute(self, samples, image):
+        digest = hashlib.sha256()
+        for values in (samples["samples"], image):
+            digest.update(str((values.dtype, tuple(values.shape))).encode())
+            digest.update(values.contiguous().numpy().tobytes())
+        return {"ui": {"text": [digest.hexdigest()]}}
+
+
+class StallingDisk:
+    """A NOISY_CLASSIFIER whose next file is half written when the disk stops to answer."""
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("NOISY_CLASSIFIER",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"classifier": ("NOISY_CLASSIFIER",)}}
+
+    def execute(self, classifier):
+        package = type(classifier).__module__.removesuffix(".nodes.comfy_adapter")
+        files = sys.modules[f"{package}.guidance.files"]
+        save_file = files.save_file
+
+        def half(tensors, path, metadata):
+            save_file(tensors, path, metadata)
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            time.sleep(600)
+
+        files.save_file = half
+        return (classifier,)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestsFaultAt": FaultAt,
+    "TestsDigest": Digest,
+    "TestsStallingDisk": StallingDisk,
+}
