@@ -43,8 +43,10 @@ from ..guidance.checkpoint import (
 from ..guidance.classifier import NoisyClassifier, compute_dtype, use_ordinary_weights
 from ..guidance.compiling import compile_network
 from ..guidance.economy import WHOLE, Economy, economy_within, gradient_bytes
+from ..guidance.finite import Watch
 from ..guidance.image_classifier import Decode, ImageClassifier
 from ..guidance.labels import class_names, spread_labels
+from ..guidance.later import Later
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
@@ -64,6 +66,7 @@ TRACE_KEY = "guidance_trace"
 ADDED_KEY = "classifier_guidance_added"
 RUN_KEY = "classifier_guidance_run"
 HELD_KEY = "classifier_guidance_held"
+WATCH_KEY = "classifier_guidance_watch"
 MEMORY_KEY = "classifier_guidance_memory"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
@@ -333,6 +336,25 @@ def _gradients_bytes(model: Any, shape: Any, recompute: bool) -> int:
 
 def _dtype_of(network: torch.nn.Module) -> torch.dtype:
     return compute_dtype(network, torch.empty(0))
+
+
+# --- gradients that are not finite ---------------------------------------------------------------
+
+
+def watch_gradients(model: Any) -> None:
+    """Has each run of the MODEL end with a last look at the gradients of all its classifiers."""
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    if not model.get_wrappers(kind, WATCH_KEY):  # once, for all that are attached
+        model.add_wrapper_with_key(kind, WATCH_KEY, _watched)
+
+
+def _watched(executor: Any, *arguments: Any, **options: Any) -> Any:
+    watch = Watch()
+    # the guider's options are a copy for this run
+    executor.class_obj.model_options["transformer_options"][WATCH_KEY] = watch
+    result = executor(*arguments, **options)
+    watch.finish()
+    return result
 
 
 # --- gradients through a VAE and a model --------------------------------------------------------
@@ -694,14 +716,18 @@ def is_flow(model_sampling: Any) -> bool:
 
 
 def place_of(guider: Any, sigma: Tensor, model_options: dict) -> Place:
-    """Where a run is when its sampler asks for sigma (B,)."""
-    level = float(sigma.flatten()[0])
+    """Where a run is when its sampler asks for sigma (B,); waits for the device to tell it."""
+    return run_of(guider, model_options).place(float(sigma.flatten()[0]))
+
+
+def run_of(guider: Any, model_options: dict) -> Run:
+    """The run that these options of an evaluation belong to."""
     options = model_options["transformer_options"]
     # the options are this run's own: what is kept in them ends with it
     run = options.get(RUN_KEY)
     if run is None:
         run = options[RUN_KEY] = Run(guider.inner_model.model_sampling, options["sample_sigmas"])
-    return run.place(level)
+    return run
 
 
 class Run:
@@ -709,9 +735,19 @@ class Run:
 
     def __init__(self, model_sampling: Any, sigmas: Tensor):
         self.sampling = model_sampling
-        self.sigmas = sigmas.tolist()
         table = getattr(model_sampling, "log_sigmas", None)
-        self.log_sigmas = None if table is None else table.float().cpu().numpy()
+        self._sigmas = Later(sigmas)
+        self._log_sigmas = None if table is None else Later(table.float())
+
+    @functools.cached_property
+    def sigmas(self) -> list[float]:
+        """Of its steps."""
+        return self._sigmas.wait().tolist()
+
+    @functools.cached_property
+    def log_sigmas(self) -> np.ndarray | None:
+        """Of the model's timesteps, where it has a table of them."""
+        return None if self._log_sigmas is None else self._log_sigmas.wait().numpy()
 
     def place(self, sigma: float) -> Place:
         """Also for a sigma between two steps, as second-order samplers ask for."""

@@ -230,6 +230,7 @@ class ClassifierGuidance(io.ComfyNode):
         key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
         steered.set_additional_models(key, classifier.patchers(model))
         adapter.reserve_gradient_memory(steered)
+        adapter.watch_gradients(steered)
         steered.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             key,

@@ -12,7 +12,6 @@ from tiny_models import write_classifier, write_unet
 
 STEPS = 25
 FAULTS = Path(__file__).with_name("fault_nodes")
-PARTS = ("model", "classifier", "guided", "faulty", "positive", "latent", "sampled", "decoded")
 
 numbers = itertools.count(1)
 
@@ -36,7 +35,7 @@ def drawing(*, label="2", classifier="one.safetensors", fault="ask to stop", at=
             "nonce": next(numbers) if nonce is None else nonce,
         },
         "positive": {"model": ["model", 0], "label": ""},
-        "latent": {"width": 16, "height": 16, "batch_size": 2},
+        "latent": {"width": 16, "height": 16, "batch_size": 1},
         "sampled": {
             "model": ["faulty", 0],
             "positive": ["positive", 0],
@@ -144,20 +143,221 @@ def unlike(prompts, fresh):
 # --- a run that does not come to its end ------------------------------------------------------
 
 
-def interrupted(prompts, fault, at):
-    """Draws until evaluation `at`; the history's entry, of which it is sure that it was cut off."""
-    entry = prompts.end(prompts.queue(drawing(label="0", fault=fault, at=at)))
-    happened = events(entry)
+def cut_off(prompts, fault, at):
+    """Draws another image until evaluation `at`, where it is interrupted."""
+    happened = events(prompts.end(prompts.queue(drawing(label="0", fault=fault, at=at))))
     assert "execution_interrupted" in happened, happened
     assert happened["execution_interrupted"]["node_id"] == "sampled"
-    return entry
 
 
-@pytest.mark.parametrize("fault", ["ask to stop", "stop in the guider", "stop in the network"])
-def test_interrupted_at_every_step(prompts, fresh, unlike, fault):
+@pytest.mark.parametrize(
+    "fault, steps",
+    [
+        ("ask to stop", range(1, STEPS + 1)),
+        ("stop in the guider", (1, 13, STEPS)),
+        ("stop in the network", (1, 13, STEPS)),
+    ],
+)
+def test_interrupted_at_every_step(prompts, fresh, unlike, fault, steps):
     found = {}
-    for step in range(1, STEPS + 1):
-        interrupted(prompts, fault, step)
+    for step in steps:
+        cut_off(prompts, fault, step)
         found[step] = prompts.draw()
-    print(f"{fault}: {list(found.values()).count(fresh)} of {STEPS} reruns are the fresh image")
-    assert found == dict.fromkeys(range(1, STEPS + 1), fresh)
+    same = list(found.values()).count(fresh)
+    print(f"{fault}: {same} of {len(found)} reruns are the fresh image")
+    assert found == dict.fromkeys(steps, fresh)
+
+
+def test_cancelled_over_http(own_server, prompts, fresh):
+    """As the page does it: whichever step it hits, and the prompt that waits is drawn."""
+    running = prompts.queue(drawing(label="0", fault="slow", at=2))
+    waiting = prompts.queue(drawing())
+    wait_for(own_server.base / "temp" / "slow")
+    own_server.request("/interrupt", {})
+    assert "execution_interrupted" in events(prompts.end(running))
+    assert prompts.digest(prompts.end(waiting)) == fresh
+
+
+@pytest.mark.parametrize("at", [1, 13])
+def test_out_of_memory(prompts, fresh, at):
+    happened = events(prompts.end(prompts.queue(drawing(fault="out of memory", at=at))))
+    assert "memory" in happened["execution_error"]["exception_message"]
+    assert prompts.draw() == fresh
+
+
+# --- models that come and go ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 2, 13, STEPS])
+def test_memory_pressure_during_a_run(prompts, fresh, at):
+    assert prompts.draw(fault="memory pressure", at=at) == fresh
+    assert prompts.draw() == fresh
+
+
+@pytest.mark.parametrize("asked", [{"unload_models": True}, {"free_memory": True}])
+def test_unloaded_between_prompts(own_server, prompts, fresh, asked):
+    prompts.draw()
+    loads = own_server.log.count("Requested to load HalfUNet")
+    assert own_server.request("/free", asked)[0] == 200
+    time.sleep(0.5)  # the queue's worker looks at it when it is idle
+    assert prompts.draw() == fresh
+    assert own_server.log.count("Requested to load HalfUNet") > loads
+
+
+# --- the queue and the cache ------------------------------------------------------------------
+
+
+def cached(entry):
+    """The nodes that did not run, because what they gave before still holds."""
+    return set(events(entry)["execution_cached"]["nodes"])
+
+
+def test_prompts_that_wait_keep_to_their_own_inputs(prompts, fresh, unlike):
+    """One is changed and queued while the one before it still draws."""
+    queued = [prompts.queue(drawing(label=label)) for label in ("2", "0", "2", "0")]
+    found = [prompts.digest(prompts.end(one)) for one in queued]
+    assert found == [fresh, unlike, fresh, unlike]
+
+
+def test_the_cache_runs_what_changed_and_what_hangs_on_it(prompts, fresh, unlike):
+    nonce = next(numbers)
+    first = prompts.end(prompts.queue(drawing(nonce=nonce)))
+    again = prompts.end(prompts.queue(drawing(nonce=nonce)))
+    other = prompts.end(prompts.queue(drawing(nonce=nonce, label="0")))
+    assert cached(first) >= {"model", "classifier"}
+    assert cached(again) >= {"guided", "sampled", "decoded"}
+    assert cached(other) & {"model", "classifier", "guided", "sampled"} == {"model", "classifier"}
+    assert [prompts.digest(each) for each in (first, again, other)] == [fresh, fresh, unlike]
+
+
+# --- files that change ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changing(own_server):
+    """A classifier file that a test may change: the same network as one.safetensors."""
+    path = own_server.base / "models" / "classifiers" / "changing.safetensors"
+    write_classifier(path)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def moved_over(path, data):
+    new = path.with_suffix(".new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+def written_over(path, data):
+    path.write_bytes(data)
+
+
+def moved_over_with_the_old_time(path, data):
+    """As rsync and archives do it: size and time of change stay what they were."""
+    time_before = path.stat().st_mtime_ns
+    moved_over(path, data)
+    os.utime(path, ns=(time_before, time_before))
+
+
+@pytest.mark.parametrize("replace", [moved_over, written_over, moved_over_with_the_old_time])
+def test_a_classifier_is_replaced_between_prompts(prompts, fresh, changing, tmp_path, replace):
+    write_classifier(tmp_path / "other.safetensors", seed=2)
+    old, new = changing.read_bytes(), (tmp_path / "other.safetensors").read_bytes()
+    assert len(old) == len(new)
+    assert prompts.draw(classifier=changing.name) == fresh
+    replace(changing, new)
+    replaced = prompts.draw(classifier=changing.name)
+    assert replaced != fresh
+    replace(changing, old)
+    assert prompts.draw(classifier=changing.name) == fresh
+
+
+def test_a_classifier_is_replaced_while_a_run_waits_for_it(
+    own_server, prompts, fresh, changing, tmp_path
+):
+    """What was queued before is drawn with what is there when its turn comes."""
+    write_classifier(tmp_path / "other.safetensors", seed=2)
+    running = prompts.queue(drawing(classifier=changing.name, fault="slow", at=2))
+    waiting = prompts.queue(drawing(classifier=changing.name))
+    wait_for(own_server.base / "temp" / "slow")
+    moved_over(changing, (tmp_path / "other.safetensors").read_bytes())
+    assert prompts.digest(prompts.end(running)) == fresh
+    assert prompts.digest(prompts.end(waiting)) != fresh
+
+
+def test_a_classifier_is_deleted_between_prompts(prompts, fresh, changing):
+    data = changing.read_bytes()
+    assert prompts.draw(classifier=changing.name) == fresh
+    changing.unlink()
+    refused = prompts.refusal(drawing(classifier=changing.name))
+    (reason,) = refused["node_errors"]["classifier"]["errors"]
+    assert reason["type"] == "value_not_in_list" and changing.name in reason["details"]
+    assert prompts.draw() == fresh
+    changing.write_bytes(data)
+    assert prompts.draw(classifier=changing.name) == fresh
+
+
+def test_a_classifier_is_deleted_while_its_prompt_waits(own_server, prompts, fresh, changing):
+    running = prompts.queue(drawing(fault="slow", at=2))
+    waiting = prompts.queue(drawing(classifier=changing.name))
+    wait_for(own_server.base / "temp" / "slow")
+    changing.unlink()
+    assert prompts.digest(prompts.end(running)) == fresh
+    error = events(prompts.end(waiting))["execution_error"]
+    assert error["node_id"] == "classifier"
+    assert changing.name in error["exception_message"]
+    assert prompts.draw() == fresh
+
+
+# --- the server is killed; last, for it is this file's own -------------------------------------
+
+
+def wait_for(path, seconds=60):
+    """Until there is such a file; takes it away, so that the next one is waited for again."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path} within {seconds} s"
+        time.sleep(0.02)
+    path.unlink()
+
+
+def names_offered(server, node, field):
+    """What a loader offers."""
+    _, about = server.request(f"/object_info/{node}")
+    options = about[node]["input"]["required"][field]
+    return options[1]["options"] if options[0] == "COMBO" else options[0]
+
+
+def test_killed_while_it_saves(own_server, prompts, fresh):
+    """What is half written is offered by no loader, and a fresh server draws the same image."""
+    saving = drawing()
+    saving["stalling"] = {
+        "class_type": "TestsStallingDisk",
+        "inputs": {"classifier": ["classifier", 0]},
+    }
+    saving["saved"] = {
+        "class_type": "SaveNoisyClassifier",
+        "inputs": {"classifier": ["stalling", 0], "filename_prefix": "classifiers/mine"},
+    }
+    folder = own_server.base / "output" / "classifiers"
+    offered = names_offered(own_server, "NoisyClassifierLoader", "classifier_name")
+    prompts.queue(saving)
+    wait_for(own_server.base / "temp" / "half")
+    own_server.kill()
+    (half,) = folder.iterdir()
+    assert half.stat().st_size > 0
+    own_server.start_again()
+    for node in ("NoisyClassifierLoader", "ImageClassifierLoader"):
+        now = names_offered(own_server, node, "classifier_name")
+        assert not [name for name in now if "mine" in name]
+    assert names_offered(own_server, "NoisyClassifierLoader", "classifier_name") == offered
+    assert prompts.draw() == fresh
+    del saving["stalling"]
+    saving["saved"]["inputs"]["classifier"] = ["classifier", 0]
+    assert events(prompts.end(prompts.queue(saving))).keys() >= {"execution_success"}
+    (name,) = [
+        name
+        for name in names_offered(own_server, "NoisyClassifierLoader", "classifier_name")
+        if name not in offered
+    ]
+    assert prompts.draw(classifier=name) == fresh

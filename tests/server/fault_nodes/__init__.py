@@ -1,13 +1,15 @@
-"""A custom node pack for tests alone: it makes things go wrong inside a server, at a known place."""
+"""A custom node pack for tests alone: it makes things go wrong inside a server."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import time
+from pathlib import Path
 
 import comfy.model_management
 import comfy.patcher_extension
+import folder_paths
 import torch
 
 PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
@@ -43,11 +45,27 @@ def press():
                 weight.data = weight.data.clone()
 
 
+def slow():
+    """A long step: until somebody interrupts it, or two seconds."""
+    tell("slow")
+    for _ in range(100):
+        time.sleep(0.02)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def tell(name):
+    """A file in the temporary folder tells the test that it has come to this."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(exist_ok=True)
+    (folder / name).touch()
+
+
 FAULTS = {
     "ask to stop": (PREDICT_NOISE, ask_to_stop),
     "stop in the guider": (PREDICT_NOISE, stop_here),
     "stop in the network": (APPLY_MODEL, stop_here),
     "out of memory": (APPLY_MODEL, out_of_memory),
+    "slow": (PREDICT_NOISE, slow),
     "memory pressure": (PREDICT_NOISE, press),
 }
 
@@ -123,6 +141,7 @@ class StallingDisk:
             save_file(tensors, path, metadata)
             whole = path.read_bytes()
             path.write_bytes(whole[: len(whole) // 2])
+            tell("half")
             time.sleep(600)
 
         files.save_file = half
