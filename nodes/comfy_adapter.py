@@ -109,8 +109,13 @@ def file_fingerprint(folder: str, name: str) -> str:
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         return "missing"
-    stat = Path(path).stat()
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    return _version(Path(path))
+
+
+def _version(path: Path) -> str:
+    """Changes with the file, also where its size and the time that it shows stay the same."""
+    stat = path.stat()
+    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 # --- classifiers -----------------------------------------------------------------------------
@@ -836,8 +841,7 @@ def _fingerprint(root: Path) -> str:
     """Changes with any file below the folder."""
     seen = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        about = path.stat()
-        seen.update(f"{path}:{about.st_size}:{about.st_mtime_ns}".encode())
+        seen.update(_version(path).encode())
     return seen.hexdigest()
 
 

@@ -52,10 +52,9 @@ class Waits(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _note(self, func):
-        stack = traceback.extract_stack()
-        where = next((f for f in reversed(stack) if "test_no" not in f.filename), None)
-        ours = [f for f in stack if f.filename.startswith(self.root) and "/tests/" not in f.filename]
-        place = ours[-1] if ours else where
+        files = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+        ours = [frame for frame in files if frame.filename.startswith(self.root)]
+        place = (ours or files)[-1]
         self.seen.append(f"{func} at {place.filename.removeprefix(self.root)}:{place.lineno}")
 
 
@@ -82,14 +81,17 @@ def evaluations(root, pack_module, device, fake):
     watch_key = pack_module("nodes.comfy_adapter").WATCH_KEY
     watch = pack_module("guidance.finite").Watch
 
-    def run(model, number=3):
+    def run(model, number=3, watched=True):
         with fake:
-            return waited_for(model, number)
+            return waited_for(model, number, watched)
 
-    def waited_for(model, number):
+    def waited_for(model, number, watched):
         sigmas = torch.linspace(10, 1, number, device=device)
         options = {"transformer_options": dict(model.model_options["transformer_options"])}
-        options["transformer_options"] |= {"sample_sigmas": sigmas, watch_key: watch()}
+        options["transformer_options"] |= {
+            "sample_sigmas": sigmas,
+            watch_key: watch() if watched else None,
+        }
         sampling = SimpleNamespace(log_sigmas=torch.zeros(1000, device=device))
         guider = SimpleNamespace(
             model_patcher=model,
@@ -154,9 +156,7 @@ def test_what_waits_is_seen(root, device, fake):
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_an_evaluation_does_not_wait(
-    call, unconditional, on_the_device, evaluations, pool, dtype
-):
+def test_an_evaluation_does_not_wait(call, unconditional, on_the_device, evaluations, pool, dtype):
     classifier = on_the_device(pool, dtype)
     (model,) = call(
         "ClassifierGuidance", model=unconditional, classifier=classifier, label="1,2", scale=2.0
@@ -177,7 +177,116 @@ def test_an_evaluation_does_not_wait(
 )
 def test_no_option_makes_it_wait(call, unconditional, on_the_device, evaluations, options):
     inputs = {"label": "1,2", "scale": 2.0} | options
-    (model,) = call(
-        "ClassifierGuidance", model=unconditional, classifier=on_the_device(), **inputs
-    )
+    (model,) = call("ClassifierGuidance", model=unconditional, classifier=on_the_device(), **inputs)
     assert evaluations(model) == []
+
+
+def test_outside_of_a_run_it_waits_for_its_one_look(
+    call, unconditional, on_the_device, evaluations
+):
+    """Where nothing of ours ends the run, the error has to come at once."""
+    inputs = {"label": "1,2", "scale": 2.0, "classifier": on_the_device()}
+    (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
+    with pytest.raises(DataDependentOutputException):
+        evaluations(model, number=1, watched=False)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_trace_with_a_page_does_not_make_it_wait(
+    call, pack_module, unconditional, on_the_device, evaluations, first
+):
+    tracing, trace = pack_module("nodes.tracing"), pack_module("guidance.trace").Trace()
+    inputs = {"label": "1,2", "scale": 2.0, "classifier": on_the_device()}
+    model = tracing.traced(unconditional, trace, "1") if first else unconditional
+    (model,) = call("ClassifierGuidance", model=model, **inputs)
+    model = model if first else tracing.traced(model, trace, "1")
+    assert evaluations(model) == []
+    assert len(trace.evaluations) == 3
+    assert all(len(one.classifiers) == 1 for one in trace.evaluations)
+
+
+# --- nothing is lost by not waiting -------------------------------------------------------------
+
+
+class Overflowing(torch.nn.Module):
+    """Its gradient is not finite at the third question, and only there."""
+
+    layout = None
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+        self.asked = 0
+
+    def forward(self, x, t):
+        """Logits (B, 4)."""
+        self.asked += 1
+        steep = float("inf") if self.asked == 3 else 1.0
+        return x.flatten(1)[:, :4] * steep * self.weight
+
+
+@pytest.mark.parametrize("arrives", ["at once", "two evaluations later", "never"])
+def test_a_gradient_that_is_not_finite_still_ends_the_run(
+    call, wiring, pack_module, unconditional, place_classifier, monkeypatch, arrives
+):
+    finite = pack_module("guidance.finite")
+    network = Overflowing()
+
+    class Slow(finite.Later):
+        """As from a device whose copies take their time."""
+
+        def __init__(self, values):
+            super().__init__(values)
+            self.asked = network.asked
+
+        @property
+        def arrived(self):
+            """Whether the run has gone on for long enough."""
+            return arrives == "two evaluations later" and network.asked >= self.asked + 2
+
+    if arrives != "at once":
+        monkeypatch.setattr(finite, "Later", Slow)
+    (model,) = call(
+        "ClassifierGuidance",
+        model=unconditional,
+        classifier=place_classifier(network),
+        label="1",
+        scale=1.0,
+    )
+    sigmas = few_sigmas(model, 8)
+    with pytest.raises(ValueError, match="gradient is not finite at sigma") as error:
+        with_guider(wiring.guider("basic", model), sampler_named("euler"), sigmas)
+    assert f"{float(sigmas[2]):.5g} in image 0" in str(error.value)
+    assert network.asked == {"at once": 3, "two evaluations later": 5, "never": 8}[arrives]
+
+
+def test_a_trace_tells_the_page_of_every_evaluation_in_order(
+    call, wiring, pack_module, unconditional, load_classifier, monkeypatch
+):
+    """Also where their numbers come late, or in no order."""
+    tracing, trace_module = pack_module("nodes.tracing"), pack_module("guidance.trace")
+    told, made = [], []
+
+    class Slow(trace_module.Later):
+        """As from a device whose copies take their time."""
+
+        def __init__(self, values):
+            super().__init__(values)
+            made.append(self)
+
+        @property
+        def arrived(self):
+            """Now and then."""
+            return len(made) % 3 == 0
+
+    monkeypatch.setattr(trace_module, "Later", Slow)
+    monkeypatch.setattr(
+        tracing.adapter, "tell_page", lambda event, about: told.append(about["number"])
+    )
+    trace = trace_module.Trace()
+    inputs = {"label": "1,2", "scale": 2.0, "classifier": load_classifier()}
+    (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
+    model = tracing.traced(model, trace, "1")
+    with_guider(wiring.guider("basic", model), sampler_named("euler"), few_sigmas(model, 7))
+    assert told == list(range(7))
+    assert [one["step"] for one in trace.to_dict()["evaluations"]] == list(range(7))
