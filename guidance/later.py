@@ -37,6 +37,11 @@ class Later:
         return self._values.cpu()
 
 
+def home_of(network: torch.nn.Module, otherwise: torch.device) -> torch.device:
+    """Where a network computes: where its weights are."""
+    return next((weight.device for weight in network.parameters()), otherwise)
+
+
 def onto(device: torch.device, values: Tensor) -> Tensor:
     """The values on that device; nobody waits for the copy."""
     return values.to(device, non_blocking=True)

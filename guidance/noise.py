@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .later import onto
 
+# kinds of devices that do not have it, or not all of whom do
+WITHOUT_FLOAT64 = ("mps", "xpu", "npu", "privateuseone")
 SCHEDULE_NAMES = ("linear", "cosine")
 NUM_TIMESTEPS = 1000
 
@@ -139,7 +141,7 @@ def per_image(values: Tensor | float, like: Tensor) -> Tensor | float:
 
 def levels_like(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
     """sigma, alpha as (B,) on x's device; float64 where the device has it, for exact timesteps."""
-    exact = torch.float32 if x.device.type == "mps" else torch.float64
+    exact = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
     tensors = (_on_device(level, exact, x.device) for level in levels)
     return tuple(level.reshape(-1).expand(len(x)) for level in tensors)
 

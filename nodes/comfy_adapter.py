@@ -46,7 +46,7 @@ from ..guidance.economy import WHOLE, Economy, economy_within, gradient_bytes
 from ..guidance.finite import Watch
 from ..guidance.image_classifier import Decode, ImageClassifier
 from ..guidance.labels import class_names, spread_labels
-from ..guidance.later import Later
+from ..guidance.later import Later, home_of
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
@@ -68,6 +68,7 @@ RUN_KEY = "classifier_guidance_run"
 HELD_KEY = "classifier_guidance_held"
 WATCH_KEY = "classifier_guidance_watch"
 MEMORY_KEY = "classifier_guidance_memory"
+CLONE_KEY = "classifier_guidance_clone"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
 GRADIENT_KEY = "classifier_guidance_gradient"
@@ -136,6 +137,10 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
         """Frees nothing, which makes ComfyUI unload the whole model instead."""
         return 0
 
+    def deepclone_multigpu(self, new_load_device: Any = None, models_cache: Any = None) -> Any:
+        """The same network where it is: what is steered may compute on any device."""
+        return self.clone()
+
 
 @dataclass(frozen=True)
 class PlacedClassifier:
@@ -191,6 +196,21 @@ def load_classifier(
     if compile:
         compile_network(classifier.network)
     return _placed(classifier, name, checkpoint.description)
+
+
+def attach(model: Any, key: str, patchers: list[Any]) -> None:
+    """Has ComfyUI place these models whenever it places the MODEL."""
+    model.set_additional_models(key, patchers)
+    matched = getattr(comfy.patcher_extension.CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None)
+    if matched is not None and not model.callbacks.get(matched, {}).get(CLONE_KEY):
+        model.add_callback_with_key(matched, CLONE_KEY, _without_classifiers)
+
+
+def _without_classifiers(model: Any, clone: Any) -> None:
+    """A clone for another GPU computes the MODEL's prediction alone; the first one guides."""
+    for key, patchers in list(clone.additional_models.items()):
+        if any(isinstance(patcher, WholePatcher) for patcher in patchers):
+            clone.remove_additional_models(key)
 
 
 def place_trained(network: Any, description: Description) -> PlacedClassifier:
@@ -291,7 +311,8 @@ def _economy(network: torch.nn.Module, x: Tensor) -> Economy:
     """The quickest gradient at x (B, C, H, W) that the device has room for now."""
     if not isinstance(network, HalfUNet):
         return WHOLE
-    free = comfy.model_management.get_free_memory(x.device) * (1 - SPARE_SHARE)
+    device = home_of(network, x.device)
+    free = comfy.model_management.get_free_memory(device) * (1 - SPARE_SHARE)
     return economy_within(free, network.layout, x.shape, compute_dtype(network, x))
 
 
@@ -403,7 +424,8 @@ class PlacedVAE:
         def decode(x0: Tensor) -> Tensor:
             use_ordinary_weights(network)
             _use_ordinary_attributes(model.latent_format)
-            pixels = network.decode(model.process_latent_out(x0).to(self.dtype))
+            latents = model.process_latent_out(x0).to(home_of(network, x0.device), self.dtype)
+            pixels = network.decode(latents)
             return pixels * self.slope + self.offset
 
         return decode
@@ -667,9 +689,23 @@ def load_adm(
     checkpoint.fill(model.diffusion_model, weights)
     model.device = offload
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    # how core makes another one like it, for another GPU
+    patcher.cached_patcher_init = (_adm_patcher, (name, clip_denoised, dtype, overrides))
     if clip_denoised:
         patcher.set_model_sampler_post_cfg_function(_clip)
     return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+
+def _adm_patcher(
+    name: str,
+    clip_denoised: bool,
+    dtype: str,
+    overrides: dict[str, Any],
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of `load_adm`, whose weights are never streamed."""
+    with torch.inference_mode():
+        return load_adm(name, clip_denoised, dtype, **overrides)[0]
 
 
 def _clip(args: dict) -> Tensor:

@@ -206,11 +206,19 @@ class ClassifierGuide:
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 4:
             raise ValueError(
-                f"Classifier Guidance steers images (B, C, H, W); this latent is {tuple(x.shape)}."
+                f"Classifier Guidance steers images (B, C, H, W), but this latent is {_kind(x)}, "
+                f"{tuple(x.shape)}; take Classifier Guidance away, or sample an image."
             )
         network = self.placed.classifier.network
         if isinstance(network, HalfUNet):
             network.check_size(x.shape[-2:])
+
+
+def _kind(x: Tensor) -> str:
+    """What a latent that is no image is: core packs several into (B, 1, N)."""
+    if x.ndim == 5:
+        return "a video (B, C, T, H, W)"
+    return "sound, or video and sound packed together" if x.ndim == 3 else "no image"
 
 
 def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:

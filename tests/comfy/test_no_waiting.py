@@ -1,146 +1,35 @@
 """A step of a guided run hands its work to the device and goes on: it does not wait for a value.
 
-There is no accelerator here, so the pack's code runs on a device that computes nothing: torch's
-fake tensors. They know which tensor is on which device, refuse to mix them, and have no values, so
-whatever would wait for one is seen.
+Seen on a device that computes nothing, for there is no accelerator here: fake_device.py.
 """
 
 from __future__ import annotations
 
-import traceback
-from types import SimpleNamespace
-
 import pytest
 import torch
+from fake_device import FakeDevice, Waits
 from sampler_runs import few_sigmas, sampler_named, with_guider
-from tiny_models import SIZE
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-
-DEVICE = "lazy"  # one that torch knows by name alone, and differentiates on
-aten = torch.ops.aten
-READS = {
-    aten._local_scalar_dense,
-    aten.is_nonzero,
-    aten.nonzero,
-    aten.equal,
-    aten.masked_select,
-    aten._unique2,
-}
-COPIES = {aten._to_copy, aten.copy_}
-
-
-class Waits(TorchDispatchMode):
-    """Notes what makes the host wait for the device: values that are read, copies that block."""
-
-    def __init__(self, root):
-        super().__init__()
-        self.root, self.seen = str(root), []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Passes every operation on."""
-        kwargs = kwargs or {}
-        on = {one.device for one in args if isinstance(one, torch.Tensor)}
-        cpu = torch.device("cpu")
-        if func.overloadpacket in READS and on - {cpu}:
-            self._note(func)
-        if func.overloadpacket in COPIES and not kwargs.get("non_blocking"):
-            on.add(torch.device(kwargs.get("device") or next(iter(on))))
-            blocking = func.overloadpacket is aten._to_copy or not (len(args) > 2 and args[2])
-            if len({device.type for device in on}) > 1 and blocking:
-                self._note(func)
-        return func(*args, **kwargs)
-
-    def _note(self, func):
-        files = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
-        ours = [frame for frame in files if frame.filename.startswith(self.root)]
-        place = (ours or files)[-1]
-        self.seen.append(f"{func} at {place.filename.removeprefix(self.root)}:{place.lineno}")
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 
 @pytest.fixture
-def device(comfy, monkeypatch):
-    """The device that computes nothing; it has memory for everything."""
+def fake(comfy, pack_module, monkeypatch):
+    """The device; it has memory for everything."""
     import comfy.model_management
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 1e12)
-    return torch.device(DEVICE)
+    return FakeDevice(pack_module)
 
 
 @pytest.fixture
-def fake():
-    """The mode in which tensors on it are made and used; what is real joins them from the CPU."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
+def waits(root, fake):
+    """What some evaluations of a MODEL would wait for."""
+    return lambda model, **options: fake.evaluate(model, Waits(root), **options)
 
 
-@pytest.fixture
-def evaluations(root, pack_module, device, fake):
-    """Evaluates a MODEL's wrappers so many times, the model itself replaced; what it waited for."""
-    import comfy.patcher_extension as extension
-
-    watch_key = pack_module("nodes.comfy_adapter").WATCH_KEY
-    watch = pack_module("guidance.finite").Watch
-
-    def run(model, number=3, watched=True):
-        with fake:
-            return waited_for(model, number, watched)
-
-    def waited_for(model, number, watched):
-        sigmas = torch.linspace(10, 1, number, device=device)
-        options = {"transformer_options": dict(model.model_options["transformer_options"])}
-        options["transformer_options"] |= {
-            "sample_sigmas": sigmas,
-            watch_key: watch() if watched else None,
-        }
-        sampling = SimpleNamespace(log_sigmas=torch.zeros(1000, device=device))
-        guider = SimpleNamespace(
-            model_patcher=model,
-            inner_model=SimpleNamespace(model_sampling=sampling),
-            model_options=options,
-        )
-        executor = extension.WrapperExecutor.new_class_executor(
-            lambda x, sigma, options, seed: x * 0.5,
-            guider,
-            model.get_all_wrappers(extension.WrappersMP.PREDICT_NOISE),
-        )
-        with torch.inference_mode(), Waits(root) as waits:
-            x = torch.empty(2, 3, SIZE, SIZE, device=device)
-            for sigma in sigmas.unbind():
-                x = executor.execute(x, sigma * x.new_ones(len(x)), options, None)
-                assert x.device.type == DEVICE
-        return waits.seen
-
-    return run
-
-
-@pytest.fixture
-def on_the_device(pack_module, device, fake):
-    """A NOISY_CLASSIFIER whose network is on the device."""
-    adapter, adm = pack_module("nodes.comfy_adapter"), pack_module("guidance.adm")
-
-    def make(pool="attention", dtype=torch.float32):
-        layout = adm.ClassifierLayout(
-            model_channels=32,
-            out_channels=4,
-            num_res_blocks=1,
-            channel_mult=(1, 2),
-            attention_levels=(1,),
-            num_head_channels=32,
-            image_size=SIZE,
-            pool=pool,
-        )
-        with fake, torch.device(device):
-            network = adm.HalfUNet(layout, dtype=dtype).eval().requires_grad_(False)
-        classifier = pack_module("guidance").NoisyClassifier(network, "linear")
-        patcher = adapter.WholePatcher(network, load_device=device, offload_device=device)
-        return adapter.PlacedClassifier(classifier, patcher, "a classifier")
-
-    return make
-
-
-def test_what_waits_is_seen(root, device, fake):
-    with fake, Waits(root) as waits:
-        x = torch.empty(2, device=device)
+def test_what_waits_is_seen(root, fake):
+    with fake.mode, Waits(root) as waits:
+        x = torch.empty(2, device=fake.device)
         x.to("cpu")
         torch.tensor([1.0, 2.0]).to(x)
         x.to("cpu", non_blocking=True)
@@ -156,12 +45,12 @@ def test_what_waits_is_seen(root, device, fake):
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_an_evaluation_does_not_wait(call, unconditional, on_the_device, evaluations, pool, dtype):
-    classifier = on_the_device(pool, dtype)
+def test_an_evaluation_does_not_wait(call, unconditional, fake, waits, pool, dtype):
+    classifier = fake.classifier(pool, dtype)
     (model,) = call(
         "ClassifierGuidance", model=unconditional, classifier=classifier, label="1,2", scale=2.0
     )
-    assert evaluations(model) == []
+    assert waits(model) == []
 
 
 @pytest.mark.parametrize(
@@ -175,32 +64,30 @@ def test_an_evaluation_does_not_wait(call, unconditional, on_the_device, evaluat
     ],
     ids=str,
 )
-def test_no_option_makes_it_wait(call, unconditional, on_the_device, evaluations, options):
-    inputs = {"label": "1,2", "scale": 2.0} | options
-    (model,) = call("ClassifierGuidance", model=unconditional, classifier=on_the_device(), **inputs)
-    assert evaluations(model) == []
+def test_no_option_makes_it_wait(call, unconditional, fake, waits, options):
+    inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()} | options
+    (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
+    assert waits(model) == []
 
 
-def test_outside_of_a_run_it_waits_for_its_one_look(
-    call, unconditional, on_the_device, evaluations
-):
+def test_outside_of_a_run_it_waits_for_its_one_look(call, unconditional, fake, waits):
     """Where nothing of ours ends the run, the error has to come at once."""
-    inputs = {"label": "1,2", "scale": 2.0, "classifier": on_the_device()}
+    inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()}
     (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
     with pytest.raises(DataDependentOutputException):
-        evaluations(model, number=1, watched=False)
+        waits(model, number=1, watched=False)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_trace_with_a_page_does_not_make_it_wait(
-    call, pack_module, unconditional, on_the_device, evaluations, first
+    call, pack_module, unconditional, fake, waits, first
 ):
     tracing, trace = pack_module("nodes.tracing"), pack_module("guidance.trace").Trace()
-    inputs = {"label": "1,2", "scale": 2.0, "classifier": on_the_device()}
+    inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()}
     model = tracing.traced(unconditional, trace, "1") if first else unconditional
     (model,) = call("ClassifierGuidance", model=model, **inputs)
     model = model if first else tracing.traced(model, trace, "1")
-    assert evaluations(model) == []
+    assert waits(model) == []
     assert len(trace.evaluations) == 3
     assert all(len(one.classifiers) == 1 for one in trace.evaluations)
 
