@@ -93,7 +93,8 @@ class NoisyClassifier:
         """
         x_in = x.to(home_of(self.network, x.device))
         with uncompiled(self.network):  # another graph than the gradient's
-            return self._log_probs(x_in, *levels_like(x_in, sigma, alpha)).to(x.device)
+            sigma, alpha = levels_like(x_in, sigma, alpha)
+            return self._log_probs(x_in, sigma, alpha).to(x.device)
 
     def gradient(
         self,
@@ -153,7 +154,8 @@ class NoisyClassifier:
         """`gradient_and_log_probs` of a part of the batch, in ordinary mode."""
         # a clone made here is an ordinary tensor, whatever mode x was made in
         x_in = x.detach().to(home_of(self.network, x.device)).clone().requires_grad_(True)
-        log_probs = self._log_probs(x_in, *levels_like(x_in, sigma, alpha), recompute)
+        sigma, alpha = levels_like(x_in, sigma, alpha)
+        log_probs = self._log_probs(x_in, sigma, alpha, recompute)
         chosen = log_likelihood(log_probs, label, label_smoothing)
         scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
         (gradient,) = torch.autograd.grad(chosen * scale, x_in)

@@ -61,8 +61,10 @@ class Evaluation:
     @property
     def arrived(self) -> bool:
         """Whether nobody has to wait for its numbers."""
-        awaited = [one for one in (self.sigma, self.cfg, self.cfg_norm) if isinstance(one, Later)]
-        return all(one.arrived for one in (*awaited, *self.classifiers))
+        numbers = (self.sigma, self.cfg, self.cfg_norm)
+        return all(one.arrived for one in numbers if isinstance(one, Later)) and all(
+            record.arrived for record in self.classifiers
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers."""

@@ -107,13 +107,14 @@ def two_devices(comfy, monkeypatch):
     multigpu = pytest.importorskip("comfy.multigpu", reason="this ComfyUI uses one GPU")
     import comfy.model_management as management
 
-    # core looks through what is loaded, and trips over what is no longer there
-    management.unload_all_models()
     monkeypatch.setattr(management, "get_all_torch_devices", lambda **_: [CPU, SECOND])
     monkeypatch.setattr(management, "get_gpu_device_options", lambda: ["default", "gpu:1"])
     monkeypatch.setattr(
         management, "resolve_gpu_device_option", lambda name: SECOND if name == "gpu:1" else None
     )
+    # core looks through what is loaded, and trips over what is no longer there
+    management.unload_all_models()
+    management.current_loaded_models.clear()
     return multigpu
 
 
