@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
@@ -90,6 +91,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []
+        self._counting = Lock()  # with several GPUs, each has a thread
 
     def begin(self) -> None:
         """A new run: what was seen before goes."""
@@ -103,7 +105,8 @@ class Trace:
     def passes(self, count: int) -> None:
         """The network ran for so many conditionings."""
         if self.evaluations:
-            self.evaluations[-1].passes += count
+            with self._counting:
+                self.evaluations[-1].passes += count
 
     def saved(self, count: int) -> None:
         """CFG's last term stood in for so many conditionings."""

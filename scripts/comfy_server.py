@@ -71,6 +71,11 @@ class ComfyServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def process_id(self) -> int:
+        """Of the process that the server's own descends from."""
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """All that the server has written so far."""
         return self._log_path.read_text("utf-8", errors="replace")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from schedule_inputs import SCHEDULE_INPUTS
 from tiny_models import write_classifier, write_unet
 
 STEPS = 25
@@ -117,6 +118,7 @@ def own_server(comfyui):
     with ComfyServer(comfyui, extra_packs=(FAULTS,)) as running:
         models = running.base / "models"
         write_unet(models / "diffusion_models" / "plain.safetensors", classes=None, **SMALL)
+        write_unet(models / "diffusion_models" / "labels.safetensors", **SMALL)
         write_classifier(models / "classifiers" / "one.safetensors", pool="adaptive", **SMALL)
         yield running
 
@@ -177,6 +179,61 @@ def test_cancelled_over_http(own_server, prompts, fresh):
     own_server.request("/interrupt", {})
     assert "execution_interrupted" in events(prompts.end(running))
     assert prompts.digest(prompts.end(waiting)) == fresh
+
+
+def composed(nonce):
+    """A guider that lives in the cache: a CFG by schedule, its term used again, two classifiers."""
+    prompt = drawing()
+    inputs = {
+        "armed": {"model": ["model", 0], "nonce": nonce},
+        "first": {"model": ["armed", 0], "classifier": ["classifier", 0], "label": "1"},
+        "second": {"model": ["first", 0], "classifier": ["classifier", 0], "label": "2"},
+        "traced": {"model": ["second", 0]},
+        "schedule": SCHEDULE_INPUTS | {"end": 0.6},
+        "guider": {"model": ["traced", 0], "schedule": ["schedule", 0], "cfg": 1.0},
+        "sampled": {"guider": ["guider", 0], "sigmas": ["steps", 0], "sampler": ["method", 0]},
+        "steps": {"model": ["model", 0], "respacing": "6", "denoise": 1.0},
+        "method": {"method": "ddpm", "eta": 0.0},
+        "noise": {"noise_seed": 3},
+        "label": {"model": ["model", 0], "label": "2"},
+        "none": {"model": ["model", 0], "label": ""},
+    }
+    inputs["first"] |= {"scale": 30.0, "every": 2}
+    inputs["second"] |= {"scale": 20.0, "entropy_limit": 4.0}
+    inputs["guider"] |= {"positive": ["label", 0], "negative": ["none", 0]}
+    inputs["sampled"] |= {"noise": ["noise", 0], "latent_image": ["latent", 0]}
+    kinds = {
+        "armed": "TestsArmedFault",
+        "first": "ClassifierGuidance",
+        "second": "ClassifierGuidance",
+        "traced": "GuidanceTrace",
+        "schedule": "GuidanceSchedule",
+        "guider": "ClassifierFreeGuidance",
+        "sampled": "SamplerCustomAdvanced",
+        "steps": "ADMScheduler",
+        "method": "SamplerADM",
+        "noise": "RandomNoise",
+        "label": "ADMClassLabel",
+        "none": "ADMClassLabel",
+    }
+    prompt = {name: prompt[name] for name in ("model", "classifier", "latent", "decoded", "digest")}
+    prompt["model"]["inputs"]["model_name"] = "labels.safetensors"
+    return prompt | {n: {"class_type": kinds[n], "inputs": inputs[n]} for n in inputs}
+
+
+def test_an_interrupted_guider_is_used_again(own_server, prompts):
+    """What a node made stays in the cache: a run that was cut off must not have changed it."""
+    expected = prompts.digest(prompts.end(prompts.queue(composed(next(numbers)))))
+    found = []
+    for evaluation in range(1, 7):
+        prompt = composed(next(numbers))
+        (own_server.base / "temp").mkdir(exist_ok=True)
+        (own_server.base / "temp" / "armed").write_text(str(evaluation))
+        assert "execution_interrupted" in events(prompts.end(prompts.queue(prompt)))
+        again = prompts.end(prompts.queue(prompt))
+        assert "guider" in cached(again) and "sampled" not in cached(again)
+        found.append(prompts.digest(again))
+    assert found == [expected] * 6
 
 
 @pytest.mark.parametrize("at", [1, 13])

@@ -151,7 +151,7 @@ def run(server, kind, seed):
 
 def resident(server):
     """Bytes of the server's own process: the largest of those that were started for it."""
-    family = psutil.Process(server._process.pid).children(recursive=True)
+    family = psutil.Process(server.process_id).children(recursive=True)
     return max(process.memory_info().rss for process in family)
 
 

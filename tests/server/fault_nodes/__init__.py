@@ -115,6 +115,35 @@ class FaultAt:
         return (model,)
 
 
+class ArmedFault:
+    """A MODEL that is interrupted once the file `armed` says so: how many evaluations from now.
+
+    Its inputs stay the same, so that what hangs on it comes from the cache.
+    """
+
+    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "nonce": ("INT", {"default": 0})}}
+
+    def execute(self, model, nonce):
+        model = model.clone()
+        armed = Path(folder_paths.get_temp_directory()) / "armed"
+
+        def wrapper(executor, *arguments, **options):
+            left = int(armed.read_text()) - 1 if armed.exists() else -1
+            if left >= 0:
+                armed.write_text(str(left))
+            if left == 0:
+                armed.unlink()
+                stop_here()
+            return executor(*arguments, **options)
+
+        model.add_wrapper_with_key(APPLY_MODEL, "tests.armed", wrapper)
+        return (model,)
+
+
 class Digest:
     """Shows a hash of every bit of a latent and of an image."""
 
@@ -159,6 +188,7 @@ class StallingDisk:
 
 NODE_CLASS_MAPPINGS = {
     "TestsFaultAt": FaultAt,
+    "TestsArmedFault": ArmedFault,
     "TestsDigest": Digest,
     "TestsStallingDisk": StallingDisk,
 }
