@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .compiling import compiled_if_possible, uncompiled
 from .economy import WHOLE, Economy
 from .evidence import Evidence, class_name, label_of_each, log_likelihood
+from .later import home_of
 from .noise import NoiseSchedule, levels_like, per_image, vp_scale, within_range
 
 # fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
@@ -87,11 +88,13 @@ class NoisyClassifier:
     def log_probs(self, x: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0) -> Tensor:
         """log p(y | x) of every class, (B, classes), at least fp32.
 
-        x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,).
+        x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,). Computed where
+        the network is, and brought to x's device.
         """
+        x_in = x.to(home_of(self.network, x.device))
         with uncompiled(self.network):  # another graph than the gradient's
-            sigma, alpha = levels_like(x, sigma, alpha)
-            return self._log_probs(x, sigma, alpha)
+            sigma, alpha = levels_like(x_in, sigma, alpha)
+            return self._log_probs(x_in, sigma, alpha).to(x.device)
 
     def gradient(
         self,
@@ -150,14 +153,15 @@ class NoisyClassifier:
     ) -> tuple[Tensor, Tensor]:
         """`gradient_and_log_probs` of a part of the batch, in ordinary mode."""
         # a clone made here is an ordinary tensor, whatever mode x was made in
-        x_in = x.detach().clone().requires_grad_(True)
+        x_in = x.detach().to(home_of(self.network, x.device)).clone().requires_grad_(True)
+        sigma, alpha = levels_like(x_in, sigma, alpha)
         log_probs = self._log_probs(x_in, sigma, alpha, recompute)
         chosen = log_likelihood(log_probs, label, label_smoothing)
         scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
         (gradient,) = torch.autograd.grad(chosen * scale, x_in)
         if scale != 1.0:
             gradient = (gradient.float() / scale).to(x.dtype)
-        return gradient, log_probs.detach()
+        return gradient.to(x.device), log_probs.detach().to(x.device)
 
     def evidence(
         self,

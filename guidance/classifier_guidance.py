@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .evidence import Classifier
+from .finite import Watch
 from .noise import levels_like, per_image
 from .strength import Strength
 
@@ -23,6 +24,7 @@ def classifier_term(
     strength: Strength,
     alpha: Tensor | float = 1.0,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """What guidance adds to the denoised image (B, ...) at x = alpha x0 + sigma eps.
 
@@ -30,33 +32,21 @@ def classifier_term(
     and continuous also where sigma / alpha is beyond the classifier's range. A classifier whose
     `through_model` is set needs `denoised` computed from x in torch's graph. `report` is called
     with the scales (B,), the term (B, ...) and log p(y | x) of every class (B, classes). Raises
-    ValueError when the gradient is not finite.
+    ValueError when the gradient is not finite; with the `watch` of a run, which does not wait for
+    the device, that may be told by a later call, or when it is finished.
     """
     sigma, alpha = levels_like(x, sigma, alpha)
     seen = classifier.evidence(x, denoised, sigma, label, alpha, strength.label_smoothing)
-    _check_finite(seen.gradient, x, sigma)
+    looking = watch or Watch()
+    looking.look(seen.gradient, x, sigma)
+    if watch is None:
+        looking.finish()
     scales = strength.scales(seen.log_probs)
     term = guidance_term(seen.gradient, seen.sigma, scales, seen.alpha)
     term = strength.capped(term, denoised.detach())
     if report is not None:
         report(scales, term, seen.log_probs)
     return term
-
-
-def _check_finite(gradient: Tensor, x: Tensor, sigma: Tensor) -> None:
-    if bool(gradient.isfinite().all()):
-        return
-    index = int((~gradient.isfinite()).flatten(1).any(dim=1).nonzero()[0])
-    where = f"at sigma {float(sigma[index]):.5g} in image {index} of the batch (counted from 0)"
-    if not bool(x[index].isfinite().all()):
-        raise ValueError(
-            f"The image itself is not finite {where}, before guidance; "
-            "lower the scale or cfg, or load the diffusion model in fp32."
-        )
-    raise ValueError(
-        f"The classifier's gradient is not finite {where}; "
-        "load the classifier in fp32 or bf16, or use another one."
-    )
 
 
 def guide_denoised(

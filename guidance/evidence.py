@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .labels import class_names
+from .later import onto
 from .strength import smoothed_target
 
 
@@ -97,7 +98,7 @@ def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
     if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
         found = torch.as_tensor(label).tolist()
         raise ValueError(f"label is {found}, but the classes go from 0 to {classes - 1}.")
-    return index.to(log_probs.device)[:, None]
+    return onto(log_probs.device, index)[:, None]
 
 
 def class_name(index: int, num_classes: int | None, labels: tuple[str, ...] | None) -> str:

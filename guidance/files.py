@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNFINISHED = ".unfinished"  # no model file to any loader
+
 
 def check_target(path: str | Path, *suffixes: str) -> None:
     """Raises ValueError when `path` cannot be written, or has another ending: before the work."""
@@ -38,11 +40,16 @@ def _check_writable(path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def replaced(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; moves it there when the block succeeds."""
+def replaced(path: str | Path, suffix: str | None = None) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; moves it there when the block succeeds.
+
+    A process that is killed leaves it there: `suffix` keeps it from being taken for a whole file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.stem}-", suffix=suffix or path.suffix
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -63,7 +70,7 @@ def _umask() -> int:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a .safetensors file; atomic. Raises OSError, whose sentence names the file."""
     try:
-        with replaced(path) as temporary:
+        with replaced(path, UNFINISHED) as temporary:
             save_file(tensors, temporary, metadata)
     except SafetensorError as error:  # how safetensors says that the disk is full
         raise OSError(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .classifier import FP16_LOSS_SCALE, compute_dtype, use_ordinary_weights
 from .evidence import Evidence, class_name, log_likelihood
+from .later import home_of
 from .noise import per_image, within_range
 from .preprocessing import Preprocessing
 
@@ -90,7 +91,7 @@ class ImageClassifier:
     @torch.no_grad()
     def image_log_probs(self, images: Tensor) -> Tensor:
         """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1]."""
-        return self._log_probs(images)
+        return self._log_probs(images).to(images.device)
 
     def evidence(
         self,
@@ -133,16 +134,17 @@ class ImageClassifier:
         """g = grad_x0 log p(label | x0), of x0's shape, and log p(y | x0) (B, classes)."""
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
-            x_in = x0.detach().clone().requires_grad_(True)
+            x_in = x0.detach().to(home_of(self.network, x0.device)).clone().requires_grad_(True)
             pixels = x_in if self.decode is None else self.decode(x_in)
             log_probs = self._log_probs(pixels)
             chosen = log_likelihood(log_probs, label, label_smoothing)
             halves = torch.float16 in (compute_dtype(self.network, x0), pixels.dtype)
             scale = FP16_LOSS_SCALE if halves else 1.0
             (gradient,) = torch.autograd.grad(chosen * scale, x_in)
-        return gradient / scale, log_probs.detach()
+        return (gradient / scale).to(x0.device), log_probs.detach().to(x0.device)
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(home_of(self.network, pixels.device))
         # resizing and normalising in half precision would round the image to its 256 levels
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))

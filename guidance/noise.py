@@ -14,6 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .later import onto
+
+# kinds of devices that do not have it, or not all of whom do
+WITHOUT_FLOAT64 = ("mps", "xpu", "npu", "privateuseone")
 SCHEDULE_NAMES = ("linear", "cosine")
 NUM_TIMESTEPS = 1000
 
@@ -94,7 +98,7 @@ class NoiseSchedule:
     def _log_ratios(self, like: Tensor) -> Tensor:
         key = (like.device, like.dtype)
         if key not in self._tables:
-            self._tables[key] = self.ratios.log().to(dtype=like.dtype).to(like.device)
+            self._tables[key] = onto(like.device, self.ratios.log().to(like.dtype))
         return self._tables[key]
 
 
@@ -137,7 +141,14 @@ def per_image(values: Tensor | float, like: Tensor) -> Tensor | float:
 
 def levels_like(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
     """sigma, alpha as (B,) on x's device; float64 where the device has it, for exact timesteps."""
-    exact = torch.float32 if x.device.type == "mps" else torch.float64
-    # clone: a sampler's sigma may be an inference tensor
-    tensors = (torch.as_tensor(level, dtype=exact, device=x.device).clone() for level in levels)
+    exact = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
+    tensors = (_on_device(level, exact, x.device) for level in levels)
     return tuple(level.reshape(-1).expand(len(x)) for level in tensors)
+
+
+def _on_device(level: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of its own; nobody waits for it."""
+    if not isinstance(level, Tensor):
+        return torch.full((), level, dtype=dtype, device=device)
+    # clone: a sampler's sigma may be an inference tensor
+    return level.to(device, dtype, non_blocking=True).clone()

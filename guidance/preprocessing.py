@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .later import onto
 
 HALF = (0.5, 0.5, 0.5)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -42,7 +45,10 @@ class Preprocessing:
         """Pixels (B, C, H, W) in [-1, 1], also somewhat beyond, to the network's input."""
         pixels = _cropped(self._resized((x + 1) / 2), self.crop)
         pixels = pixels.flip(1) if self.bgr else pixels
-        mean, std = (pixels.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            onto(pixels.device, torch.tensor(v, dtype=pixels.dtype)).view(-1, 1, 1)
+            for v in (self.mean, self.std)
+        )
         return (pixels - mean) / std
 
     def _resized(self, pixels: Tensor) -> Tensor:

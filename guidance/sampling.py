@@ -18,6 +18,7 @@ from .classifier_free import classifier_free
 from .classifier_guidance import classifier_term, mean_shift
 from .diffusion import DiffusionModel
 from .evidence import Classifier
+from .finite import Watch
 from .noise import levels_like
 from .place import Place
 from .reuse import ALWAYS, HeldTerm, Reuse
@@ -144,23 +145,25 @@ class Guide:
             return self.strength
         return Strength(scale=self.strength)
 
-    def term(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+    def term(self, x: Tensor, x0: Tensor, step: Step, watch: Watch | None = None) -> Tensor:
         """What algorithm 2 adds to x0 (B, ...), at x_t (B, ...) in VP coordinates.
 
         x0 must be computed from x in torch's graph where the classifier's `through_model` is set.
         """
         ab = step.alpha_bar
-        return classifier_term(
-            self.classifier, x, x0, (1 - ab) ** 0.5, self.labels, self._strength, ab**0.5
-        )
+        about = ((1 - ab) ** 0.5, self.labels, self._strength, ab**0.5)
+        return classifier_term(self.classifier, x, x0, *about, watch=watch)
 
-    def pull(self, method: str, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+    def pull(
+        self, method: str, x: Tensor, x0: Tensor, step: Step, watch: Watch | None = None
+    ) -> Tensor:
         """What a step of "ddim" (`term`) or "ddpm" (`gradient`) is guided by."""
-        return self.gradient(x, x0, step) if method == "ddpm" else self.term(x, x0, step)
+        asked = self.gradient if method == "ddpm" else self.term
+        return asked(x, x0, step, watch)
 
-    def gradient(self, x: Tensor, x0: Tensor, step: Step) -> Tensor:
+    def gradient(self, x: Tensor, x0: Tensor, step: Step, watch: Watch | None = None) -> Tensor:
         """scale * grad log p(y | x_t), as algorithm 1 wants it: the term without its factor."""
-        return self.term(x, x0, step) * (step.alpha_bar**0.5 / (1 - step.alpha_bar))
+        return self.term(x, x0, step, watch) * (step.alpha_bar**0.5 / (1 - step.alpha_bar))
 
 
 @torch.no_grad()
@@ -193,7 +196,7 @@ def sample(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
     steps = list(steps)
-    held = HeldTerm(reuse)
+    held, watch = HeldTerm(reuse), Watch()
     for index, step in enumerate(steps):
         place = place_of(step, index, len(steps), len(model.schedule))
         active = [guide for each in guides if (guide := each.at(place, len(x))) is not None]
@@ -202,7 +205,7 @@ def sample(
         with tracked(x, through) as x_in:
             x0, v = _denoised(model, x_in, step, labels, scale, low_res, held)
             x0 = x0.clamp(-1, 1) if clip_denoised else x0
-            pulls = [guide.pull(method, x_in, x0, step) for guide in active]
+            pulls = [guide.pull(method, x_in, x0, step, watch) for guide in active]
         x0, v = _cut(x0, v)
         drawn = noise(x)
         if method == "ddpm":
@@ -211,6 +214,7 @@ def sample(
             x = ddpm_step(x, x0, variance, step, mean_shift(pull, variance, 1.0), drawn)
         else:
             x = ddim_step(x, sum(pulls, x0), step, eta, drawn)
+    watch.finish()
     return x
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .later import onto
 from .noise import per_image
 from .place import Place
 from .schedule import GuidanceSchedule
@@ -44,7 +45,7 @@ class Strength:
 
     def scales(self, log_probs: Tensor) -> Tensor:
         """The scale of each image (B,), from log p(y | x) of every class (B, classes)."""
-        scales = log_probs.new_tensor(self.scale).expand(len(log_probs))
+        scales = _like(log_probs, self.scale).expand(len(log_probs))
         if self.entropy_limit == 1:
             return scales
         return scales * entropy_factor(log_probs, self.entropy_limit)
@@ -60,6 +61,13 @@ class Strength:
         if self.cap == 0:
             return term
         return term * per_image(cap_factor(term, denoised, self.cap), term)
+
+
+def _like(values: Tensor, scale: float | tuple[float, ...]) -> Tensor:
+    """The scale with the dtype and on the device of `values`; nobody waits for it."""
+    if isinstance(scale, tuple):
+        return onto(values.device, torch.tensor(scale, dtype=values.dtype))
+    return values.new_full((), scale)
 
 
 def entropy_factor(log_probs: Tensor, limit: float) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
 
+from .later import Later
 from .place import Place
 
 
@@ -15,16 +18,21 @@ from .place import Place
 class ClassifierRecord:
     """What one classifier did; lengths are means over the batch."""
 
-    scale: Tensor
-    norm: Tensor
-    log_probs: Tensor
+    scale: Later
+    norm: Later
+    log_probs: Later
+
+    @property
+    def arrived(self) -> bool:
+        """Whether nobody has to wait for its numbers."""
+        return self.scale.arrived and self.norm.arrived and self.log_probs.arrived
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers."""
         return {
-            "scale": float(self.scale),
-            "norm": float(self.norm),
-            "log_probs": self.log_probs.tolist(),
+            "scale": float(self.scale.wait()),
+            "norm": float(self.norm.wait()),
+            "log_probs": self.log_probs.wait().tolist(),
         }
 
 
@@ -34,25 +42,40 @@ class Evaluation:
 
     cfg_norm: of (cfg - 1) (cond - uncond), what CFG adds to the conditional prediction; None where
     uncond was not computed. passes: conditionings that the network was run for. saved: those that
-    it was not run for, because CFG's last term was used again. Values stay
-    tensors, on the model's device, until somebody reads them: a run does not wait for them.
+    it was not run for, because CFG's last term was used again. A run does not wait for what is
+    computed on its device: `place_at` tells the place once its sigma has come from there.
     """
 
-    place: Place
-    cfg: Any = None
-    cfg_norm: Any = None
+    sigma: Later
+    place_at: Callable[[float], Place]
+    cfg: float | Later | None = None
+    cfg_norm: Later | None = None
     passes: int = 0
     saved: int = 0
     classifiers: list[ClassifierRecord] = field(default_factory=list)
 
+    @property
+    def place(self) -> Place:
+        """Where in the run it was."""
+        return self.place_at(float(self.sigma.wait()))
+
+    @property
+    def arrived(self) -> bool:
+        """Whether nobody has to wait for its numbers."""
+        numbers = (self.sigma, self.cfg, self.cfg_norm)
+        return all(one.arrived for one in numbers if isinstance(one, Later)) and all(
+            record.arrived for record in self.classifiers
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As numbers."""
+        place = self.place
         return {
-            "sigma": self.place.sigma,
-            "step": self.place.step,
-            "percent": self.place.percent,
-            "cfg": None if self.cfg is None else _mean(self.cfg),
-            "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm),
+            "sigma": place.sigma,
+            "step": place.step,
+            "percent": place.percent,
+            "cfg": float(self.cfg.wait()) if isinstance(self.cfg, Later) else self.cfg,
+            "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm.wait()),
             "passes": self.passes,
             "saved": self.saved,
             "classifiers": [record.to_dict() for record in self.classifiers],
@@ -68,20 +91,22 @@ class Trace:
 
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []
+        self._counting = Lock()  # with several GPUs, each has a thread
 
     def begin(self) -> None:
         """A new run: what was seen before goes."""
         self.evaluations = []
 
-    def evaluation(self, place: Place) -> Evaluation:
-        """The next one."""
-        self.evaluations.append(Evaluation(place))
+    def evaluation(self, sigma: Tensor, place_at: Callable[[float], Place]) -> Evaluation:
+        """The next one, at sigma (B,); `place_at` tells where a sigma is in the run."""
+        self.evaluations.append(Evaluation(Later(sigma.flatten()[0]), place_at))
         return self.evaluations[-1]
 
     def passes(self, count: int) -> None:
         """The network ran for so many conditionings."""
         if self.evaluations:
-            self.evaluations[-1].passes += count
+            with self._counting:
+                self.evaluations[-1].passes += count
 
     def saved(self, count: int) -> None:
         """CFG's last term stood in for so many conditionings."""
@@ -93,15 +118,15 @@ class Trace:
         if not self.evaluations:
             return
         current = self.evaluations[-1]
-        current.cfg = scale
+        current.cfg = _mean(scale)
         if uncond is not None:
-            current.cfg_norm = mean_norm((scale - 1) * (cond - uncond))
+            current.cfg_norm = Later(mean_norm((scale - 1) * (cond - uncond)))
 
     def classifier(self, scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
         """A classifier added `term` (B, ...); its scales and log p(label | x) are (B,)."""
         if self.evaluations:
-            record = ClassifierRecord(scales.mean(), mean_norm(term), log_probs)
-            self.evaluations[-1].classifiers.append(record)
+            seen = (Later(values) for values in (scales.mean(), mean_norm(term), log_probs))
+            self.evaluations[-1].classifiers.append(ClassifierRecord(*seen))
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers: {"passes": ..., "saved": ..., "evaluations": [...]}."""
@@ -119,8 +144,8 @@ def mean_norm(values: Tensor) -> Tensor:
     return values.detach().float().flatten(1).norm(dim=1).mean()
 
 
-def _mean(scale: Any) -> float:
-    return float(scale.as_subclass(Tensor).mean()) if isinstance(scale, Tensor) else float(scale)
+def _mean(scale: Any) -> float | Later:
+    return Later(scale.as_subclass(Tensor).mean()) if isinstance(scale, Tensor) else float(scale)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ..guidance.later import onto
 from ..guidance.schedule import GuidanceSchedule
 from . import comfy_adapter as adapter
 
@@ -76,9 +77,8 @@ class ScheduledCFG:
 
 def _per_image(scales: list[float], x: Tensor) -> Tensor:
     shape = (len(x), *[1] * (x.ndim - 1))
-    return (
-        torch.tensor(scales, device=x.device, dtype=x.dtype).view(shape).as_subclass(PerImageScale)
-    )
+    values = onto(x.device, torch.tensor(scales, dtype=x.dtype))
+    return values.view(shape).as_subclass(PerImageScale)
 
 
 def check_guider(guider: Any) -> None:

@@ -43,8 +43,10 @@ from ..guidance.checkpoint import (
 from ..guidance.classifier import NoisyClassifier, compute_dtype, use_ordinary_weights
 from ..guidance.compiling import compile_network
 from ..guidance.economy import WHOLE, Economy, economy_within, gradient_bytes
+from ..guidance.finite import Watch
 from ..guidance.image_classifier import Decode, ImageClassifier
 from ..guidance.labels import class_names, spread_labels
+from ..guidance.later import Later, home_of
 from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
@@ -64,7 +66,9 @@ TRACE_KEY = "guidance_trace"
 ADDED_KEY = "classifier_guidance_added"
 RUN_KEY = "classifier_guidance_run"
 HELD_KEY = "classifier_guidance_held"
+WATCH_KEY = "classifier_guidance_watch"
 MEMORY_KEY = "classifier_guidance_memory"
+CLONE_KEY = "classifier_guidance_clone"
 # Keys under transformer_options through which SamplerADM asks for what x0 alone does not tell.
 VARIANCE_KEY = "adm_variance"
 GRADIENT_KEY = "classifier_guidance_gradient"
@@ -106,8 +110,13 @@ def file_fingerprint(folder: str, name: str) -> str:
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         return "missing"
-    stat = Path(path).stat()
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    return _version(Path(path))
+
+
+def _version(path: Path) -> str:
+    """Changes with the file, also where its size and the time that it shows stay the same."""
+    stat = path.stat()
+    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 # --- classifiers -----------------------------------------------------------------------------
@@ -127,6 +136,10 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
     def partially_unload(self, device_to: Any, memory_to_free: float = 0, **options: Any) -> int:
         """Frees nothing, which makes ComfyUI unload the whole model instead."""
         return 0
+
+    def deepclone_multigpu(self, new_load_device: Any = None, models_cache: Any = None) -> Any:
+        """The same network where it is: what is steered may compute on any device."""
+        return self.clone()
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,21 @@ def load_classifier(
     if compile:
         compile_network(classifier.network)
     return _placed(classifier, name, checkpoint.description)
+
+
+def attach(model: Any, key: str, patchers: list[Any]) -> None:
+    """Has ComfyUI place these models whenever it places the MODEL."""
+    model.set_additional_models(key, patchers)
+    matched = getattr(comfy.patcher_extension.CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None)
+    if matched is not None and not model.callbacks.get(matched, {}).get(CLONE_KEY):
+        model.add_callback_with_key(matched, CLONE_KEY, _without_classifiers)
+
+
+def _without_classifiers(model: Any, clone: Any) -> None:
+    """A clone for another GPU computes the MODEL's prediction alone; the first one guides."""
+    for key, patchers in list(clone.additional_models.items()):
+        if any(isinstance(patcher, WholePatcher) for patcher in patchers):
+            clone.remove_additional_models(key)
 
 
 def place_trained(network: Any, description: Description) -> PlacedClassifier:
@@ -283,7 +311,8 @@ def _economy(network: torch.nn.Module, x: Tensor) -> Economy:
     """The quickest gradient at x (B, C, H, W) that the device has room for now."""
     if not isinstance(network, HalfUNet):
         return WHOLE
-    free = comfy.model_management.get_free_memory(x.device) * (1 - SPARE_SHARE)
+    device = home_of(network, x.device)
+    free = comfy.model_management.get_free_memory(device) * (1 - SPARE_SHARE)
     return economy_within(free, network.layout, x.shape, compute_dtype(network, x))
 
 
@@ -335,6 +364,25 @@ def _dtype_of(network: torch.nn.Module) -> torch.dtype:
     return compute_dtype(network, torch.empty(0))
 
 
+# --- gradients that are not finite ---------------------------------------------------------------
+
+
+def watch_gradients(model: Any) -> None:
+    """Has each run of the MODEL end with a last look at the gradients of all its classifiers."""
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    if not model.get_wrappers(kind, WATCH_KEY):  # once, for all that are attached
+        model.add_wrapper_with_key(kind, WATCH_KEY, _watched)
+
+
+def _watched(executor: Any, *arguments: Any, **options: Any) -> Any:
+    watch = Watch()
+    # the guider's options are a copy for this run
+    executor.class_obj.model_options["transformer_options"][WATCH_KEY] = watch
+    result = executor(*arguments, **options)
+    watch.finish()
+    return result
+
+
 # --- gradients through a VAE and a model --------------------------------------------------------
 
 
@@ -376,7 +424,8 @@ class PlacedVAE:
         def decode(x0: Tensor) -> Tensor:
             use_ordinary_weights(network)
             _use_ordinary_attributes(model.latent_format)
-            pixels = network.decode(model.process_latent_out(x0).to(self.dtype))
+            latents = model.process_latent_out(x0).to(home_of(network, x0.device), self.dtype)
+            pixels = network.decode(latents)
             return pixels * self.slope + self.offset
 
         return decode
@@ -640,9 +689,23 @@ def load_adm(
     checkpoint.fill(model.diffusion_model, weights)
     model.device = offload
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
+    # how core makes another one like it, for another GPU
+    patcher.cached_patcher_init = (_adm_patcher, (name, clip_denoised, dtype, overrides))
     if clip_denoised:
         patcher.set_model_sampler_post_cfg_function(_clip)
     return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+
+def _adm_patcher(
+    name: str,
+    clip_denoised: bool,
+    dtype: str,
+    overrides: dict[str, Any],
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of `load_adm`, whose weights are never streamed."""
+    with torch.inference_mode():
+        return load_adm(name, clip_denoised, dtype, **overrides)[0]
 
 
 def _clip(args: dict) -> Tensor:
@@ -694,14 +757,18 @@ def is_flow(model_sampling: Any) -> bool:
 
 
 def place_of(guider: Any, sigma: Tensor, model_options: dict) -> Place:
-    """Where a run is when its sampler asks for sigma (B,)."""
-    level = float(sigma.flatten()[0])
+    """Where a run is when its sampler asks for sigma (B,); waits for the device to tell it."""
+    return run_of(guider, model_options).place(float(sigma.flatten()[0]))
+
+
+def run_of(guider: Any, model_options: dict) -> Run:
+    """The run that these options of an evaluation belong to."""
     options = model_options["transformer_options"]
     # the options are this run's own: what is kept in them ends with it
     run = options.get(RUN_KEY)
     if run is None:
         run = options[RUN_KEY] = Run(guider.inner_model.model_sampling, options["sample_sigmas"])
-    return run.place(level)
+    return run
 
 
 class Run:
@@ -709,9 +776,19 @@ class Run:
 
     def __init__(self, model_sampling: Any, sigmas: Tensor):
         self.sampling = model_sampling
-        self.sigmas = sigmas.tolist()
         table = getattr(model_sampling, "log_sigmas", None)
-        self.log_sigmas = None if table is None else table.float().cpu().numpy()
+        self._sigmas = Later(sigmas)
+        self._log_sigmas = None if table is None else Later(table.float())
+
+    @functools.cached_property
+    def sigmas(self) -> list[float]:
+        """Of its steps."""
+        return self._sigmas.wait().tolist()
+
+    @functools.cached_property
+    def log_sigmas(self) -> np.ndarray | None:
+        """Of the model's timesteps, where it has a table of them."""
+        return None if self._log_sigmas is None else self._log_sigmas.wait().numpy()
 
     def place(self, sigma: float) -> Place:
         """Also for a sigma between two steps, as second-order samplers ask for."""
@@ -800,8 +877,7 @@ def _fingerprint(root: Path) -> str:
     """Changes with any file below the folder."""
     seen = hashlib.sha256()
     for path in sorted(root.rglob("*")):
-        about = path.stat()
-        seen.update(f"{path}:{about.st_size}:{about.st_mtime_ns}".encode())
+        seen.update(_version(path).encode())
     return seen.hexdigest()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..guidance.adm import HalfUNet
 from ..guidance.classifier_guidance import Report, classifier_term
 from ..guidance.labels import spread_labels
+from ..guidance.later import onto
 from ..guidance.noise import per_image
 from ..guidance.remembered import Memory, Remembering
 from ..guidance.schedule import GuidanceSchedule
@@ -118,7 +119,7 @@ class ClassifierGuide:
     ) -> Tensor:
         """The guider's denoised image (B, C, H, W) at x and sigma (B,), guided."""
         # before the big model runs: a label or size that does not fit is said at once
-        labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
+        labels = onto(x.device, torch.tensor(spread_labels(self.labels, len(x), NAME)))
         self._check_shape(x)
         strength = self._strength_at(executor.class_obj, x, sigma, model_options)
         if strength is None:
@@ -174,7 +175,15 @@ class ClassifierGuide:
         level, alpha = self._levels(guider, sigma)
         report = _reporting(options.get(adapter.TRACE_KEY, ()), labels)
         return classifier_term(
-            classifier, x, denoised, level, labels, strength, alpha, report
+            classifier,
+            x,
+            denoised,
+            level,
+            labels,
+            strength,
+            alpha,
+            report,
+            options.get(adapter.WATCH_KEY),
         ).detach()
 
     def _memory(self, options: dict) -> Memory:
@@ -197,11 +206,19 @@ class ClassifierGuide:
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 4:
             raise ValueError(
-                f"Classifier Guidance steers images (B, C, H, W); this latent is {tuple(x.shape)}."
+                f"Classifier Guidance steers images (B, C, H, W), but this latent is {_kind(x)}, "
+                f"{tuple(x.shape)}; take Classifier Guidance away, or sample an image."
             )
         network = self.placed.classifier.network
         if isinstance(network, HalfUNet):
             network.check_size(x.shape[-2:])
+
+
+def _kind(x: Tensor) -> str:
+    """What a latent that is no image is: core packs several into (B, 1, N)."""
+    if x.ndim == 5:
+        return "a video (B, C, T, H, W)"
+    return "sound, or video and sound packed together" if x.ndim == 3 else "no image"
 
 
 def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:
@@ -210,7 +227,7 @@ def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:
         return None
 
     def report(scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
-        chosen = labels.to(log_probs.device)[:, None]
+        chosen = labels[:, None]
         for trace in traces:
             trace.classifier(scales, term, log_probs.gather(1, chosen)[:, 0])
 

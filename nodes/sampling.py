@@ -168,7 +168,7 @@ def steps_of(sigmas: Tensor) -> list[Step]:
     if len(sigmas) < 2:
         return []
     _check_falling(sigmas.tolist())
-    alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.double().cpu())]
+    alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.cpu().double())]
     floor = 1 - alpha_bar[-2]
     if len(alpha_bar) > 2:
         floor = posterior_variance(alpha_bar[-3], alpha_bar[-2])

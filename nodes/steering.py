@@ -228,8 +228,9 @@ class ClassifierGuidance(io.ComfyNode):
         steered = model.clone()
         # a number of its own for each node in a row, so that they add up
         key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
-        steered.set_additional_models(key, classifier.patchers(model))
+        adapter.attach(steered, key, classifier.patchers(model))
         adapter.reserve_gradient_memory(steered)
+        adapter.watch_gradients(steered)
         steered.add_wrapper_with_key(
             comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
             key,

@@ -52,24 +52,19 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
     options = model.model_options["transformer_options"]
     options[adapter.TRACE_KEY] = (*options.get(adapter.TRACE_KEY, ()), trace)
 
-    def tell() -> None:
-        # one evaluation late: only then have all of its guidances been at work
-        if node is not None and trace.evaluations:
-            last = trace.evaluations[-1]
-            number = len(trace.evaluations) - 1
-            about = {"node": node, "number": number, "steps": last.place.steps}
-            adapter.tell_page(EVENT, about | {"evaluation": last.to_plain()})
+    told = Told(trace, node)
 
     def begin(executor: Any, *args: Any, **options: Any) -> Any:
         trace.begin()
+        told.begin()
         try:
             return executor(*args, **options)
         finally:
-            tell()
+            told.rest()
 
     def evaluation(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
-        tell()
-        trace.evaluation(adapter.place_of(executor.class_obj, sigma, model_options))
+        told.arrived()
+        trace.evaluation(sigma, adapter.run_of(executor.class_obj, model_options).place)
         return executor(x, sigma, model_options, seed)
 
     def passes(executor: Any, *inputs: Any, **conds: Any) -> Any:
@@ -88,6 +83,37 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
     model.add_wrapper_with_key(Wrappers.APPLY_MODEL, KEY, passes)
     model.set_model_sampler_post_cfg_function(cfg)
     return model
+
+
+class Told:
+    """What the page has been told of a trace; there is none to tell without a node on it."""
+
+    def __init__(self, trace: Trace, node: str | None):
+        self.trace, self.node = trace, node
+        self.count = 0
+
+    def begin(self) -> None:
+        """A new run."""
+        self.count = 0
+
+    def arrived(self) -> None:
+        """Tells of evaluations whose numbers have come from the device."""
+        while self.count < len(self.trace.evaluations):
+            if not self.trace.evaluations[self.count].arrived:
+                return
+            self._tell()
+
+    def rest(self) -> None:
+        """Tells of the others; waits for their numbers."""
+        while self.count < len(self.trace.evaluations):
+            self._tell()
+
+    def _tell(self) -> None:
+        number, self.count = self.count, self.count + 1
+        if self.node is not None:
+            seen = self.trace.evaluations[number]
+            about = {"node": self.node, "number": number, "steps": seen.place.steps}
+            adapter.tell_page(EVENT, about | {"evaluation": seen.to_plain()})
 
 
 class GuidancePlot(io.ComfyNode):

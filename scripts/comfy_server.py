@@ -46,6 +46,8 @@ class Run:
 class ComfyServer:
     """A headless ComfyUI with this pack and no other, on a free loopback port.
 
+    `extra_packs` are the folders of others that it loads all the same.
+
     It works in a temporary base directory (`base`, with input/, output/, models/), so neither the
     user's ComfyUI folder nor a server they have running is touched.
     """
@@ -56,11 +58,16 @@ class ComfyServer:
         *,
         extra_arguments: tuple[str, ...] = (),
         install: Callable[[Path], None] | None = None,
+        extra_packs: tuple[Path, ...] = (),
     ):
-        """install: puts the pack into a base directory; else this checkout is linked there."""
+        """install: puts the pack into a base directory; else this checkout is linked there.
+
+        extra_packs: folders of other packs, linked beside it.
+        """
         self.comfyui = comfyui
         self.extra_arguments = extra_arguments
         self.install = install or link_pack
+        self.extra_packs = extra_packs
         self.port = 0
         self._cleanup = contextlib.ExitStack()
 
@@ -68,6 +75,11 @@ class ComfyServer:
     def url(self) -> str:
         """Where the server listens."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def process_id(self) -> int:
+        """Of the process that the server's own descends from."""
+        return self._process.pid
 
     @property
     def log(self) -> str:
@@ -82,6 +94,8 @@ class ComfyServer:
             )
             self.base = make_base_directory(Path(folder).resolve() / "base")
             self.install(self.base)
+            for pack in self.extra_packs:
+                link_folder(self.base / "custom_nodes" / pack.name, pack)
             self._home = self.base.parent / "home"
             self._home.mkdir()
             self._log_path = self.base.parent / "server.log"
@@ -90,6 +104,17 @@ class ComfyServer:
             self._wait_until_ready()
             self._cleanup = cleanup.pop_all()
         return self
+
+    def kill(self) -> None:
+        """End the server as a crash does, in the middle of whatever it is doing."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def start_again(self) -> None:
+        """Start it after `kill`, in the same base directory; its log begins anew."""
+        self._process = self._cleanup.enter_context(self._launched())
+        self._wait_until_ready()
 
     def __exit__(self, *exception: object) -> None:
         self._cleanup.close()
@@ -118,6 +143,7 @@ class ComfyServer:
     def _server_arguments(self) -> list[str]:
         arguments = ["--port", str(self.port), "--base-directory", str(self.base)]
         arguments += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
+        arguments += [pack.name for pack in self.extra_packs]
         arguments += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
         if not has_accelerator():
             arguments.append("--cpu")
