@@ -1,0 +1,133 @@
+"""The reading room: what every file that is opened has to pass, before memory is taken for it.
+
+Files come from anywhere. Whatever is in one, the outcome is its content or one clear sentence,
+in time and memory that its size justifies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError, safe_open
+
+MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
+MOST_TENSORS = 10_000  # of one file; a 559 M U-Net has 800
+MOST_DIMENSIONS = 8
+MOST_CLASSES = 100_000
+MOST_JSON = 16 << 20  # bytes of a JSON file
+MOST_HEADER = 8 << 20  # bytes of a safetensors header, metadata and all
+MOST_QUOTES = 400_000  # in that header: 4 or more of them make a Python object
+# as safetensors calls them: what the networks here are made of
+SAFE_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
+
+
+class CheckpointError(ValueError):
+    """A model file that cannot be used; the message says which, why, and what would do."""
+
+
+def brief(error: Exception) -> str:
+    """The error in one line of at most 160 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"{text} is missing or unknown"
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def check_file(path: Path, suffixes: Iterable[str]) -> None:
+    """Raises CheckpointError unless it is an ordinary file of one of these endings."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist or is not a file; choose an existing model file."
+        )
+    if path.suffix not in suffixes:
+        raise CheckpointError(
+            f"{path.name} is not one of {', '.join(suffixes)}; save its tensors as .safetensors."
+        )
+
+
+def is_within(path: Path, folders: Iterable[str | Path]) -> bool:
+    """Whether it is, with every link followed, in one of the folders."""
+    try:
+        real = Path(os.path.realpath(path))
+        return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
+    except ValueError:  # a name with a null character
+        return False
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value; raises ValueError, also where it is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_text(path: Path, most: int = MOST_JSON) -> str:
+    """A small UTF-8 text file. Raises ValueError for a larger one or another encoding."""
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most} bytes")
+    return content.decode("utf-8")
+
+
+# --- safetensors -----------------------------------------------------------------------------
+
+
+@contextmanager
+def open_safetensors(path: str | Path) -> Iterator[Any]:
+    """`safe_open` of a file whose header was looked at: how large it is, and what it announces.
+
+    Raises ValueError, SafetensorError or OSError that say what is wrong, without the file's name.
+    """
+    with open(path, "rb") as raw:
+        _check_header(raw)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        keys = list(file.keys())
+        if len(keys) > MOST_TENSORS:
+            raise ValueError(f"it has {len(keys)} tensors, more than {MOST_TENSORS}")
+        for key in keys:
+            _check_slice(key, file.get_slice(key))
+        yield file
+
+
+def _check_header(file: BinaryIO) -> None:
+    """The header's length comes first, in 8 bytes; parsing it takes several times its size."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError("it ends within its header")
+    if length > MOST_HEADER:
+        raise ValueError(f"its header has {length} bytes, more than {MOST_HEADER}")
+    header = file.read(length)
+    if header.count(b'"') - header.count(b'\\"') > MOST_QUOTES:
+        raise ValueError(f"its header has more than {MOST_QUOTES // 2} names and values")
+
+
+def _check_slice(key: str, part: Any) -> None:
+    shape, dtype = part.get_shape(), part.get_dtype()
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{key[:80]!r} has {len(shape)} dimensions, more than {MOST_DIMENSIONS}")
+    if dtype not in SAFE_DTYPES:
+        raise ValueError(f"{key[:80]!r} is {dtype}, which the networks here are not made of")
+
+
+__all__ = [
+    "MODEL_SUFFIXES",
+    "CheckpointError",
+    "SafetensorError",
+    "brief",
+    "check_file",
+    "is_within",
+    "open_safetensors",
+    "parse_json",
+    "read_text",
+]
