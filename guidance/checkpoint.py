@@ -287,7 +287,7 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[s
 
 def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Description:
     if METADATA_KEY in metadata:
-        return _from_metadata(path, metadata[METADATA_KEY])
+        return _from_metadata(path, metadata[METADATA_KEY], tensors)
     layout = detect_layout({key: tuple(value.shape) for key, value in tensors.items()})
     if layout is None:
         _say_what_is_broken(path, tensors)
@@ -312,7 +312,7 @@ def _say_what_is_broken(path: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _from_metadata(path: Path, text: str) -> Description:
+def _from_metadata(path: Path, text: str, tensors: dict[str, Tensor]) -> Description:
     try:
         values = parse_json(text)
         if values.get("format", FORMAT) > FORMAT:
@@ -321,13 +321,14 @@ def _from_metadata(path: Path, text: str) -> Description:
         names = KINDS[kind].__dataclass_fields__
         layout = {k: _hashable(v) for k, v in values["layout"].items() if k in names}
         network = KINDS[kind](**layout)
+        _check_class_count(network, tensors)
         return Description(
             kind=kind,
             layout=network,
             noise_schedule=_known_schedule(values["noise_schedule"]),
             labels=_labels(values.get("labels"), network),
-            space=values.get("space"),
-            training=values.get("training") or {},
+            space=_typed(values, "space", str),
+            training=_typed(values, "training", dict) or {},
             source="metadata",
         )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -335,6 +336,20 @@ def _from_metadata(path: Path, text: str) -> Description:
             f"The description inside {path.name} cannot be used ({brief(error)}); "
             "save the model again with this pack."
         ) from error
+
+
+def _check_class_count(layout: ADMLayout, tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError for more classes than any tensor has rows: lists of them are made."""
+    rows = max((len(value) for value in tensors.values() if value.ndim), default=0)
+    if (layout.class_count or 0) > rows:
+        raise ValueError(f"{layout.class_count} classes, and no tensor with so many rows")
+
+
+def _typed(values: dict[str, Any], name: str, kind: type) -> Any:
+    value = values.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def _known_schedule(name: Any) -> str:

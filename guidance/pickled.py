@@ -86,9 +86,7 @@ class StoredTensor:
         """How many numbers its storage must have at least."""
         if not math.prod(self.shape):
             return 0
-        steps = (
-            (size - 1) * step for size, step in zip(self.shape, self.stride, strict=True)
-        )
+        steps = ((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         return self.offset + sum(steps) + 1
 
 
@@ -279,10 +277,9 @@ def _count(value: Any) -> int:
     return value
 
 
-PUSHED = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE SHORT_BINSTRING "
-    "BINSTRING".split()
-)
+NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")
+TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING")
+PUSHED = frozenset((*NUMBERS, *TEXTS))
 MADE: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,

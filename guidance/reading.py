@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
 MOST_TENSORS = 10_000  # of one file; a 559 M U-Net has 800
@@ -21,6 +22,7 @@ MOST_DIMENSIONS = 8
 MOST_CLASSES = 100_000
 MOST_JSON = 16 << 20  # bytes of a JSON file
 MOST_HEADER = 8 << 20  # bytes of a safetensors header, metadata and all
+MOST_DIRECTORY = 2 << 20  # bytes of the list of what a zip archive holds
 MOST_QUOTES = 400_000  # in that header: 4 or more of them make a Python object
 # as safetensors calls them: what the networks here are made of
 SAFE_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
@@ -79,6 +81,33 @@ def read_text(path: Path, most: int = MOST_JSON) -> str:
     return content.decode("utf-8")
 
 
+# --- archives --------------------------------------------------------------------------------
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """The archive in the file; raises BadZipFile, also for a directory that is too long."""
+    return zipfile.ZipFile(_ShortReads(file))  # type: ignore[call-overload]
+
+
+class _ShortReads:
+    """A file for `zipfile`, whose directory takes many times its size when it is read."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def seekable(self) -> bool:
+        """For zipfile."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Of the file; raises BadZipFile for more than what a directory may have."""
+        found = self.file.read(MOST_DIRECTORY + 1 if size < 0 else min(size, MOST_DIRECTORY + 1))
+        if len(found) > MOST_DIRECTORY:
+            raise zipfile.BadZipFile(f"its directory has more than {MOST_DIRECTORY} bytes")
+        return found
+
+
 # --- safetensors -----------------------------------------------------------------------------
 
 
@@ -118,16 +147,3 @@ def _check_slice(key: str, part: Any) -> None:
         raise ValueError(f"{key[:80]!r} has {len(shape)} dimensions, more than {MOST_DIMENSIONS}")
     if dtype not in SAFE_DTYPES:
         raise ValueError(f"{key[:80]!r} is {dtype}, which the networks here are not made of")
-
-
-__all__ = [
-    "MODEL_SUFFIXES",
-    "CheckpointError",
-    "SafetensorError",
-    "brief",
-    "check_file",
-    "is_within",
-    "open_safetensors",
-    "parse_json",
-    "read_text",
-]

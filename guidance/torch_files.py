@@ -15,16 +15,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
 
 from .pickled import OtherContent, Storage, StoredTensor, UnsafePickle, read_pickle
-from .reading import MOST_TENSORS, CheckpointError, brief
+from .reading import MOST_TENSORS, CheckpointError, brief, open_zip
 
 ZIP, PICKLE = b"PK", b"\x80"
 MOST_PICKLE = 4 << 20  # bytes; a 559 M U-Net's has 0.2 MB
-MOST_DIRECTORY = 2 << 20  # bytes that an archive's directory may have
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 LOCAL_HEADER = 30  # bytes before a record's name
@@ -53,7 +53,7 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Tensor]:
             f"{path.name} claims {brief(error)} than what it holds, so it was not used; get it "
             "from its original source."
         ) from error
-    except (ValueError, OSError, EOFError, RuntimeError, MemoryError, LookupError) as error:
+    except (ValueError, OSError, RuntimeError, LookupError, struct.error, BadZipFile) as error:
         raise CheckpointError(
             f"{path.name} is not a whole torch file ({brief(error)}); download it again."
         ) from error
@@ -168,9 +168,9 @@ class _Archive:
 
 def _open_archive(path: Path, file: BinaryIO, mmap: bool) -> tuple[Any, _Archive]:
     try:
-        with zipfile.ZipFile(_ShortReads(file)) as archive:  # type: ignore[arg-type]
+        with open_zip(file) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+    except NotImplementedError as error:  # a kind of archive that zipfile does not know
         raise ValueError(brief(error)) from error
     main = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
     if len(main) != 1:
@@ -218,23 +218,6 @@ def _content(file: BinaryIO, record: _Record | None, most: int) -> bytes:
     return file.read(record.size)
 
 
-class _ShortReads:
-    """A file for `zipfile`, whose directory takes many times its size when it is read."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def seekable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        found = self.file.read(MOST_DIRECTORY + 1 if size < 0 else min(size, MOST_DIRECTORY + 1))
-        if len(found) > MOST_DIRECTORY:
-            raise ValueError(f"a directory of more than {MOST_DIRECTORY} bytes")
-        return found
-
-
 # --- before torch 1.6 ------------------------------------------------------------------------
 
 
@@ -244,7 +227,7 @@ class _Legacy:
 
     def tensors(self, table: dict[str, StoredTensor]) -> dict[str, Tensor]:
         """Views of the storages."""
-        return {key: _placed(value, self.storages[value.storage.key]) for key, value in table.items()}
+        return {key: _placed(each, self.storages[each.storage.key]) for key, each in table.items()}
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, _Legacy]:

@@ -11,6 +11,7 @@ import torch
 
 from ..checkpoint import ATTENTION_ORDERS
 from ..files import check_target
+from ..reading import read_text
 from ..schedule import GuidanceSchedule
 from ..training.loop import Recipe
 
@@ -38,7 +39,7 @@ def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
             f"schedule is {text[:100]!r}, which is neither the JSON of a schedule nor a file of it."
         )
     try:
-        return file, GuidanceSchedule.from_json(file.read_text("utf-8"))
+        return file, GuidanceSchedule.from_json(read_text(file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files import write_tensors
 from ..images import load_samples, open_picture
+from ..reading import open_safetensors, parse_json
 
 # what torchvision's ImageFolder reads
 IMAGE_SUFFIXES = (
@@ -113,12 +114,12 @@ def load_latents(path: str | Path) -> LabelledImages:
     Raises ValueError that names the file when it is damaged, lacks a tensor, or they do not fit.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             about = file.metadata() or {}
             latents, labels = file.get_tensor("latents"), file.get_tensor("labels")
-        names = tuple(str(name) for name in json.loads(about["names"]))
+        names = tuple(str(name) for name in parse_json(about["names"]))
         space = about["space"]
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is no file of labelled latents ({type(error).__name__}); expected the tensors "
             "latents (N, C, H, W) and labels (N,), and names and space in its metadata."
