@@ -66,6 +66,7 @@ class _Hollow(ValueError):
 def _tensors(path: Path, file: BinaryIO, mmap: bool) -> dict[str, Tensor]:
     start = file.read(2)
     file.seek(0)
+    source: _Archive | _Legacy
     if start == ZIP:
         content, source = _open_archive(path, file, mmap)
     elif start[:1] == PICKLE:
@@ -143,9 +144,7 @@ class _Archive:
     def tensors(self, table: dict[str, StoredTensor]) -> dict[str, Tensor]:
         """Views of the mapped file, or of the storages that are read."""
         size = os.fstat(self.file.fileno()).st_size
-        whole = None
-        if self.mmap:
-            whole = torch.UntypedStorage.from_file(str(self.path), False, size)
+        mapped = torch.UntypedStorage.from_file(str(self.path), False, size) if self.mmap else None
         storages: dict[str, torch.UntypedStorage] = {}
         for key, tensor in table.items():
             storage = tensor.storage
@@ -153,15 +152,13 @@ class _Archive:
             if record is None or record.size < storage.nbytes:
                 raise _Hollow(f"a tensor {key[:80]!r} larger")
             if storage.key not in storages:
-                storages[storage.key] = self._storage(storage, record, whole)
+                storages[storage.key] = self._storage(storage, record, mapped)
         return {key: _placed(value, storages[value.storage.key]) for key, value in table.items()}
 
-    def _storage(
-        self, storage: Storage, record: _Record, whole: torch.UntypedStorage | None
-    ) -> torch.UntypedStorage:
+    def _storage(self, storage: Storage, record: _Record, mapped: Any) -> torch.UntypedStorage:
         aligned = record.offset % storage.dtype.itemsize == 0
-        if whole is not None and aligned:
-            return whole[record.offset : record.offset + storage.nbytes]
+        if mapped is not None and aligned:
+            return mapped[record.offset : record.offset + storage.nbytes]
         self.file.seek(record.offset)
         return _read_storage(self.file, storage.nbytes)
 
