@@ -19,7 +19,7 @@ import torch
 
 from .reading import MOST_DIMENSIONS
 
-MOST_INSTRUCTIONS = 500_000  # some 40 make a tensor
+MOST_INSTRUCTIONS = 250_000  # some 40 make a tensor
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
