@@ -20,6 +20,7 @@ import torch
 from .reading import MOST_DIMENSIONS
 
 MOST_INSTRUCTIONS = 250_000  # some 40 make a tensor
+MOST_NESTED = 100
 STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -129,6 +130,8 @@ class _Machine:
             raise OtherContent(f"the pickle instruction {name}")
 
     def mark(self, _: Any) -> None:
+        if len(self.marks) >= MOST_NESTED:
+            raise OtherContent(f"more than {MOST_NESTED} things within each other")
         self.marks.append(self.stack)
         self.stack = []
 
