@@ -91,8 +91,8 @@ def load_images(
 
     Folder images are cropped to the centre square and resized to `image_size`; what cannot be
     read is left out and named in `skipped`. check_count is told how many pictures a folder has
-    before they are read, and can raise for too many. Raises ValueError when there is nothing to read, a
-    class is empty, or the arrays do not fit each other.
+    before they are read, and can raise for too many. Raises ValueError when there is nothing to
+    read, a class is empty, or the arrays do not fit each other.
     """
     path = Path(path)
     if path.is_dir():
