@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copyreg
 import io
 import json
@@ -11,6 +12,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +113,7 @@ TRAPS = {
     "exec": lambda m: call("builtins", "exec", python(m)),
     "Python 2's eval": lambda m: call("__builtin__", "eval", python(m)),
     "open": lambda m: call("builtins", "open", str(m), "w"),
-    "timeit": lambda m: call("timeit", "timeit", python(m)),
+    "a profiler": lambda m: call("cProfile", "run", python(m)),
     "an attribute of a module": lambda m: (
         b"cbuiltins\ngetattr\n(cos\n__dict__\n"
         + text("get")
@@ -157,7 +159,7 @@ def test_there_are_enough_kinds():
 @pytest.mark.parametrize("kind", TRAPS)
 def test_a_pickle_that_runs_code_does_not(marker, kind, wrapping):
     path = marker.with_name("evil.pt")
-    content = program(TRAPS[kind](marker), 4 if kind == "a name from the stack" else 3)
+    content = program(TRAPS[kind](marker))
     path.write_bytes(WRAPPINGS[wrapping](content))
     said = outcome(path)
     print(said)
@@ -176,7 +178,8 @@ def test_other_pickles_of_an_old_file_do_not_run_either(marker, place):
     path.write_bytes(b"".join(pickles))
     outcome(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False)
+    with contextlib.suppress(TypeError):
+        torch.load(path, weights_only=False)
     assert marker.exists()
 
 
@@ -221,9 +224,8 @@ OPENING |= {"read_array", "from_file", "fromfile", "genfromtxt", "memmap", "imre
 
 def opened_by(file: Path) -> set[str]:
     """Calls in the source by which a file's content gets in."""
-    calls = (
-        node.func for node in ast.walk(ast.parse(file.read_text("utf-8"))) if type(node) is ast.Call
-    )
+    nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+    calls = (node.func for node in nodes if type(node) is ast.Call)
     return {getattr(called, "attr", getattr(called, "id", "")) for called in calls} & OPENING
 
 
@@ -354,7 +356,7 @@ def test_more_tensors_than_any_network_has(tmp_path):
 
 def test_a_zip_bomb(tmp_path):
     path = tmp_path / "bomb.pt"
-    content = program(b"}") + bytes(300 << 20)
+    content = program(b"}") + bytes(100 << 20)
     path.write_bytes(archive(content, zipfile.ZIP_DEFLATED))
     assert path.stat().st_size < 1 << 20
     assert "compressed, which torch never does" in refused_at_once(path)
@@ -362,7 +364,7 @@ def test_a_zip_bomb(tmp_path):
 
 def test_a_directory_of_very_many_records(tmp_path):
     path = tmp_path / "many.pt"
-    path.write_bytes(archive(program(b"}"), **{f"{i}": b"" for i in range(50_000)}))
+    path.write_bytes(archive(program(b"}"), **{f"{i:0150}": b"" for i in range(12_000)}))
     assert "its directory has more than" in refused_at_once(path)
 
 
@@ -438,8 +440,7 @@ HEADERS = {
         f'{{"a":{entry(shape="[4294967296,4294967296]", offsets="[0,0]")}}}'.encode()
     ),
     "tensors that share memory": headed(
-        f'{{"a":{entry(shape="[2]", offsets="[0,8]")},"b":{entry(shape="[2]", offsets="[0,8]")}}}'.encode(),
-        bytes(8),
+        "{{{0}:{2},{1}:{2}}}".format('"a"', '"b"', entry("F32", "[2]", "[0,8]")).encode(), bytes(8)
     ),
     "eighths": headed(f'{{"a":{entry("F8_E4M3", "[4]", "[0,4]")}}}'.encode(), bytes(4)),
     "a description without end": headed(
@@ -537,7 +538,7 @@ HUGE = "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000, 1000, 
     "records",
     [
         {"arr_0": npy(HUGE), "arr_1": LABELS},
-        {"arr_0": npy(HUGE) + bytes(400 << 20), "arr_1": LABELS},
+        {"arr_0": npy(HUGE) + bytes(100 << 20), "arr_1": LABELS},
         {"arr_0": IMAGES, "arr_1": array(np.array([0, 10**9]))},
         {"arr_0": IMAGES, "arr_1": array(np.array([0, 2**64 - 1], np.uint64))},
         {"arr_0": IMAGES, "arr_1": LABELS, "names": npy(HUGE.replace("|u1", "<U0"))},
@@ -575,10 +576,18 @@ def test_blank_images_are_no_bomb(tmp_path):
 
 
 def test_an_enormous_picture(tmp_path):
-    """60,000 x 60,000 pixels in 100 kB."""
+    """60,000 x 60,000 pixels in 100 bytes."""
     path = tmp_path / "bomb.png"
-    Image.new("1", (60_000, 60_000)).save(path)
-    assert path.stat().st_size < 1 << 20
+    Image.new("1", (8, 8)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    Image.MAX_IMAGE_PIXELS, before = None, Image.MAX_IMAGE_PIXELS
+    try:
+        assert Image.open(path).size == (60_000, 60_000)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
     assert "not a whole picture" in refused(open_picture, path)
 
 
@@ -610,6 +619,7 @@ def test_hostile_latents(tmp_path, about):
 # --- states of trainings ---------------------------------------------------------------------
 
 SETTINGS = {"steps": 3}
+PROGRESS = {"settings": SETTINGS, "losses": [], "validations": []}
 
 
 def a_state() -> State:
@@ -627,16 +637,8 @@ def a_state() -> State:
         {"training": "[]"},
         {"training": json.dumps({"settings": 3})},
         {"training": json.dumps({"settings": SETTINGS, "step": 1})},
-        {
-            "training": json.dumps(
-                {"settings": SETTINGS, "step": "1", "losses": [], "validations": []}
-            )
-        },
-        {
-            "training": json.dumps(
-                {"settings": SETTINGS, "step": -1, "losses": [], "validations": []}
-            )
-        },
+        {"training": json.dumps(PROGRESS | {"step": "1"})},
+        {"training": json.dumps(PROGRESS | {"step": -1})},
         {"optimizer.7.exp_avg": torch.zeros(2)},
         {"optimizer.x.exp_avg": torch.zeros(2)},
         {"optimizer.0.exp_avg": torch.zeros(10**6)},
@@ -696,11 +698,13 @@ def test_a_hostile_schedule(tmp_path, content):
 def test_a_hostile_hugging_face_folder(tmp_path, config):
     folder = tmp_path / "classifier"
     folder.mkdir()
+    from transformers import AutoConfig, AutoModelForImageClassification  # noqa: F401 (memory)
+
     (folder / "config.json").write_text(config)
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     with peak_growth() as grown, pytest.raises(CheckpointError) as caught:
         open_folder(folder)
-    assert grown() <= 2 * len(config) + ROOM + (256 << 20)  # transformers itself is loaded
+    assert grown() <= 2 * len(config) + ROOM
     print(sentence(caught.value, folder.name))
     with peak_growth() as grown:
         try:
