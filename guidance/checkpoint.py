@@ -1,6 +1,6 @@
-"""The only room that opens model files: detect, describe, load strictly, save.
+"""What a model file is: detect, describe, load strictly, save.
 
-Files: `.safetensors`, and `.pt` / `.pth` read with `weights_only=True`. The pack's own files
+Files: `.safetensors`, and `.pt` / `.pth`, whose pickle is read and never run. The pack's own files
 hold everything in their metadata; OpenAI's are recognised from their tensors.
 """
 
@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .adm import ADMLayout, ClassifierLayout, UNetLayout
@@ -23,11 +22,19 @@ from .adm.detect import detect_layout, nearest_released, released_schedule
 from .adm.network import build_network, shapes_of
 from .files import write_tensors
 from .noise import SCHEDULE_NAMES
+from .reading import (
+    MODEL_SUFFIXES,
+    CheckpointError,
+    brief,
+    check_file,
+    open_safetensors,
+    parse_json,
+)
+from .torch_files import read_torch_file
 
 METADATA_KEY = "classifier_guidance"
 FORMAT = 1
-SUFFIXES = (".safetensors", ".pt", ".pth")
-TORCH_STARTS = (b"PK", b"\x80")  # a zip archive, or a bare pickle as torch wrote before 1.6
+SUFFIXES = MODEL_SUFFIXES
 KINDS: dict[str, Any] = {"classifier": ClassifierLayout, "diffusion": UNetLayout}
 ATTENTION_ORDERS = ("auto", "old", "new")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,10 +45,6 @@ def dtype_named(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-class CheckpointError(ValueError):
-    """A model file that cannot be used; the message says which, why, and what would do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,78 +264,30 @@ def _shallow(description: Description) -> dict[str, Any]:
 
 def read_tensors(path: Path, mmap: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a model file by their names, and its metadata; raises CheckpointError."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist or is not a file; choose an existing model file."
-        )
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path.name} is not one of {', '.join(SUFFIXES)}.")
+    check_file(path, SUFFIXES)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, mmap)
-    return _read_pickle(path, mmap), {}
+    return read_torch_file(path, mmap), {}
 
 
 def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_safetensors(path) as file:
             keys = list(file.keys())
             tensors = {key: file.get_tensor(key) for key in keys}  # views of the mapped file
             if not mmap:
                 tensors = {key: value.clone() for key, value in tensors.items()}
             return tensors, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} is not a whole safetensors file ({brief(error)}); "
             "download or copy it again."
         ) from error
 
 
-def _read_pickle(path: Path, mmap: bool) -> dict[str, Tensor]:
-    with path.open("rb") as file:
-        start = file.read(2)
-        if not start.startswith(TORCH_STARTS):
-            raise CheckpointError(
-                f"{path.name} is not a torch file (perhaps a web page that was saved under its "
-                "name); download it again."
-            )
-    try:
-        mapped = mmap and start == TORCH_STARTS[0]  # bare pickles cannot be mapped
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except UnpicklingError as error:
-        raise CheckpointError(
-            f"{path.name} holds more than tensors (it may run code when opened), so it was not "
-            "opened; get it as .safetensors or from its original source."
-        ) from error
-    except Exception as error:  # damaged bytes can make the reader fail in any way
-        raise CheckpointError(
-            f"{path.name} is not a whole torch file ({type(error).__name__}); download it again."
-        ) from error
-    if not isinstance(content, dict) or not all(_is_entry(*item) for item in content.items()):
-        raise CheckpointError(
-            f"{path.name} is not a plain dictionary of tensors; save the network's state_dict()."
-        )
-    hollow = [key for key, value in content.items() if not _is_stored(value)]
-    if hollow:
-        raise CheckpointError(
-            f"{path.name} claims a tensor {hollow[0][:80]!r} larger than what it holds, so it was "
-            "not used; get it from its original source."
-        )
-    return {key: value.detach() for key, value in content.items()}
-
-
-def _is_entry(key: Any, value: Any) -> bool:
-    plain = isinstance(value, Tensor) and value.layout is torch.strided
-    return isinstance(key, str) and plain and value.device.type == "cpu"
-
-
-def _is_stored(value: Tensor) -> bool:
-    """Whether each element is in the file: expanded tensors of any size fit into a few bytes."""
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
 def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Description:
     if METADATA_KEY in metadata:
-        return _from_metadata(path, metadata[METADATA_KEY])
+        return _from_metadata(path, metadata[METADATA_KEY], tensors)
     layout = detect_layout({key: tuple(value.shape) for key, value in tensors.items()})
     if layout is None:
         _say_what_is_broken(path, tensors)
@@ -357,22 +312,23 @@ def _say_what_is_broken(path: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def _from_metadata(path: Path, text: str) -> Description:
+def _from_metadata(path: Path, text: str, tensors: dict[str, Tensor]) -> Description:
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         if values.get("format", FORMAT) > FORMAT:
             raise ValueError(f"format {values['format']}, newer than {FORMAT}: update the pack")
         kind = values["kind"]
         names = KINDS[kind].__dataclass_fields__
         layout = {k: _hashable(v) for k, v in values["layout"].items() if k in names}
         network = KINDS[kind](**layout)
+        _check_class_count(network, tensors)
         return Description(
             kind=kind,
             layout=network,
             noise_schedule=_known_schedule(values["noise_schedule"]),
             labels=_labels(values.get("labels"), network),
-            space=values.get("space"),
-            training=values.get("training") or {},
+            space=_typed(values, "space", str),
+            training=_typed(values, "training", dict) or {},
             source="metadata",
         )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -380,6 +336,20 @@ def _from_metadata(path: Path, text: str) -> Description:
             f"The description inside {path.name} cannot be used ({brief(error)}); "
             "save the model again with this pack."
         ) from error
+
+
+def _check_class_count(layout: ADMLayout, tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError for more classes than any tensor has rows: lists of them are made."""
+    rows = max((len(value) for value in tensors.values() if value.ndim), default=0)
+    if (layout.class_count or 0) > rows:
+        raise ValueError(f"{layout.class_count} classes, and no tensor with so many rows")
+
+
+def _typed(values: dict[str, Any], name: str, kind: type) -> Any:
+    value = values.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def _known_schedule(name: Any) -> str:
@@ -396,14 +366,6 @@ def _labels(values: Any, layout: ADMLayout) -> tuple[str, ...] | None:
     if len(values) != layout.class_count:
         raise ValueError(f"there are {len(values)} labels for {layout.class_count} classes")
     return tuple(values)
-
-
-def brief(error: Exception) -> str:
-    """The error in one line of at most 160 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, KeyError):
-        text = f"{text} is missing or unknown"
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _hashable(value: Any) -> Any:

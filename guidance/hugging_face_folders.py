@@ -6,19 +6,20 @@ fetched, and code that a folder brings is never run.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, brief, is_finite, read_tensors
 from .image_classifier_files import OpenedClassifier
 from .preprocessing import HALF, INTERPOLATIONS, Preprocessing
+from .reading import MOST_CLASSES, open_safetensors, parse_json, read_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -27,6 +28,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
 # of PIL: nearest, lanczos (torch has none; bicubic is the nearest to it), bilinear, bicubic
 RESAMPLING = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
+# Of what a network makes one of each, and of any other number.
+MOST_LISTED = {"num_labels": MOST_CLASSES, "num_classes": MOST_CLASSES} | dict.fromkeys(
+    ("num_hidden_layers", "num_layers", "num_encoder_blocks", "num_stages", "depth", "depths"), 1000
+)
+MOST_NUMBER = 1 << 31
 # They resize in ways of their own.
 UNKNOWN_PROCESSORS = ("Perceiver", "PoolFormer", "Levit")
 # What a timm config may not choose: files and addresses.
@@ -35,6 +41,24 @@ TIMM_REFUSED = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg")
 
 def open_folder(folder: Path) -> OpenedClassifier:
     """The classifier in the folder; raises CheckpointError with one sentence."""
+    with _sensible_config(folder):
+        return _open(folder)
+
+
+@contextmanager
+def _sensible_config(folder: Path) -> Iterator[None]:
+    """One sentence for values of a kind that nobody expects where they are."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{CONFIG} in {folder.name} cannot be used ({brief(error)}); download it again."
+        ) from error
+
+
+def _open(folder: Path) -> OpenedClassifier:
     config = _read_json(folder, CONFIG)
     if config is None:
         raise CheckpointError(
@@ -44,6 +68,7 @@ def open_folder(folder: Path) -> OpenedClassifier:
     preprocessor = _read_json(folder, "preprocessor_config.json")
     _refuse_code(folder, config, preprocessor)
     sizes = _check_weights(folder)
+    _refuse_huge(config)
     if "architecture" in config and "model_type" not in config:
         return _of_timm(folder, config)
     return _of_transformers(folder, config, preprocessor, sizes)
@@ -51,10 +76,12 @@ def open_folder(folder: Path) -> OpenedClassifier:
 
 def classes_of_folder(folder: Path) -> tuple[int, tuple[str, ...] | None]:
     """How many classes it has and their names, as far as its config tells: 0 and None without."""
-    config = _read_json(folder, CONFIG) or {}
-    labels = _labels(config) or _timm_labels(config)
-    count = config.get("num_classes") or len(labels or config.get("id2label") or ())
-    return (count if isinstance(count, int) else 0), labels
+    with _sensible_config(folder):
+        config = _read_json(folder, CONFIG) or {}
+        _refuse_huge(config)
+        labels = _labels(config) or _timm_labels(config)
+        count = config.get("num_classes") or len(labels or config.get("id2label") or ())
+        return (count if isinstance(count, int) else 0), labels
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
@@ -63,7 +90,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = parse_json(read_text(path))
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
         return values
@@ -71,6 +98,20 @@ def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{name} in {folder.name} cannot be read ({brief(error)}); download it again."
         ) from error
+
+
+def _refuse_huge(config: Any, name: str = CONFIG) -> None:
+    """Raises ValueError for what would be made before its size is known: labels, layers."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            _refuse_huge(value, key)
+    elif isinstance(config, list):
+        for value in config:
+            _refuse_huge(value, name)
+    elif isinstance(config, int):
+        most = MOST_LISTED.get(name, MOST_NUMBER)
+        if not -MOST_NUMBER <= config <= most:
+            raise ValueError(f"{name[:80]} is {config:.3g}, more than {most}")
 
 
 def _refuse_code(folder: Path, *configs: dict[str, Any] | None) -> None:
@@ -119,9 +160,9 @@ def _check_weights(folder: Path) -> int:
 
 def _numbers_in(path: Path) -> int:
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with open_safetensors(path) as file:
             return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.parent.name}/{path.name} is not a whole safetensors file ({brief(error)}); "
             "download or copy it again."
@@ -209,11 +250,15 @@ def _not_finite(value: Tensor) -> bool:
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """id2label in order; None where it is missing or only made up (LABEL_0, ...)."""
     named = config.get("id2label")
-    if not isinstance(named, dict) or not all(str(key).isdecimal() for key in named):
+    if not isinstance(named, dict) or not all(map(_is_index, named)):
         return None
     names = [str(named[key]) for key in sorted(named, key=int)]
     made_up = all(name == f"LABEL_{index}" for index, name in enumerate(names))
     return None if made_up else tuple(names)
+
+
+def _is_index(key: str) -> bool:
+    return key.isdecimal() and len(key) < 10
 
 
 def _processing(

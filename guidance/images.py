@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,20 @@ from PIL import Image
 from torch import Tensor
 
 from .files import check_target, replaced
+from .reading import MOST_CLASSES, open_zip
 
 SMALL_IMAGE = 64
+ARRAYS = ("arr_0", "arr_1", "names")  # of an .npz file
+NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+# What an .npz file may unpack to: pictures are hardly ever a hundredth of their size.
+MOST_UNPACKED = 100
+UNPACKED_ANYWAY = 64 << 20  # bytes
+# Known by their content, whatever a file is called: Pillow hands some formats to other programs.
+PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
+MOST_PIXELS = 128 << 20
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -69,8 +83,7 @@ def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | 
     Raises ValueError that names the file when it is damaged, lacks an array, or they do not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _arrays(Path(path))
     except OSError:
         raise
     except Exception as error:  # damaged bytes can make the reader fail in any way
@@ -86,14 +99,53 @@ def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | 
             f"{path} has images {images.dtype} {images.shape} and labels {labels.dtype} "
             f"{labels.shape}; expected uint8 (N, H, W, C) and N class indices from 0."
         )
-    names = [str(name) for name in arrays["names"]] if "names" in arrays else None
+    names = _names(path, arrays.get("names"))
+    if labels.max() >= MOST_CLASSES:
+        raise ValueError(
+            f"{path} has label {labels.max()}; number the classes from 0, below {MOST_CLASSES}."
+        )
     return images, labels.astype(np.int64), names
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Those of the archive that are of use here; never unpickled."""
+    with path.open("rb") as file, open_zip(file) as archive:
+        size = os.fstat(file.fileno()).st_size
+        entries = {entry.filename: entry for entry in archive.infolist()}
+        found = {name: entries[f"{name}.npy"] for name in ARRAYS if f"{name}.npy" in entries}
+        total = sum(entry.file_size for entry in found.values())
+        if total > MOST_UNPACKED * size + UNPACKED_ANYWAY:
+            raise ValueError(f"it would unpack to {total} bytes")
+        return {name: _array(archive, entry) for name, entry in found.items()}
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    """The array of an entry; ValueError when its header claims more than the entry holds."""
+    with archive.open(entry) as file:
+        read_header = NPY_HEADERS[np.lib.format.read_magic(file)]
+        shape, _, dtype = read_header(file)
+    if dtype.itemsize == 0 or math.prod(shape) * dtype.itemsize > entry.file_size:
+        raise ValueError(f"{entry.filename} claims more than it holds")
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _names(path: str | Path, names: np.ndarray | None) -> list[str] | None:
+    if names is None:
+        return None
+    if names.ndim != 1 or names.dtype.kind not in "USiu" or len(names) > MOST_CLASSES:
+        raise ValueError(
+            f"{path} has names {names.dtype} {names.shape}; expected the name of each class."
+        )
+    return [str(name) for name in names]
+
+
 def open_picture(path: str | Path) -> Image.Image:
-    """The picture as RGB. Raises ValueError that names the file when it is damaged."""
+    """The picture as RGB. Raises ValueError that names the file when it is damaged or enormous."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURES) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels")
             return image.convert("RGB")
     except FileNotFoundError:
         raise

@@ -8,10 +8,11 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -51,6 +52,7 @@ from ..guidance.loading import build_classifier
 from ..guidance.low_res import check_low_res, enlarged
 from ..guidance.noise import NoiseSchedule, sigma_from_alpha_bar
 from ..guidance.place import Place, step_of
+from ..guidance.reading import is_within
 
 if TYPE_CHECKING:  # loaded when something is trained
     from ..guidance.training.resume import ResumeFile
@@ -59,6 +61,7 @@ PACK_MODELS = Path(__file__).resolve().parent.parent / "models"
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
 IMAGE_CLASSIFIERS = "image_classifiers"  # not a folder: those of CLASSIFIERS that read images
+CONFIG = "config.json"  # of a Hugging Face folder
 DTYPE_NAMES = ["auto", *DTYPES]
 
 PIXELS = "rgb"
@@ -97,25 +100,49 @@ def model_names(folder: str) -> list[str]:
 
 
 def model_path(folder: str, name: str) -> str:
-    """Where the chosen file is; raises CheckpointError when it is gone."""
-    path = folder_paths.get_full_path(folder, name)
+    """Where the chosen file is, looked up anew: a linked input or a script can send any name.
+
+    Raises CheckpointError when it is gone, or is, links followed, in none of ComfyUI's folders of
+    that kind.
+    """
+    roots = folder_paths.get_folder_paths(folder)
+    path = folder_paths.get_full_path(folder, name) if _is_plain(name) else None
     if path is None:
-        places = " or ".join(folder_paths.get_folder_paths(folder))
-        raise CheckpointError(f"There is no model file {name!r}; put it into {places}.")
+        raise CheckpointError(
+            f"There is no model file {str(name)[:200]!r}; put it into {' or '.join(roots)}."
+        )
+    _check_within(path, roots, CheckpointError)
     return path
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether it is a path below a folder, and says so."""
+    if not isinstance(name, str) or "\0" in name or PureWindowsPath(name).drive:
+        return False
+    return not Path(name).is_absolute() and ".." not in PureWindowsPath(name).parts
+
+
+def _check_within(path: str | Path, roots: list[str], error: type[ValueError]) -> None:
+    """Raises `error` for a link out of all of the folders."""
+    if not is_within(Path(path), roots):
+        raise error(
+            f"{path} is a link to {os.path.realpath(path)}, outside of {' and '.join(roots)}; "
+            "move the file itself there, or add its folder to extra_model_paths.yaml."
+        )
 
 
 def file_fingerprint(folder: str, name: str) -> str:
     """Changes when the file is replaced, so that the node runs again."""
-    path = folder_paths.get_full_path(folder, name)
-    if path is None:
+    try:
+        path = model_path(folder, name)
+    except CheckpointError:
         return "missing"
     return _version(Path(path))
 
 
 def _version(path: Path) -> str:
     """Changes with the file, also where its size and the time that it shows stay the same."""
-    stat = path.stat()
+    stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere
     return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
@@ -250,16 +277,21 @@ def _config_folders() -> set[str]:
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(CLASSIFIERS)):
         for depth in ("*", "*/*", "*/*/*"):
-            for config in root.glob(f"{depth}/config.json"):
+            for config in root.glob(f"{depth}/{CONFIG}"):
                 found.add(config.parent.relative_to(root).as_posix())
     return found
 
 
 def image_classifier_path(name: str) -> Path:
     """Where the chosen file or folder is; CheckpointError when it is gone, or is elsewhere."""
-    if name in _config_folders():
-        roots = map(Path, folder_paths.get_folder_paths(CLASSIFIERS))
-        return next(root / name for root in roots if (root / name / "config.json").is_file())
+    if _is_plain(name) and name in _config_folders():
+        roots = folder_paths.get_folder_paths(CLASSIFIERS)
+        path = next(
+            path for path in (Path(root) / name for root in roots) if (path / CONFIG).is_file()
+        )
+        for found in (path, *path.iterdir()):
+            _check_within(found, roots, CheckpointError)
+        return path
     return Path(model_path(CLASSIFIERS, name))
 
 
@@ -292,7 +324,14 @@ def load_image_classifier(
 def _read(folder: str, name: str, kind: str, overrides: dict[str, Any]) -> Checkpoint:
     """The file, mapped into memory unless ComfyUI was told not to."""
     mmap = not comfy.utils.DISABLE_MMAP
-    return read_checkpoint(model_path(folder, name), kind, mmap=mmap, **overrides)
+    checkpoint = read_checkpoint(model_path(folder, name), kind, mmap=mmap, **overrides)
+    if checkpoint.path.suffix != ".safetensors":
+        logging.info(
+            "Classifier Guidance: %s was read without running what is in it; for a file that other "
+            "programs can open as safely, use: python -m guidance convert IN.pt OUT.safetensors",
+            checkpoint.path.name,
+        )
+    return checkpoint
 
 
 def _weight_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
@@ -859,18 +898,27 @@ def class_folder_names() -> list[str]:
 def class_folder_path(name: str) -> Path:
     """Where that folder is; raises ValueError when it is gone, or not in the input folder."""
     root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not path.is_dir():
+    path = root / name if _is_plain(name) else root
+    if path == root or not is_within(path, [root]) or not path.is_dir():
         raise ValueError(
-            f"folder is {name!r}, which is no folder in {root}; put a folder with a folder for "
-            "each class there."
+            f"folder is {str(name)[:200]!r}, which is no folder in {root}; put a folder with a "
+            "folder for each class there."
         )
-    return path
+    for found in path.rglob("*"):
+        if found.is_symlink() and not is_within(found, [root]):
+            raise ValueError(
+                f"{found} is a link to {os.path.realpath(found)}, outside of {root}; put the "
+                "pictures themselves there."
+            )
+    return path.resolve()
 
 
 def class_folder_fingerprint(name: str) -> str:
     """Changes with the pictures."""
-    return _fingerprint(Path(folder_paths.get_input_directory()) / name)
+    try:
+        return _fingerprint(class_folder_path(name))
+    except ValueError:
+        return "missing"
 
 
 def _fingerprint(root: Path) -> str:

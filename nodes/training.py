@@ -57,8 +57,12 @@ class LabelledImageFolder(io.ComfyNode):
     def execute(cls, folder, size) -> io.NodeOutput:
         from ..guidance.training.data import load_images
 
-        data = load_images(adapter.class_folder_path(folder), size)
-        adapter.check_room(data.images.numel() * 4, f"{len(data)} images of {size}x{size}")
+        def check_count(count: int) -> None:
+            # in bytes, as a list and as one, and in fp32
+            most = count * 3 * size * size * (2 + 4)
+            adapter.check_room(most, f"{count} images of {size}x{size}")
+
+        data = load_images(adapter.class_folder_path(folder), size, check_count)
         if data.skipped:
             adapter.warn(
                 f"{folder}: left out {len(data.skipped)} unreadable pictures: "

@@ -30,6 +30,7 @@ for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
 for name in ("latent_digits", "mixture", "real_digits", "schedule_inputs", "tiny_models"):
     MODULES[name] = TESTS / f"{name}.py"
+MODULES["bounded"] = TESTS / "bounded.py"
 
 
 class RepositoryModules(importlib.abc.MetaPathFinder):

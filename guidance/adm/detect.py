@@ -13,6 +13,7 @@ one of them (`released.py`), and from a rule where not:
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -54,12 +55,20 @@ def nearest_released(shapes: Shapes) -> tuple[str, dict[str, tuple[int, ...]]] |
     For saying what is wrong with a file; None when it is like none of them.
     """
     best: tuple[int, str, dict[str, tuple[int, ...]]] | None = None
-    for released in RELEASED:
-        wanted = shapes_of(build_network(released.layout, device="meta"))
+    for file, wanted in _released_shapes():
         different = len(set(wanted.items()) ^ set(shapes.items()))
         if different <= len(wanted) // 10 and (best is None or different < best[0]):
-            best = (different, released.file, wanted)
+            best = (different, file, wanted)
     return best and best[1:]
+
+
+@functools.cache
+def _released_shapes() -> tuple[tuple[str, dict[str, tuple[int, ...]]], ...]:
+    """Of each released file; building their networks, even without memory, takes a second."""
+    return tuple(
+        (released.file, shapes_of(build_network(released.layout, device="meta")))
+        for released in RELEASED
+    )
 
 
 def _untold(layout: ADMLayout) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from ..checkpoint import ATTENTION_ORDERS
 from ..files import check_target
+from ..reading import brief, read_text
 from ..schedule import GuidanceSchedule
 from ..training.loop import Recipe
 
@@ -38,7 +39,13 @@ def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
             f"schedule is {text[:100]!r}, which is neither the JSON of a schedule nor a file of it."
         )
     try:
-        return file, GuidanceSchedule.from_json(file.read_text("utf-8"))
+        content = read_text(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"schedule is {file}, which cannot be read ({brief(error)}); give a file of its JSON."
+        ) from error
+    try:
+        return file, GuidanceSchedule.from_json(content)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

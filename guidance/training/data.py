@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files import write_tensors
 from ..images import load_samples, open_picture
+from ..reading import open_safetensors, parse_json
 
 # what torchvision's ImageFolder reads
 IMAGE_SUFFIXES = (
@@ -79,17 +81,22 @@ class LabelledImages:
         return replace(self, images=self.images[index], labels=self.labels[index], skipped=())
 
 
-def load_images(path: str | Path, image_size: int | None = None) -> LabelledImages:
+def load_images(
+    path: str | Path,
+    image_size: int | None = None,
+    check_count: Callable[[int], None] | None = None,
+) -> LabelledImages:
     """Reads `path`: a folder of folders, .npz with arr_0 uint8 (N, H, W, C) and arr_1 labels, or
     latents that `save_latents` wrote.
 
     Folder images are cropped to the centre square and resized to `image_size`; what cannot be
-    read is left out and named in `skipped`. Raises ValueError when there is nothing to read, a
-    class is empty, or the arrays do not fit each other.
+    read is left out and named in `skipped`. check_count is told how many pictures a folder has
+    before they are read, and can raise for too many. Raises ValueError when there is nothing to
+    read, a class is empty, or the arrays do not fit each other.
     """
     path = Path(path)
     if path.is_dir():
-        return _from_folder(path, image_size)
+        return _from_folder(path, image_size, check_count)
     if path.suffix == ".npz" and path.is_file():
         return _from_npz(path, image_size)
     if path.suffix == ".safetensors" and path.is_file():
@@ -113,12 +120,12 @@ def load_latents(path: str | Path) -> LabelledImages:
     Raises ValueError that names the file when it is damaged, lacks a tensor, or they do not fit.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             about = file.metadata() or {}
             latents, labels = file.get_tensor("latents"), file.get_tensor("labels")
-        names = tuple(str(name) for name in json.loads(about["names"]))
+        names = tuple(str(name) for name in parse_json(about["names"]))
         space = about["space"]
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is no file of labelled latents ({type(error).__name__}); expected the tensors "
             "latents (N, C, H, W) and labels (N,), and names and space in its metadata."
@@ -185,7 +192,9 @@ def _from_npz(path: Path, image_size: int | None) -> LabelledImages:
     return LabelledImages(pixels, torch.from_numpy(labels), tuple(classes))
 
 
-def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
+def _from_folder(
+    folder: Path, image_size: int | None, check_count: Callable[[int], None] | None
+) -> LabelledImages:
     if not image_size:
         raise ValueError(
             f"{folder} is a folder of pictures: say with --image-size how large to make them."
@@ -201,6 +210,8 @@ def _from_folder(folder: Path, image_size: int | None) -> LabelledImages:
         raise ValueError(
             f"{folder} has no class folders with pictures ({', '.join(IMAGE_SUFFIXES)})."
         )
+    if check_count is not None:
+        check_count(len(found))
     read = [(_read(file, image_size), label, file) for file, label in found]
     good = [(picture, label) for picture, label, _ in read if picture is not None]
     skipped = tuple(str(file.relative_to(folder)) for picture, _, file in read if picture is None)

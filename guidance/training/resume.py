@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..files import write_tensors
+from ..reading import open_safetensors, parse_json
 
 SUFFIX = ".resume"  # no model file to any loader
 KEY = "training"
@@ -52,10 +55,28 @@ class State:
             if key.startswith("optimizer."):
                 _, index, name = key.split(".", 2)
                 state.setdefault(int(index), {})[name] = value
+        self._check_state(state)
+        _check_progress(about)
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": state})
         self.step, self.losses = about["step"], about["losses"]
         self.validations = about["validations"]
+
+    def _check_state(self, state: dict[int, dict[str, Tensor]]) -> None:
+        """Raises ValueError for what is none of the optimiser's parameters, or of another shape."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for index, about in state.items():
+            shapes = {tuple(value.shape) for value in about.values()}
+            if index >= len(parameters) or shapes - {(), tuple(parameters[index].shape)}:
+                raise ValueError(f"the optimiser's state {index} does not fit")
+
+
+def _check_progress(about: dict[str, Any]) -> None:
+    """Raises TypeError for a step that is no count, or losses and validations that are no lists."""
+    kinds = {"step": int, "losses": list, "validations": list}
+    wrong = [name for name, kind in kinds.items() if type(about[name]) is not kind]
+    if wrong or about["step"] < 0:
+        raise TypeError(f"{wrong or 'step'} is not what was saved")
 
 
 class ResumeFile:
@@ -83,19 +104,27 @@ class ResumeFile:
         """
         if not self.path.exists():
             return False
-        try:
-            with safe_open(self.path, framework="pt", device="cpu") as file:
-                about = json.loads((file.metadata() or {})[KEY])
+        with self._said_plainly():
+            with open_safetensors(self.path) as file:
+                about = parse_json((file.metadata() or {})[KEY])
                 # copies: the file is replaced while they are in use
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            self._check(about["settings"])
+            settings = dict(about["settings"])
+        self._check(settings)
+        with self._said_plainly():
             state.restore(tensors, about)
-        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError) as error:
+        return True
+
+    @contextmanager
+    def _said_plainly(self) -> Iterator[None]:
+        """One sentence for whatever a damaged file makes fail."""
+        try:
+            yield
+        except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as why:
             raise ValueError(
                 f"{self.path} is no state that this training can go on from "
-                f"({type(error).__name__}); delete it to begin anew."
-            ) from error
-        return True
+                f"({type(why).__name__}); delete it to begin anew."
+            ) from why
 
     def _check(self, found: dict[str, Any]) -> None:
         names = sorted(found.keys() | self.settings.keys())
