@@ -43,5 +43,8 @@ def home_of(network: torch.nn.Module, otherwise: torch.device) -> torch.device:
 
 
 def onto(device: torch.device, values: Tensor) -> Tensor:
-    """The values on that device; nobody waits for the copy."""
-    return values.to(device, non_blocking=True)
+    """The values on that device; nobody waits for the copy.
+
+    To main memory the copy is waited for: there it would be read before it has arrived.
+    """
+    return values.to(device, non_blocking=device.type != "cpu")

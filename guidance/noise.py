@@ -151,4 +151,4 @@ def _on_device(level: Tensor | float, dtype: torch.dtype, device: torch.device) 
     if not isinstance(level, Tensor):
         return torch.full((), level, dtype=dtype, device=device)
     # clone: a sampler's sigma may be an inference tensor
-    return level.to(device, dtype, non_blocking=True).clone()
+    return onto(device, level).to(dtype).clone()
