@@ -151,4 +151,6 @@ def _on_device(level: Tensor | float, dtype: torch.dtype, device: torch.device) 
     if not isinstance(level, Tensor):
         return torch.full((), level, dtype=dtype, device=device)
     # clone: a sampler's sigma may be an inference tensor
+    if level.device.type not in WITHOUT_FLOAT64:
+        level = level.to(dtype)
     return onto(device, level).to(dtype).clone()
