@@ -1,6 +1,7 @@
 """Writes the corpus that the fuzzer starts from: python tests/fuzz/make_corpus.py
 
-What the fuzzer found is in there, too, under names that begin with "found_", and is left alone.
+What the fuzzer found (found_...) and what took it further (reached_...) is in there, too, and is
+left alone.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def test_any_state_dict_comes_back(tmp_path, tensors, protocol, old_format, mmap
 @PROFILE
 @given(tensors=state_dicts(), about=st.dictionaries(names, names, max_size=3))
 def test_any_safetensors_file_comes_back(tmp_path, tensors, about):
+    assume(tensors)  # safetensors writes what it cannot read itself for metadata alone
     path = tmp_path / "a.safetensors"
     tensors = {
         name: value.contiguous() for name, value in tensors.items() if name != "__metadata__"
