@@ -70,7 +70,7 @@ def _open(folder: Path) -> OpenedClassifier:
     sizes = _check_weights(folder)
     _refuse_huge(config)
     if "architecture" in config and "model_type" not in config:
-        return _of_timm(folder, config)
+        return _of_timm(folder, config, sizes)
     return _of_transformers(folder, config, preprocessor, sizes)
 
 
@@ -222,9 +222,7 @@ def _pretrained(folder: Path, numbers: int) -> Any:
         config = AutoConfig.from_pretrained(str(folder), **safely)
         with torch.device("meta"):
             described = AutoModelForImageClassification.from_config(config)
-        # what is missing is made up, and then refused: it must not take all memory first
-        if sum(p.numel() for p in described.parameters()) > 2 * numbers:
-            raise ValueError("the network it describes has far more weights than the files hold")
+        _check_justified(described, numbers)
         model, info = AutoModelForImageClassification.from_pretrained(
             str(folder), config=config, use_safetensors=True, output_loading_info=True, **safely
         )
@@ -241,6 +239,15 @@ def _pretrained(folder: Path, numbers: int) -> Any:
             f"{folder.name} cannot be read as an image classifier of transformers "
             f"({brief(error)}); download the whole folder again."
         ) from error
+
+
+def _check_justified(described: nn.Module, numbers: int) -> None:
+    """Raises ValueError for a network, on no device, that the files cannot fill.
+
+    What is missing would be made up, and then refused: it must not take all memory first.
+    """
+    if sum(weight.numel() for weight in described.parameters()) > 2 * numbers:
+        raise ValueError("the network it describes has far more weights than the files hold")
 
 
 def _not_finite(value: Tensor) -> bool:
@@ -330,7 +337,7 @@ def _normalisation(kind: str, given: dict[str, Any]) -> tuple[tuple[float, ...],
 # --- timm ------------------------------------------------------------------------------------
 
 
-def _of_timm(folder: Path, config: dict[str, Any]) -> OpenedClassifier:
+def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassifier:
     try:
         import timm
     except Exception as error:
@@ -344,6 +351,9 @@ def _of_timm(folder: Path, config: dict[str, Any]) -> OpenedClassifier:
         if not timm.is_model(name) or any(key in arguments for key in TIMM_REFUSED):
             raise ValueError(f"timm has no architecture {str(name)[:80]!r} with these arguments")
         classes = int(config.get("num_classes", given.get("num_classes", 1000)))
+        with torch.device("meta"):
+            described = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+        _check_justified(described, numbers)
         model = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
         tensors, _ = read_tensors(folder / WEIGHTS)
         model.load_state_dict(tensors, strict=True)

@@ -330,6 +330,22 @@ def test_a_timm_folder(tmp_path, no_network):
             open_image_classifier(folder)
 
 
+def test_a_timm_config_that_asks_for_far_more_than_the_file_holds(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    made, create = [], timm.create_model
+
+    def created(*arguments, **options):
+        made.append(create(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(timm, "create_model", created)
+    folder = timm_folder(tmp_path / "t", {"a": torch.zeros(1000)})
+    with pytest.raises(CheckpointError, match="far more weights than the files hold"):
+        open_image_classifier(folder)
+    assert all(weight.is_meta for model in made for weight in model.parameters())
+    assert made
+
+
 # --- torchvision -----------------------------------------------------------------------------
 
 
