@@ -9,7 +9,7 @@ import struct
 import pytest
 import torch
 from bounded import outcome, sentence
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_networks import half_unet
