@@ -17,7 +17,7 @@ from sampler_runs import sampler_named
 COUNT, STEPS, SCALE, SIDE = 100, 25, 12.0, 16
 TRAINING = {
     "preset": "small",
-    "steps": 1200,
+    "steps": 500,
     "batch_size": 64,
     "learning_rate": 3e-3,
     "noise_schedule": "cosine",
@@ -26,7 +26,7 @@ TRAINING = {
     "held_out": 0.1,
 }
 
-pytestmark = pytest.mark.timeout(1500)  # training on one core of a busy machine
+pytestmark = pytest.mark.timeout(2400)  # training on one core of a busy machine
 
 
 @dataclass
