@@ -2,8 +2,8 @@
 """What fewer gradients save and cost: python benchmarks/every.py
 
 The digits' model and classifier, 100 images at scale 8 in 50 DDIM steps, by the embedded sampler,
-five seeds with each way in turn: seconds spent in guidance in proportion to asking the classifier at
-every evaluation, the judge's accuracy lost (in points), and the mean squared distance to the fully
+five seeds with each way in turn: seconds spent in guidance in proportion to asking the classifier
+at every evaluation, the judge's accuracy lost (in points), and the mean squared distance to the fully
 guided images (pixels in -1..1).
 """
 
