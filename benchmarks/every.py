@@ -3,8 +3,8 @@
 
 The digits' model and classifier, 100 images at scale 8 in 50 DDIM steps, by the embedded sampler,
 five seeds with each way in turn: seconds spent in guidance in proportion to asking the classifier
-at every evaluation, the judge's accuracy lost (in points), and the mean squared distance to the fully
-guided images (pixels in -1..1).
+at every evaluation, the judge's accuracy lost (in points), and the mean squared distance to the
+fully guided images (pixels in -1..1).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import real_digits
 from guidance.checkpoint import read_checkpoint
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "example_workflows" / "train_digit_classifier.json"
-pytestmark = pytest.mark.timeout(2400)  # training on one core of a busy machine
+pytestmark = pytest.mark.timeout(3000)  # training on one core of a busy machine
 SAVED = "my_digits_00001_.safetensors"
 IMAGES = 100
 
