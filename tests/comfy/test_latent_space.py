@@ -17,7 +17,7 @@ from sampler_runs import sampler_named
 COUNT, STEPS, SCALE, SIDE = 100, 25, 12.0, 16
 TRAINING = {
     "preset": "small",
-    "steps": 500,
+    "steps": 1200,
     "batch_size": 64,
     "learning_rate": 3e-3,
     "noise_schedule": "cosine",
