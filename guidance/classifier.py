@@ -127,12 +127,13 @@ class NoisyClassifier:
         economy = self.economy if isinstance(self.economy, Economy) else self.economy(x)
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
-            sigma, alpha = levels_like(x, sigma, alpha)
+            x_in = x.detach().to(home_of(self.network, x.device))
+            sigma, alpha = levels_like(x_in, sigma, alpha)
 
             def gradient_of(part: slice) -> tuple[Tensor, Tensor]:
                 levels = sigma[part], alpha[part]
                 return self._part(
-                    x[part], *levels, labels[part], label_smoothing, economy.recompute
+                    x_in[part], *levels, labels[part], label_smoothing, economy.recompute
                 )
 
             parts = [
@@ -140,7 +141,7 @@ class NoisyClassifier:
                 for part in economy.parts(len(x))
             ]
         gradients, log_probs = zip(*parts, strict=True)
-        return _joined(gradients), _joined(log_probs)
+        return _joined(gradients).to(x.device), _joined(log_probs).to(x.device)
 
     def _part(
         self,
@@ -153,15 +154,14 @@ class NoisyClassifier:
     ) -> tuple[Tensor, Tensor]:
         """`gradient_and_log_probs` of a part of the batch, in ordinary mode."""
         # a clone made here is an ordinary tensor, whatever mode x was made in
-        x_in = x.detach().to(home_of(self.network, x.device)).clone().requires_grad_(True)
-        sigma, alpha = levels_like(x_in, sigma, alpha)
+        x_in = x.clone().requires_grad_(True)
         log_probs = self._log_probs(x_in, sigma, alpha, recompute)
         chosen = log_likelihood(log_probs, label, label_smoothing)
         scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
         (gradient,) = torch.autograd.grad(chosen * scale, x_in)
         if scale != 1.0:
             gradient = (gradient.float() / scale).to(x.dtype)
-        return gradient.to(x.device), log_probs.detach().to(x.device)
+        return gradient, log_probs.detach()
 
     def evidence(
         self,
