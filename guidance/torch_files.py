@@ -220,11 +220,21 @@ def _content(file: BinaryIO, record: _Record | None, most: int) -> bytes:
 
 @dataclass(frozen=True)
 class _Legacy:
-    storages: dict[str, torch.UntypedStorage]
+    """keys: of its storages, in the order in which they follow at `start`."""
+
+    file: BinaryIO
+    keys: Any
+    start: int
 
     def tensors(self, table: dict[str, StoredTensor]) -> dict[str, Tensor]:
         """Views of the storages."""
-        return {key: _placed(each, self.storages[each.storage.key]) for key, each in table.items()}
+        told = _storages(table)
+        named = type(self.keys) is list and all(type(key) is str for key in self.keys)
+        if not named or sorted(self.keys) != sorted(told):
+            raise ValueError("its storages are not those of its tensors")
+        self.file.seek(self.start)
+        storages = {key: _next_storage(self.file, told[key]) for key in self.keys}
+        return {key: _placed(each, storages[each.storage.key]) for key, each in table.items()}
 
 
 def _open_legacy(file: BinaryIO) -> tuple[Any, _Legacy]:
@@ -241,15 +251,7 @@ def _open_legacy(file: BinaryIO) -> tuple[Any, _Legacy]:
     if type(system) is not dict or system.get("little_endian") is not True:
         raise ValueError("its numbers are big-endian")
     content, keys = read_pickle(start), read_pickle(start)
-    table = _state_dict(content)
-    size = os.fstat(file.fileno()).st_size
-    _check_sizes(table, size)
-    told = _storages(table)
-    named = type(keys) is list and all(type(key) is str for key in keys)
-    if not named or sorted(keys) != sorted(told):
-        raise ValueError("its storages are not those of its tensors")
-    file.seek(start.tell())
-    return content, _Legacy({key: _next_storage(file, told[key]) for key in keys})
+    return content, _Legacy(file, keys, start.tell())
 
 
 def _next_storage(file: BinaryIO, storage: Storage) -> torch.UntypedStorage:
