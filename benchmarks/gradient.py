@@ -99,9 +99,9 @@ def alone(calls: list[Call]) -> Callable[[], None]:
 def rows(compiled: bool = False) -> Iterator[Row]:
     """Eager ones, or the compiled one alone, which takes minutes to compile."""
     pair = Pair()
-    half = pair.gradient(torch.bfloat16)
     runs = {"theirs": pair.original, "ours": pair.gradient(compiled=compiled)}
     if not compiled:
+        half = pair.gradient(torch.bfloat16)
         recorded = Recorded(pair.ours, pair.x, pair.t)
         runs["convolutions"] = alone(recorded.convolutions)
         runs["both"] = alone(recorded.convolutions + recorded.attentions)

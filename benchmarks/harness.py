@@ -137,12 +137,16 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm
 QUICK_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def features() -> list[str]:
-    """What the processor can do that decides what is quick on it; Linux tells it."""
+def _told(*names: str) -> str:
+    """What Linux tells of the processor under the first of these names; nothing elsewhere."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.is_file() else []
-    found = [line for line in lines if line.startswith(("flags", "Features"))]
-    flags = found[0].split() if found else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
+
+
+def features() -> list[str]:
+    """What the processor can do that decides what is quick on it; Linux tells it."""
+    flags = _told("flags", "Features").split()
     return [flag for flag in FEATURES if flag in flags]
 
 
@@ -157,10 +161,7 @@ def kind() -> str:
 
 
 def _processor() -> str:
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
+    name = _told("model name") or platform.processor() or platform.machine()
     return f"{name} ({', '.join(features())})"
 
 
