@@ -21,9 +21,8 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
     if not tag.startswith("v") or not SEMANTIC.fullmatch(version):
         return [f"The tag is {tag!r}; expected v and three numbers, like v0.1.0."]
     found = []
-    project = re.search(r'^version = "(.+)"$', _text(root / "pyproject.toml"), re.M)
-    if project is None or project.group(1) != version:
-        said = project.group(1) if project else "missing"
+    said = project_version(root) or "missing"
+    if said != version:
         found.append(f"pyproject.toml: version is {said}, the tag says {version}.")
     top = re.search(r"^## \[(.+?)\] - (\S+)", _text(root / "CHANGELOG.md"), re.M)
     if top is None or top.group(1) != version:
@@ -37,6 +36,12 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
             f"tests/released/nodes.json is of {released}: python scripts/node_schema.py --write."
         )
     return found
+
+
+def project_version(root: Path = ROOT) -> str | None:
+    """The version in pyproject.toml (tomllib is not in Python 3.10)."""
+    found = re.search(r'^version = "(.+)"$', _text(root / "pyproject.toml"), re.M)
+    return found.group(1) if found else None
 
 
 def _text(path: Path) -> str:

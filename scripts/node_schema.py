@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from check_release import project_version
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = ROOT / "tests" / "released" / "nodes.json"
@@ -150,13 +151,6 @@ def nodes_now() -> Nodes:
     }
 
 
-def project_version() -> str:
-    """The version in pyproject.toml (tomllib is not in Python 3.10)."""
-    found = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
-    assert found is not None
-    return found.group(1)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Compare, and write where asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -171,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.write:
         RELEASED.parent.mkdir(parents=True, exist_ok=True)
-        RELEASED.write_text(written(project_version(), current), "utf-8")
+        version = project_version()
+        assert version is not None
+        RELEASED.write_text(written(version, current), "utf-8")
     print(f"{len(current)} nodes; workflows of the last release run with them.")
     return 0
 
