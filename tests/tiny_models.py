@@ -32,13 +32,22 @@ def write_unet(
     save_checkpoint(path, randomised(UNet(layout), seed, 0.03).state_dict(), about, dtype)
 
 
+CLASSIFIER = {
+    "model_channels": 32,
+    "out_channels": CLASSES,
+    "num_res_blocks": 1,
+    "channel_mult": (1, 2),
+    "attention_levels": (1,),
+    "num_head_channels": 32,
+    "image_size": SIZE,
+}
+
+
 def write_classifier(
     path, *, classes=CLASSES, pool="attention", channels=3, seed=1, labels=None, dtype=None, **more
 ):
     """A classifier file. `more` changes the layout."""
-    layout = {"model_channels": 32, "in_channels": channels, "out_channels": classes}
-    layout |= {"num_res_blocks": 1, "channel_mult": (1, 2), "attention_levels": (1,)}
-    layout |= {"num_head_channels": 32, "image_size": SIZE, "pool": pool}
+    layout = CLASSIFIER | {"in_channels": channels, "out_channels": classes, "pool": pool}
     layout = ClassifierLayout(**layout | more)
     space = "rgb" if channels == 3 else None
     about = Description(

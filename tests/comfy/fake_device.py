@@ -10,7 +10,7 @@ import traceback
 from types import SimpleNamespace
 
 import torch
-from tiny_models import SIZE
+from tiny_models import CLASSIFIER, SIZE
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -86,16 +86,7 @@ class FakeDevice:
         import comfy.ops
 
         adapter, adm = map(self.pack_module, ("nodes.comfy_adapter", "guidance.adm"))
-        layout = adm.ClassifierLayout(
-            model_channels=32,
-            out_channels=4,
-            num_res_blocks=1,
-            channel_mult=(1, 2),
-            attention_levels=(1,),
-            num_head_channels=32,
-            image_size=SIZE,
-            pool=pool,
-        )
+        layout = adm.ClassifierLayout(**CLASSIFIER, pool=pool)
         device = torch.device(device or self.device)
         with self.mode:
             # core's layers leave their weights as they are made
