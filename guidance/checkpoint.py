@@ -29,6 +29,7 @@ from .reading import (
     check_file,
     open_safetensors,
     parse_json,
+    quoted,
 )
 from .torch_files import read_torch_file
 
@@ -125,7 +126,7 @@ class Checkpoint:
             if not is_finite(value):
                 raise CheckpointError(
                     f"{self.path.name} has a weight that is not finite (NaN or infinity) in "
-                    f"{key!r}; download it again, or get it from its original source."
+                    f"{quoted(key)}; download it again, or get it from its original source."
                 )
 
 
@@ -151,7 +152,7 @@ def _counted(keys: list[str], what: str) -> str:
     """ "1 tensor is missing ('a')", "3 tensors are missing (first 'a')", or nothing."""
     if not keys:
         return ""
-    name = repr(keys[0][:80])
+    name = quoted(keys[0])
     if len(keys) == 1:
         return f"1 tensor is {what} ({name})"
     return f"{len(keys)} tensors are {what} (first {name})"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .checkpoint import CheckpointError, brief, is_finite, read_tensors
 from .image_classifier_files import OpenedClassifier
 from .preprocessing import HALF, INTERPOLATIONS, Preprocessing
-from .reading import MOST_CLASSES, open_safetensors, parse_json, read_text
+from .reading import MOST_CLASSES, open_safetensors, parse_json, quoted, read_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -111,7 +111,7 @@ def _refuse_huge(config: Any, name: str = CONFIG) -> None:
     elif isinstance(config, int):
         most = MOST_LISTED.get(name, MOST_NUMBER)
         if not -MOST_NUMBER <= config <= most:
-            raise ValueError(f"{name[:80]} is {config:.3g}, more than {most}")
+            raise ValueError(f"{quoted(name)} is {config:.3g}, more than {most}")
 
 
 def _refuse_code(folder: Path, *configs: dict[str, Any] | None) -> None:
@@ -153,7 +153,7 @@ def _check_weights(folder: Path) -> int:
     missing = [name for name in parts if name not in found]
     if missing:
         raise CheckpointError(
-            f"{folder.name} lacks {missing[0][:80]}, a part of its weights; download it, too."
+            f"{folder.name} lacks {quoted(missing[0])}, a part of its weights; download it, too."
         )
     return sum(_numbers_in(folder / name) for name in parts)
 
@@ -342,14 +342,14 @@ def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassi
         import timm
     except Exception as error:
         raise CheckpointError(
-            f"{folder.name} is a model of timm ({str(config['architecture'])[:80]}), which is not "
+            f"{folder.name} is a model of timm ({quoted(config['architecture'])}), which is not "
             "installed here; install it (pip install timm)."
         ) from error
     name, given = config["architecture"], config.get("pretrained_cfg") or {}
     arguments = config.get("model_args") or {}
     try:
         if not timm.is_model(name) or any(key in arguments for key in TIMM_REFUSED):
-            raise ValueError(f"timm has no architecture {str(name)[:80]!r} with these arguments")
+            raise ValueError(f"timm has no architecture {quoted(name)} with these arguments")
         classes = int(config.get("num_classes", given.get("num_classes", 1000)))
         with torch.device("meta"):
             described = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)

@@ -40,6 +40,12 @@ def brief(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def quoted(name: object) -> str:
+    """A name out of a file, in quotes and in at most 90 characters, also if none can be printed."""
+    text = repr(str(name)[:80])
+    return text if len(text) <= 90 else text[:86] + "..." + text[0]
+
+
 def check_file(path: Path, suffixes: Iterable[str]) -> None:
     """Raises CheckpointError unless it is an ordinary file of one of these endings."""
     if not path.is_file():
@@ -146,6 +152,6 @@ def _check_header(file: BinaryIO) -> None:
 def _check_slice(key: str, part: Any) -> None:
     shape, dtype = part.get_shape(), part.get_dtype()
     if len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"{key[:80]!r} has {len(shape)} dimensions, more than {MOST_DIMENSIONS}")
+        raise ValueError(f"{quoted(key)} has {len(shape)} dimensions, more than {MOST_DIMENSIONS}")
     if dtype not in SAFE_DTYPES:
-        raise ValueError(f"{key[:80]!r} is {dtype}, which the networks here are not made of")
+        raise ValueError(f"{quoted(key)} is {dtype}, which the networks here are not made of")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .pickled import OtherContent, Storage, StoredTensor, UnsafePickle, read_pickle
-from .reading import MOST_TENSORS, CheckpointError, brief, open_zip
+from .reading import MOST_TENSORS, CheckpointError, brief, open_zip, quoted
 
 ZIP, PICKLE = b"PK", b"\x80"
 MOST_PICKLE = 4 << 20  # bytes; a 559 M U-Net's has 0.2 MB
@@ -88,9 +88,9 @@ def _state_dict(content: Any) -> dict[str, StoredTensor]:
         raise OtherContent(f"{len(content)} entries, more than {MOST_TENSORS}")
     for key, value in content.items():
         if type(key) is not str:
-            raise OtherContent(f"the key {str(key)[:80]}")
+            raise OtherContent(f"the key {quoted(key)}")
         if type(value) is not StoredTensor:
-            raise OtherContent(f"a {type(value).__name__} under {key[:80]!r}")
+            raise OtherContent(f"a {type(value).__name__} under {quoted(key)}")
     return content
 
 
@@ -104,7 +104,7 @@ def _check_sizes(table: dict[str, StoredTensor], size: int) -> None:
         raise ValueError("it ends within its numbers")
     for key, tensor in table.items():
         if tensor.nbytes > tensor.storage.nbytes or tensor.end > tensor.storage.count:
-            raise _Hollow(f"a tensor {key[:80]!r} larger")
+            raise _Hollow(f"a tensor {quoted(key)} larger")
     if sum(tensor.nbytes for tensor in table.values()) > size:
         raise _Hollow("tensors that share memory and are larger")
 
@@ -150,7 +150,7 @@ class _Archive:
             storage = tensor.storage
             record = self.records.get(storage.key)
             if record is None or record.size < storage.nbytes:
-                raise _Hollow(f"a tensor {key[:80]!r} larger")
+                raise _Hollow(f"a tensor {quoted(key)} larger")
             if storage.key not in storages:
                 storages[storage.key] = self._storage(storage, record, mapped)
         return {key: _placed(value, storages[value.storage.key]) for key, value in table.items()}
@@ -192,17 +192,17 @@ def _records(
     for entry in entries:
         name = entry.filename.removeprefix(folder)
         if name in seen:
-            raise ValueError(f"two records {name[:80]!r}")
+            raise ValueError(f"two records {quoted(name)}")
         seen.add(name)
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise ValueError(f"{name[:80]!r} is compressed, which torch never does")
+            raise ValueError(f"{quoted(name)} is compressed, which torch never does")
         file.seek(entry.header_offset)
         header = file.read(LOCAL_HEADER)
         if len(header) < LOCAL_HEADER or header[:4] != b"PK\x03\x04":
-            raise ValueError(f"{name[:80]!r} is not where it should be")
+            raise ValueError(f"{quoted(name)} is not where it should be")
         start = entry.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", header[26:]))
         if start + entry.file_size > size:
-            raise ValueError(f"{name[:80]!r} ends after the file")
+            raise ValueError(f"{quoted(name)} ends after the file")
         yield name, _Record(start, entry.file_size)
 
 

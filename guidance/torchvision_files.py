@@ -19,6 +19,7 @@ from .checkpoint import CheckpointError, is_finite
 from .image_classifier_files import OpenedClassifier
 from .labels import IMAGENET_CLASSES
 from .preprocessing import Preprocessing
+from .reading import quoted
 
 Shapes = dict[str, tuple[int, ...]]
 # A tensor that every model of a family has: most of them need not be built to be ruled out.
@@ -135,7 +136,7 @@ def _check_finite(file: str, tensors: dict[str, Tensor]) -> None:
     for key, value in tensors.items():
         if value.is_floating_point() and not is_finite(value):
             raise CheckpointError(
-                f"{file} has a weight that is not finite (NaN or infinity) in {key!r}; "
+                f"{file} has a weight that is not finite (NaN or infinity) in {quoted(key)}; "
                 "download it again, or get it from its original source."
             )
 

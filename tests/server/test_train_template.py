@@ -54,7 +54,7 @@ def test_loaded_again_it_guides(server, saved, submit, say_at_the_end):
     _, offered = server.request("/object_info/NoisyClassifierLoader")
     names = offered["NoisyClassifierLoader"]["input"]["required"]["classifier_name"][1]["options"]
     assert SAVED in names
-    answer = submit(guided(SAVED, scale=12.0))
+    answer = submit(guided(SAVED, scale=20.0, entropy_limit=10.0))
     lines = answer.outputs["judge"]["text"][0].splitlines()
     seen = [line.split()[1] for line in lines]
     right = sum(name == str(index % 10) for index, name in enumerate(seen)) / IMAGES
@@ -62,7 +62,7 @@ def test_loaded_again_it_guides(server, saved, submit, say_at_the_end):
     assert len(seen) == IMAGES and right >= 0.90
 
 
-def guided(classifier, scale):
+def guided(classifier, **strength):
     """A workflow that draws each digit ten times with a saved classifier, and judges them."""
     auto = {"noise_schedule": "auto", "dtype": "auto"}
 
@@ -74,7 +74,7 @@ def guided(classifier, scale):
     label = ",".join(str(index % 10) for index in range(IMAGES))
     guidance = {"model": ["model", 0], "classifier": ["classifier", 0]}
     run = {"model": ["guided", 0], "positive": ["none", 0], "negative": ["none", 0]}
-    run |= {"latent_image": ["size", 0], "seed": 5, "steps": 25, "cfg": 1.0, "denoise": 1.0}
+    run |= {"latent_image": ["size", 0], "seed": 5, "steps": 50, "cfg": 1.0, "denoise": 1.0}
     run |= {"sampler_name": "euler", "scheduler": "normal"}
     return {
         "model": {"class_type": "ADMModelLoader", "inputs": model},
@@ -83,7 +83,7 @@ def guided(classifier, scale):
         "size": {"class_type": "EmptyLatentImage", "inputs": size},
         "guided": {
             "class_type": "ClassifierGuidance",
-            "inputs": {**guidance, "label": label, "scale": scale},
+            "inputs": {**guidance, "label": label, **strength},
         },
         "run": {"class_type": "KSampler", "inputs": run},
         "images": {

@@ -241,7 +241,7 @@ WRONG = [
     (only_bin, "has only pytorch_model.bin, but model.safetensors is needed"),
     (no_weights, "has no weights, but model.safetensors is needed"),
     (two_weights, "has a.safetensors, b.safetensors, but neither"),
-    (missing_part, "lacks ../../etc/passwd, a part of its weights"),
+    (missing_part, "lacks '../../etc/passwd', a part of its weights"),
     (cut_short, "tiny vit/model.safetensors is not a whole safetensors file"),
     (without_a_head, "2 tensors are missing or do not fit, classifier"),
     (not_a_number, "classifier.bias is not finite"),
@@ -302,7 +302,7 @@ def timm_folder(folder, tensors, **config):
 def test_timm_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     folder = timm_folder(tmp_path / "t", {"a": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"model of timm \(resnet18\).*pip install timm"):
+    with pytest.raises(CheckpointError, match=r"model of timm \('resnet18'\).*pip install timm"):
         open_image_classifier(folder)
     assert classes_of_image_classifier(folder) == (3, NAMES)
 
