@@ -29,15 +29,36 @@ def followed(prompt, value):
     return prompt[value[0]]["inputs"]["value"] if isinstance(value, list) else value
 
 
+def search(page, name):
+    """Types a name into the page's search until a blueprint is found by it.
+
+    The page fetches the blueprints after its start, and looks for them only when one types; on a
+    busy machine that may be too late, or fail.
+    """
+    field = page.page.get_by_placeholder("Add a node...")
+    found = page.page.get_by_text("Blueprint", exact=True).first
+    for attempt in range(6):
+        if attempt % 2:
+            page.open()
+            page.clear()
+        if not field.is_visible():
+            page.page.mouse.dblclick(700, 500)
+            field.wait_for()
+        field.fill("")
+        field.press_sequentially(name, delay=10)
+        for _ in range(40):
+            if found.is_visible():
+                return
+            page.page.wait_for_timeout(250)
+    pytest.fail(f"the page's search did not find {name}")
+
+
 @pytest.fixture
 def insert(page):
     """Inserts a blueprint as the user does, by its name; the node's id."""
 
     def run(name):
-        page.page.mouse.dblclick(700, 500)
-        page.page.wait_for_timeout(800)
-        page.page.keyboard.type(name, delay=10)
-        page.page.get_by_text("Blueprint", exact=True).first.wait_for()
+        search(page, name)
         page.page.wait_for_timeout(500)
         page.page.keyboard.press("Enter")
         page.page.wait_for_function("() => app.graph.nodes.some(node => node.subgraph)")

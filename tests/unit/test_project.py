@@ -71,6 +71,12 @@ def test_runtime_requirements_are_not_pinned(root):
         assert re.fullmatch(r"[A-Za-z0-9._-]+(>=[0-9.]+)?", line), line
 
 
+def test_test_files_have_names_of_their_own(root):
+    """Each folder of tests is on sys.path by itself, so pytest collects one of a name alone."""
+    names = [path.name for path in (root / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("module", sorted(COMFYUI_MODULES))
 def test_linter_keeps_comfyui_out_of_guidance(root, module):
     """The rule is on for guidance/, and for guidance/ alone."""
