@@ -433,6 +433,7 @@ def started(root, *arguments, **more):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **more)
 
 
+@pytest.mark.processes
 def test_the_module_runs_by_itself(root, tmp_path):
     process = started(root, "--help", cwd=tmp_path, stdout=subprocess.PIPE)
     out, err = process.communicate(timeout=300)
@@ -440,6 +441,7 @@ def test_the_module_runs_by_itself(root, tmp_path):
     assert all(command in out for command in COMMANDS)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_ends_a_training_without_a_trace(root, files, tmp_path):
     """A process started by a background shell ignores SIGINT, so it is told not to."""

@@ -467,6 +467,7 @@ def test_a_noisy_classifier_is_sent_to_its_own_loader(root):
         open_image_classifier(path)
 
 
+@pytest.mark.processes
 def test_starting_imports_nothing_heavy(root):
     import subprocess
     import sys

@@ -180,6 +180,7 @@ def arguments(npz, output, steps):
     ]
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
 @pytest.mark.timeout(900)
 def test_killed_twenty_times(root, npz, tmp_path):
@@ -219,6 +220,7 @@ def run_processes(root, count, command):
     return done.stdout
 
 
+@pytest.mark.processes
 def test_two_processes_train_as_one(root, npz, tmp_path):
     losses = []
     for count in (1, 2):
@@ -232,6 +234,7 @@ def test_two_processes_train_as_one(root, npz, tmp_path):
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_two_processes_draw_the_images_of_one(root, tmp_path, method):
     import numpy as np

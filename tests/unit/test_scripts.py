@@ -45,6 +45,7 @@ def test_comfy_cli_workspace_without_a_comfyui(monkeypatch, tmp_path):
         tools.find_comfyui()
 
 
+@pytest.mark.processes
 def test_leash_ends_the_whole_tree(root, tmp_path):
     """The command and its own children end when the parent lets go."""
     ticks = tmp_path / "ticks"
@@ -71,6 +72,7 @@ while True:
     assert ticks.stat().st_size == size
 
 
+@pytest.mark.processes
 def test_leash_passes_the_exit_status_on(root):
     command = [sys.executable, str(root / "scripts" / "leash.py"), sys.executable, "-c", "exit(7)"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
