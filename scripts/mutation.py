@@ -1,4 +1,4 @@
-"""How many mutations of guidance/ tests/unit notice: python scripts/mutation.py [--sample N] [--seed S]
+"""How many mutations of guidance/ tests/unit notice: python scripts/mutation.py [--sample N]
 
 Needs mutmut (pip install mutmut), which the tests do not. Works on a clone of what is committed, in
 a folder of its own; every test is run once to see which functions it reaches, then each mutant with
@@ -93,9 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = sorted(results(folder))
     if not names:
         sys.exit("mutmut made no mutants; its own words are above.")
-    chosen = random.Random(options.seed).sample(
-        names, min(options.sample or len(names), len(names))
-    )
+    size = min(options.sample or len(names), len(names))
+    chosen = random.Random(options.seed).sample(names, size)
     mutmut(folder, chosen, options.processes)
     seen = {name: outcome(status) for name, status in results(folder).items() if name in chosen}
     for name, said in sorted(seen.items()):
