@@ -1,0 +1,93 @@
+"""What is asked of a classifier: the likelihood of a label, and its name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from guidance.evidence import class_name, label_of_each, log_likelihood
+
+LOG_PROBS = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.375, 0.5]]).log()
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (0, 0.5 * 0.125),
+        (2, 0.25 * 0.5),
+        (torch.tensor(1), 0.25 * 0.375),
+        (torch.tensor([2]), 0.25 * 0.5),
+        (torch.tensor([0, 2]), 0.5 * 0.5),
+        (torch.tensor([2, 0]), 0.25 * 0.125),
+    ],
+)
+def test_the_likelihood_of_a_batch_is_the_product_over_its_images(label, expected):
+    found = log_likelihood(LOG_PROBS, label)
+    assert found.shape == ()
+    assert float(found) == pytest.approx(math.log(expected))
+
+
+def test_a_smoothed_label_counts_the_other_classes_too():
+    one = [math.log(value) for value in (0.5, 0.25, 0.25)]
+    expected = 0.7 * one[0] + 0.3 * sum(one) / 3
+    assert float(log_likelihood(LOG_PROBS[:1], 0, 0.3)) == pytest.approx(expected)
+    assert log_likelihood(LOG_PROBS.double(), 0, 0.3).dtype == torch.float64
+    plain, smoothed = (log_likelihood(LOG_PROBS, torch.tensor([0, 1]), a) for a in (0.0, 1e-6))
+    assert float(plain) == pytest.approx(float(smoothed), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [(-1, "-1"), (3, "3"), (torch.tensor([0, 3]), "[0, 3]"), (torch.tensor([-1, 0]), "[-1, 0]")],
+)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_is_no_class_is_refused(label, found, smoothing):
+    with pytest.raises(ValueError) as caught:
+        log_likelihood(LOG_PROBS, label, smoothing)
+    assert str(caught.value) == f"label is {found}, but the classes go from 0 to 2."
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        (4, [4, 4, 4]),
+        (torch.tensor(4), [4, 4, 4]),
+        (torch.tensor([4]), [4, 4, 4]),
+        (torch.tensor([4, 5, 6]), [4, 5, 6]),
+        (torch.tensor([4, 5, 6], dtype=torch.int32), [4, 5, 6]),
+    ],
+)
+def test_each_image_gets_a_label(label, expected):
+    found = label_of_each(label, 3)
+    assert (found.tolist(), found.dtype) == (expected, torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("label", "shape"),
+    [(torch.zeros(2), "(2,)"), (torch.zeros(0), "(0,)"), (torch.zeros(3, 1), "(3, 1)")],
+)
+def test_labels_that_do_not_fit_the_batch(label, shape):
+    with pytest.raises(ValueError) as caught:
+        label_of_each(label, 3)
+    assert str(caught.value) == f"label has shape {shape}; expected one, or 3 of them."
+
+
+def test_the_labels_that_were_given_stay_as_they_are():
+    given = torch.tensor([4, 5, 6])
+    label_of_each(given, 3)[0] = 9
+    assert given.tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("index", "classes", "labels", "name"),
+    [
+        (0, 2, ("cat", "dog"), "cat"),
+        (1, None, ("cat", "dog"), "dog"),
+        (3, 10, None, "3"),
+        (3, None, None, "3"),
+    ],
+)
+def test_a_class_is_called_by_its_name_or_its_number(index, classes, labels, name):
+    assert class_name(index, classes, labels) == name
