@@ -386,6 +386,8 @@ HELP = {
         "index, name, list of them, all; default: random",
         "default: 50, or one for each image of --low-res",
         "passes that CFG can do without",
+        "--cfg-tolerance CFG_TOLERANCE above 0: less and less often, while the last term foretells "
+        "the next one to within this share (default: 0.0)",
         "strength of classifier guidance, image by image",
     ],
     "evaluate": [
@@ -400,7 +402,7 @@ HELP = {
     ],
     "convert": [
         "a .pt, .pth or .safetensors file",
-        "the .safetensors file to write",
+        "target the .safetensors file to write",
         "default: as in the source",
         "what a file's tensors cannot tell",
         "in each attention block; 0: auto",
