@@ -137,6 +137,8 @@ def _names(path: str | Path, names: np.ndarray | None) -> list[str] | None:
         raise ValueError(
             f"{path} has names {names.dtype} {names.shape}; expected the name of each class."
         )
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "replace")
     return [str(name) for name in names]
 
 
