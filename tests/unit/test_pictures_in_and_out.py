@@ -1,0 +1,380 @@
+"""Pictures in and out: pixels, grids, what files hold, and the small image of an upsampler."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guidance import images as module
+from guidance.images import (
+    check_output,
+    from_uint8,
+    grid,
+    load_samples,
+    open_picture,
+    save_grid,
+    save_samples,
+    to_uint8,
+)
+from guidance.low_res import check_low_res, enlarged, read_low_res
+
+
+def sentence(refused, *arguments):
+    """What a ValueError says."""
+    with pytest.raises(ValueError) as error:
+        refused(*arguments)
+    return str(error.value)
+
+
+# --- pixels ----------------------------------------------------------------------------------
+
+
+def test_pixels_are_rounded_down_and_clamped():
+    values = torch.tensor([-1.5, -1.0, 0.0, 0.9999, 1.0, 1.5])
+    assert to_uint8(values.view(1, 1, 1, 6)).ravel().tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_channels_go_last_on_the_way_out_and_first_on_the_way_in():
+    pixels = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+    images = from_uint8(pixels)
+    assert images.shape == (2, 5, 3, 4) and images.dtype == torch.float32
+    assert float(images[1, 4, 2, 3]) == pytest.approx(119 / 127.5 - 1)
+    out = to_uint8(images + 1e-5)
+    assert (out == pixels).all() and out.flags["C_CONTIGUOUS"]
+
+
+def test_pixels_fill_the_range_from_minus_one_to_one():
+    pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
+    images = from_uint8(pixels)
+    assert images.ravel().tolist() == pytest.approx([-1.0, -0.6, 1.0])
+    pixels[:] = 255
+    assert float(images[0, 0, 0, 0]) == -1, "a copy"
+
+
+# --- grids -----------------------------------------------------------------------------------
+
+
+def plain(count, height=2, width=3, channels=3):
+    """Images of one value each: 100, 101, ..."""
+    values = np.arange(100, 100 + count, dtype=np.uint8)
+    return np.broadcast_to(values[:, None, None, None], (count, height, width, channels)).copy()
+
+
+def test_a_grid_goes_row_by_row_with_gaps_of_two():
+    sheet = grid(plain(3), columns=2)
+    assert (sheet.shape, sheet.dtype) == ((2 + 2 * (2 + 2), 2 + 2 * (3 + 2), 3), np.uint8)
+    rows = (
+        ["." * 12] * 2
+        + ["..aaa..bbb.."] * 2
+        + ["." * 12] * 2
+        + ["..ccc......."] * 2
+        + ["." * 12] * 2
+    )
+    shades = {".": 64, "a": 100, "b": 101, "c": 102}
+    assert (sheet[..., 0] == [[shades[letter] for letter in row] for row in rows]).all()
+    assert (sheet == sheet[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+    "count, rows, columns", [(1, 1, 1), (2, 1, 2), (4, 2, 2), (5, 2, 3), (7, 3, 3), (10, 3, 4)]
+)
+def test_a_grid_is_about_square_where_nobody_says(count, rows, columns):
+    sheet = grid(plain(count), gap=0)
+    assert sheet.shape == (2 * rows, 3 * columns, 3)
+    assert sheet[-1, -1, 0] == (99 + count if count == rows * columns else 64)
+
+
+def test_a_gap_of_ones_own():
+    assert grid(plain(2), columns=1, gap=5).shape == (5 + 2 * 7, 5 + 8, 3)
+
+
+@pytest.mark.parametrize("side, times", [(64, 2), (65, 1)])
+def test_small_images_are_shown_at_twice_their_size(tmp_path, side, times):
+    """By their height; every pixel is a square of four."""
+    images = np.random.default_rng(0).integers(0, 256, (2, side, 9, 3), dtype=np.uint8)
+    save_grid(tmp_path / "a.png", images, columns=2)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG" and picture.size == (24 * times, (side + 4) * times)
+        shown = np.asarray(picture)
+    assert (shown == grid(images, 2).repeat(times, axis=0).repeat(times, axis=1)).all()
+
+
+def test_a_grid_without_colours(tmp_path):
+    save_grid(tmp_path / "a", plain(2, channels=1))
+    with Image.open(tmp_path / "a") as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (24, 12))
+        assert picture.getpixel((4, 4)) == 100 and picture.getpixel((0, 0)) == 64
+
+
+def test_samples_are_written_by_their_names_ending(tmp_path):
+    images, labels = plain(3), np.array([2, 0, 1])
+    save_samples(tmp_path / "deep" / "a.npz", images, labels, None)
+    loaded = load_samples(tmp_path / "deep" / "a.npz")
+    assert (loaded[0] == images).all() and loaded[1].tolist() == [2, 0, 1] and loaded[2] is None
+    with zipfile.ZipFile(tmp_path / "deep" / "a.npz") as archive:
+        assert {one.compress_type for one in archive.infolist()} == {zipfile.ZIP_DEFLATED}
+    save_samples(tmp_path / "a.png", images, labels, 3)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (34, 12)
+    save_samples(tmp_path / "b.png", images, labels, None)
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.size == (24, 20)
+
+
+# --- .npz files ------------------------------------------------------------------------------
+
+
+def written(path, **arrays):
+    np.savez(path, **{"arr_0": plain(2), "arr_1": np.array([1, 0])} | arrays)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.npz"
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.uint64])
+def test_labels_become_int64(path, kind):
+    _, labels, _ = load_samples(written(path, arr_1=np.array([1, 0], kind)))
+    assert labels.dtype == np.int64 and labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "names, read",
+    [
+        (np.array(["cat", "Käse"]), ["cat", "Käse"]),
+        (np.array([b"cat", "Käse".encode()]), ["cat", "Käse"]),
+        (np.array([7, -8]), ["7", "-8"]),
+        (np.array([7, 8], np.uint8), ["7", "8"]),
+        (np.zeros(100_000, np.uint8), ["0"] * 100_000),
+    ],
+    ids=["text", "bytes", "int", "uint", "most"],
+)
+def test_names_of_any_kind_are_text(path, names, read):
+    assert load_samples(written(path, names=names))[2] == read
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (np.array([1.5, 2.5]), "float64 (2,)"),
+        (np.array([["a"], ["b"]]), "<U1 (2, 1)"),
+        (np.array("a"), "<U1 ()"),
+        (np.zeros(100_001, np.uint8), "uint8 (100001,)"),
+    ],
+)
+def test_names_that_are_none(path, names, said):
+    assert sentence(load_samples, written(path, names=names)) == (
+        f"{path} has names {said}; expected the name of each class."
+    )
+
+
+@pytest.mark.parametrize("missing", ["arr_0", "arr_1"])
+def test_an_array_that_is_missing(path, missing):
+    arrays = {"arr_0": plain(2), "arr_1": np.array([1, 0]), "names": np.array(["a"])}
+    np.savez(path, more=np.zeros(2), **{k: v for k, v in arrays.items() if k != missing})
+    there = sorted(arrays.keys() - {missing})
+    said = f"{path} holds {there}; expected arr_0 (images) and arr_1 (labels)."
+    assert sentence(load_samples, path) == said
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"arr_0": plain(2)[0]}, "images uint8 (2, 3, 3) and labels int64 (2,)"),
+        ({"arr_0": plain(2) / 2}, "images float64 (2, 2, 3, 3) and labels int64 (2,)"),
+        ({"arr_0": plain(3)}, "images uint8 (3, 2, 3, 3) and labels int64 (2,)"),
+        ({"arr_0": plain(2, height=0)}, "images uint8 (2, 0, 3, 3) and labels int64 (2,)"),
+        ({"arr_1": np.array([1.0, 0.0])}, "images uint8 (2, 2, 3, 3) and labels float64 (2,)"),
+        ({"arr_1": np.array([0, -1])}, "images uint8 (2, 2, 3, 3) and labels int64 (2,)"),
+        ({"arr_1": np.array([[0, 1]])}, "images uint8 (2, 2, 3, 3) and labels int64 (1, 2)"),
+    ],
+)
+def test_arrays_that_do_not_fit(path, changes, said):
+    assert sentence(load_samples, written(path, **changes)) == (
+        f"{path} has {said}; expected uint8 (N, H, W, C) and N class indices from 0."
+    )
+
+
+def test_the_highest_class(path):
+    _, labels, _ = load_samples(written(path, arr_1=np.array([0, 99_999])))
+    assert labels.tolist() == [0, 99_999]
+    assert sentence(load_samples, written(path, arr_1=np.array([0, 100_000]))) == (
+        f"{path} has label 100000; number the classes from 0, below 100000."
+    )
+
+
+def test_a_file_that_is_not_there_is_said_by_the_system(path):
+    with pytest.raises(FileNotFoundError):
+        load_samples(path)
+
+
+def test_bytes_that_are_no_archive(path):
+    path.write_bytes(b"PK nothing")
+    assert sentence(load_samples, path) == f"{path} is not a whole .npz file (BadZipFile)."
+
+
+@pytest.mark.parametrize("version, read", [((1, 0), True), ((2, 0), True), ((3, 0), False)])
+def test_versions_of_the_array_format(path, version, read):
+    content = io.BytesIO()
+    np.lib.format.write_array(content, plain(2), version)
+    written(path)
+    with zipfile.ZipFile(path) as archive:
+        labels = archive.read("arr_1.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", content.getvalue())
+        archive.writestr("arr_1.npy", labels)
+    if read:
+        assert (load_samples(path)[0] == plain(2)).all()
+    else:
+        assert sentence(load_samples, path) == f"{path} is not a whole .npz file (KeyError)."
+
+
+def test_an_array_that_claims_more_than_its_entry(path):
+    content = io.BytesIO()
+    np.save(content, plain(2))
+    claims = content.getvalue().replace(b"(2, 2, 3, 3)", b"(9, 9, 9, 9)")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", claims)
+    with pytest.raises(ValueError) as error:
+        load_samples(path)
+    assert str(error.value.__cause__) == "arr_0.npy claims more than it holds"
+
+
+def test_how_far_a_file_may_unpack(path):
+    """Blank pictures to 64 MiB and a hundred times the file, no further; other arrays aside."""
+    for mebibytes, read in ((64, True), (72, False)):
+        pixels = np.zeros((1, mebibytes, 1 << 20, 1), np.uint8)
+        np.savez_compressed(path, arr_0=pixels, arr_1=np.array([0]))
+        if read:
+            assert load_samples(path)[0].shape == pixels.shape
+        else:
+            with pytest.raises(ValueError) as error:
+                load_samples(path)
+            total = (mebibytes << 20) + 128 + 136
+            assert str(error.value.__cause__) == f"it would unpack to {total} bytes"
+    assert 100 * path.stat().st_size < 8 << 20
+
+
+def test_arrays_of_no_use_count_for_nothing(path, monkeypatch):
+    monkeypatch.setattr(module, "MOST_UNPACKED", 0)
+    written(path, other=np.zeros(5000))
+    needed = 128 + plain(2).size + 128 + 16
+    monkeypatch.setattr(module, "UNPACKED_ANYWAY", needed)
+    assert len(load_samples(path)[0]) == 2
+    monkeypatch.setattr(module, "UNPACKED_ANYWAY", needed - 1)
+    with pytest.raises(ValueError, match="is not a whole"):
+        load_samples(path)
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF"])
+def test_pictures_are_known_by_their_content(tmp_path, kind):
+    Image.new("L", (5, 4), 200).save(tmp_path / "a.dat", format=kind)
+    picture = open_picture(tmp_path / "a.dat")
+    assert (picture.mode, picture.size) == ("RGB", (5, 4))
+    assert abs(picture.getpixel((2, 2))[0] - 200) < 4
+
+
+def test_other_formats_are_no_pictures(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("L", (5, 4)).save(path, format="GIF")
+    said = f"{path} is not a whole picture (UnidentifiedImageError)."
+    assert sentence(open_picture, path) == said
+
+
+def test_a_picture_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        open_picture(tmp_path / "a.png")
+
+
+def forged(path, width, height):
+    """A picture of a few bytes that claims another size."""
+    Image.new("1", (8, 8)).save(path, format="PNG")
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+def test_how_many_pixels_a_picture_may_have(tmp_path, monkeypatch):
+    """One row more than 128 Mi pixels is refused for its size, before any are read."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    for height, reason in ((8192, None), (8193, "16384x8193 pixels")):
+        with pytest.raises(ValueError) as error:
+            open_picture(forged(tmp_path / "a.png", 16384, height))
+        said = str(error.value.__cause__)
+        assert said == reason if reason else "pixels" not in said
+
+
+def test_names_of_outputs(tmp_path):
+    for name in ("a.png", "a.npz"):
+        check_output(tmp_path / name)
+    said = f"output is {tmp_path / 'a.jpg'}; its name must end in .png or .npz."
+    assert sentence(check_output, tmp_path / "a.jpg") == said
+
+
+# --- the small image of an upsampler ---------------------------------------------------------
+
+
+def test_a_small_image_that_fits():
+    for batch in (1, 3):
+        check_low_res(torch.zeros(batch, 3, 4, 6), (3, 3, 16, 24))
+
+
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        (
+            (1, 3, 4, 5),
+            "The low-res image is 5x4, which an ADM upsampler enlarges to 20x16, but the image "
+            "to draw is 24x16; resize one of them.",
+        ),
+        (
+            (1, 3, 5, 6),
+            "The low-res image is 6x5, which an ADM upsampler enlarges to 24x20, but the image "
+            "to draw is 24x16; resize one of them.",
+        ),
+        (
+            (1, 1, 4, 6),
+            "The low-res image has 1 channels, but the image to draw has 3; convert it.",
+        ),
+        (
+            (2, 3, 4, 6),
+            "There are 2 low-res images for a batch of 5; give one for all of them, or 5.",
+        ),
+    ],
+)
+def test_a_small_image_that_does_not_fit(shape, said):
+    assert sentence(check_low_res, torch.zeros(shape), (5, 3, 16, 24)) == said
+
+
+def test_it_is_enlarged_bilinearly():
+    """Pixels lie in the centres of their squares."""
+    large = enlarged(torch.tensor([[[[0.0, 8.0]]]]), [1, 8])
+    assert large.ravel().tolist() == [0, 0, 1, 3, 5, 7, 8, 8]
+    assert enlarged(torch.zeros(2, 3, 4, 6), (16, 24)).shape == (2, 3, 16, 24)
+
+
+def test_small_images_of_a_file_of_samples(path):
+    low_res, labels = read_low_res(written(path, arr_1=np.array([5, 2])))
+    assert labels == [5, 2] and low_res.shape == (2, 3, 2, 3)
+    assert low_res[:, 0, 0, 0].tolist() == pytest.approx([100 / 127.5 - 1, 101 / 127.5 - 1])
+
+
+def test_a_picture_as_the_small_image(tmp_path):
+    Image.new("L", (6, 4), 255).save(tmp_path / "a.png")
+    low_res, labels = read_low_res(str(tmp_path / "a.png"))
+    assert labels is None and low_res.shape == (1, 3, 4, 6)
+    assert (low_res == 1).all()
