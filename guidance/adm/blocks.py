@@ -78,9 +78,13 @@ def pointwise_layer(operations: Any) -> Any:
     faster as a Conv2d of maps in channels-last memory.
     """
 
+    # other namespaces may give another weight than the layer's: patched, or brought from elsewhere
+    own = operations is casting
+
     class Pointwise(operations.Conv1d):  # type: ignore[name-defined]
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return frozen.conv2d(x, weight[..., None], bias, (1, 1), (0, 0))
+            layer = self if own else None
+            return frozen.conv2d(x, weight[..., None], bias, (1, 1), (0, 0), layer)
 
     return Pointwise
 

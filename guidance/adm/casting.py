@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import frozen
+from . import frozen, packed
 
 Embedding = nn.Embedding  # a lookup: the U-Net casts what comes out
 
@@ -28,18 +28,20 @@ class Linear(nn.Linear):
         return F.linear(x, *_cast(self, x))
 
 
-class Conv1d(nn.Conv1d):
+class Conv1d(packed.Forgetting, nn.Conv1d):
     """nn.Conv1d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, *_cast(self, x))
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(packed.Forgetting, nn.Conv2d):
     """nn.Conv2d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen.conv2d(x, self.weight, self.bias, self.stride, tuple(self.padding))
+        return frozen.conv2d(
+            x, self.weight, self.bias, self.stride, tuple(self.padding), layer=self
+        )
 
 
 class GroupNorm(nn.GroupNorm):

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from . import packed
 
 
 def only_input_tracked(x: Tensor, *weights: Tensor | None) -> bool:
@@ -20,10 +22,23 @@ def only_input_tracked(x: Tensor, *weights: Tensor | None) -> bool:
     return frozen and x.requires_grad and torch.is_grad_enabled()
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
-    """F.conv2d in x's dtype; keeps nothing of x where the weights are frozen."""
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple,
+    padding: tuple,
+    layer: nn.Module | None = None,
+) -> Tensor:
+    """F.conv2d in x's dtype; keeps nothing of x where the weights are frozen.
+
+    layer: whose own weight that is, or a view or cast of it; then it may be packed.
+    """
     if only_input_tracked(x, weight, bias):
-        return FrozenConv2d.apply(x, weight, bias, stride, padding)
+        kept = packed.weight_for(layer, x)
+        return FrozenConv2d.apply(x, weight, bias, stride, padding, kept)
+    if weight.requires_grad:  # it will change
+        packed.forget(layer)
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight.to(x.dtype), bias, stride, padding)
 
@@ -42,16 +57,27 @@ class FrozenConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple,
+        padding: tuple,
+        kept: packed.PackedWeight | None,
     ) -> Tensor:
         ctx.save_for_backward(weight)
         ctx.shape, ctx.format, ctx.stride, ctx.padding = x.shape, _format(x), stride, padding
+        ctx.kept = kept if packed.keeps_size(weight, stride, padding) else None
+        if kept is not None:
+            return kept.forward(x, weight, bias, stride, padding)
         return conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
+        if ctx.kept is not None:
+            return ctx.kept.input_gradient(grad, weight, ctx.padding), *(None,) * 5
         # torch looks at the input's shape and memory format alone; nothing is written to it
         x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
         gradient, _, _ = torch.ops.aten.convolution_backward(
@@ -67,7 +93,7 @@ class FrozenConv2d(torch.autograd.Function):
             1,
             (True, False, False),
         )
-        return gradient, None, None, None, None
+        return gradient, *(None,) * 5
 
 
 def _format(x: Tensor) -> torch.memory_format:
