@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from . import packed
 from .blocks import Builder, join_heads, quickest_layout, split_heads, timestep_embedding, zeroed
 from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
 from .layout import ClassifierLayout
@@ -63,10 +64,22 @@ class HalfUNet(nn.Module):
         spatial = self.layout.pool.startswith("spatial")
         means = []
         for stage in (*self.input_blocks, self.middle_block):
-            x = checkpoint(stage, x, emb, use_reentrant=False) if recompute else stage(x, emb)
+            x = _recomputed(stage, x, emb) if recompute else stage(x, emb)
             if spatial:
                 means.append(x.mean(dim=(2, 3)))
         return torch.cat(means, dim=1) if spatial else x
+
+
+def _recomputed(stage: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
+    """The stage's output; computed again for its gradient, with no packed weights beside."""
+    # a compiler, which packs nothing, takes no such contexts
+    contexts = noop_context_fn if torch.compiler.is_compiling() else _two_unpacked
+    return checkpoint(stage, x, emb, use_reentrant=False, context_fn=contexts)
+
+
+def _two_unpacked() -> tuple[Any, Any]:
+    """For the first time and for the second."""
+    return packed.unpacked(), packed.unpacked()
 
 
 class AttentionPool(nn.Module):

@@ -7,13 +7,16 @@ kernel flipped and its channels exchanged, so that it can be packed in the same 
 A layer has at most two packed copies, one forward and one back, in the precision that it computes
 in: with them a classifier's weights take three times their memory on a CPU. They are in no state
 dict and no pickle, and go with the layer, with a change of its weight, and wherever it is moved.
+Where memory is short, in `unpacked`, there are none.
 """
 
 from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -66,11 +69,25 @@ class PackedWeight:
 
 # by layer, outside of it: nothing to copy, pickle or move with it
 _KEPT: weakref.WeakKeyDictionary[nn.Module, PackedWeight] = weakref.WeakKeyDictionary()
+_SHORT: ContextVar[bool] = ContextVar("_SHORT", default=False)
+
+
+@contextmanager
+def unpacked() -> Iterator[None]:
+    """Frees the packed weights of the layers that are used in the block, and packs none."""
+    token = _SHORT.set(True)
+    try:
+        yield
+    finally:
+        _SHORT.reset(token)
 
 
 def weight_for(layer: nn.Module | None, x: Tensor) -> PackedWeight | None:
     """The packed weight of a frozen layer, for x; None where packing is not possible."""
     if layer is None or torch.compiler.is_compiling():
+        return None
+    if _SHORT.get():
+        forget(layer)
         return None
     weight: Any = layer.weight
     if not (_plain(x) and _plain(weight)) or weight.is_inference() or not _computes(x):
@@ -110,8 +127,8 @@ def pack(weight: Tensor, shape: torch.Size, stride: tuple, padding: tuple) -> Te
     """An opaque copy of the weight, for inputs of that shape."""
     with torch.no_grad():
         opaque = weight.detach().contiguous().to_mkldnn()
-        geometry: Any = (padding, stride, ONE)
-        return torch._C._nn.mkldnn_reorder_conv2d_weight(opaque, *geometry, 1, shape)
+        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub knows lists alone
+        return reorder(opaque, padding, stride, ONE, 1, shape)
 
 
 def _convolve(

@@ -11,6 +11,7 @@ import torch
 from tiny_networks import noisy_classifier
 
 from guidance.adm import casting, packed
+from guidance.economy import Economy
 
 LABELS = torch.tensor([2, 0, 1])
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -161,6 +162,19 @@ def test_what_is_moved_or_cast_frees_its_copies(move):
 
 
 @needs_packing
+def test_a_gradient_that_saves_memory_packs_nothing_and_frees_what_was(packs):
+    classifier = noisy_classifier()
+    classifier.gradient(IMAGES, 1.5, LABELS)
+    layers = [layer for layer in classifier.network.input_blocks.modules() if layer in packed._KEPT]
+    assert layers and packs.called
+    packs.reset_mock()
+    saving = classifier.with_economy(Economy(recompute=True))
+    saving.gradient(IMAGES, 1.5, LABELS)
+    assert not packs.called
+    assert not any(layer in packed._KEPT for layer in layers)
+
+
+@needs_packing
 def test_copies_go_with_their_layer():
     before = len(packed._KEPT)
     layer = frozen_layer()
@@ -221,6 +235,7 @@ def test_other_inputs_are_left_to_torch(x, packs):
     assert not packs.called
 
 
+@pytest.mark.filterwarnings("ignore:TF32")  # torch's, on leaving the block
 def test_autocast_and_a_disabled_onednn_are_left_to_torch(packs):
     layer = frozen_layer()
     with torch.autocast("cpu", torch.bfloat16):
