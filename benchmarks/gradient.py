@@ -109,7 +109,7 @@ def rows(compiled: bool = False) -> Iterator[Row]:
             runs["bf16"] = half
     expected, got = pair.original(), runs["ours"]()
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max(), "other gradients"
-    taken = in_turn(runs)
+    taken = in_turn(runs, again=True)
 
     def row(name: str, what: str, bar: float | None = None) -> Row:
         return taken[name].row(what, AGAINST, taken["theirs"], bar)

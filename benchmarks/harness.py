@@ -106,11 +106,19 @@ def taken_by(run: Callable[[], Any]) -> Taken:
     return Taken(time.perf_counter() - start, time.process_time() - work)
 
 
-def in_turn(runs: dict[str, Callable[[], Any]], turns: int = RUNS) -> dict[str, Taken]:
-    """The medians of each run, taken in turn, after one that is not counted."""
+def in_turn(
+    runs: dict[str, Callable[[], Any]], turns: int = RUNS, again: bool = False
+) -> dict[str, Taken]:
+    """The medians of each run, taken in turn, after one that is not counted.
+
+    again: each twice in each turn, the first not counted. Where the system takes back memory that a
+    run has not used for seconds, a run that needs more of it would else wait for more, too.
+    """
     taken: dict[str, list[Taken]] = {name: [] for name in runs}
     for turn in range(turns + 1):
         for name, run in runs.items():
+            if again:
+                run()
             one = taken_by(run)
             if turn:
                 taken[name].append(one)

@@ -39,6 +39,8 @@ BENCHMARKS = {
 
 
 def _rows(module: str, **options: bool) -> Iterable[Row]:
+    if str(FOLDER) not in sys.path:  # a ComfyUI takes this folder's place
+        sys.path.append(str(FOLDER))
     return importlib.import_module(module).rows(**options)
 
 

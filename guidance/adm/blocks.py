@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from . import casting, frozen
 from .layout import ADMLayout
 
+FEW_PIXELS = 64 * 64  # of a whole batch
+
 
 def quickest_layout(x: Tensor) -> Tensor:
     """The maps (B, C, H, W) in the memory format that the device computes convolutions best in.
 
-    Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it.
+    Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it. For few
+    pixels without a gradient, the reordering of the weights to go with them would take longer.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    few = x.shape[0] * x.shape[2] * x.shape[3] <= FEW_PIXELS and not torch.is_grad_enabled()
+    if x.device.type != "cpu" or few:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
