@@ -20,14 +20,14 @@ from .layout import ADMLayout
 FEW_PIXELS = 64 * 64  # of a whole batch
 
 
-def quickest_layout(x: Tensor) -> Tensor:
+def quickest_layout(x: Tensor, most_plain: int = 0) -> Tensor:
     """The maps (B, C, H, W) in the memory format that the device computes convolutions best in.
 
-    Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it. For few
-    pixels without a gradient, the reordering of the weights to go with them would take longer.
+    Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it.
+    most_plain: up to so many pixels in the batch, maps stay as they are, because to reorder the
+    weights for channels-last maps would take longer.
     """
-    few = x.shape[0] * x.shape[2] * x.shape[3] <= FEW_PIXELS and not torch.is_grad_enabled()
-    if x.device.type != "cpu" or few:
+    if x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] <= most_plain:
         return x
     return x.contiguous(memory_format=torch.channels_last)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import (
+    FEW_PIXELS,
     AttentionBlock,
     Builder,
     Resample,
@@ -58,7 +59,7 @@ class UNet(nn.Module):
             wants = "needs" if y is None else "takes no"
             raise ValueError(f"This diffusion model {wants} class labels.")
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
-        x = quickest_layout(x)
+        x = quickest_layout(x, FEW_PIXELS)
         if y is not None:
             emb = emb + self.label_emb(y).to(emb.dtype)
         skips = []

@@ -201,3 +201,16 @@ def test_a_compiled_gradient_is_the_same(monkeypatch):
         got = classifier.gradient(images(), 1.5, LABELS)
     assert classifier.network._compiled_call_impl is not None
     assert F.cosine_similarity(got.flatten(), expected.flatten(), dim=0) > 1 - 1e-6
+
+
+def test_few_pixels_stay_as_they_are_in_the_unet():
+    """And a classifier's maps never do, whose weights are packed."""
+    from guidance.adm.blocks import FEW_PIXELS, quickest_layout
+
+    def last(x):
+        return x.is_contiguous(memory_format=torch.channels_last)
+
+    few, more = torch.zeros(1, 3, 64, 64), torch.zeros(2, 3, 64, 64)
+    assert not last(quickest_layout(few, FEW_PIXELS)) and last(quickest_layout(more, FEW_PIXELS))
+    assert last(quickest_layout(few))
+    assert quickest_layout(few.to("meta")).stride() == few.stride()
