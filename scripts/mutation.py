@@ -41,8 +41,6 @@ def prepare(folder: Path) -> None:
         "pytest_add_cli_args": ["-c", "tests/pytest.ini", "-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": ["tests/unit", "-m", LEFT_OUT],
         "track_dependencies": False,
-        "timeout_constant": 20.0,
-        "timeout_multiplier": 5.0,
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as file:
@@ -67,10 +65,8 @@ class Trials:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "mutants"
         seen = json.loads((self.folder / "mutmut-stats.json").read_text("utf-8"))
-        self.reached, self.seconds = (
-            seen["tests_by_mangled_function_name"],
-            seen["duration_by_test"],
-        )
+        self.reached = seen["tests_by_mangled_function_name"]
+        self.seconds = seen["duration_by_test"]
 
     def outcome(self, mutant: str) -> str:
         """killed, survived, timed out, no test (reaches the function) or not run."""
@@ -79,17 +75,8 @@ class Trials:
             return "no test"
         tests = sorted(tests, key=lambda test: self.seconds.get(test, 0.0))
         limit = SPARE + 3 * sum(self.seconds.get(test, 0.0) for test in tests)
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "--rootdir=.",
-            "-c",
-            "tests/pytest.ini",
-            "-x",
-            "-q",
-        ]
-        command += ["-p", "no:cacheprovider", *tests]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += ["--rootdir=.", "-c", "tests/pytest.ini", *tests]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": mutant}
         try:
             done = subprocess.run(

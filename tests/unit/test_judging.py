@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from progress_bar import Bar
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
 from guidance import evaluation, metrics, work
@@ -47,22 +48,6 @@ def test_features_that_are_means_already_are_taken_as_they_are():
     expected = judge.network.features(x, torch.zeros(2))
     assert expected.ndim == 2
     torch.testing.assert_close(judged(judge, images)[1], expected)
-
-
-class Bar:
-    """A progress bar that remembers what it was told."""
-
-    def __init__(self, **options):
-        self.options, self.updates = options, []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self, count):
-        self.updates.append(count)
 
 
 def test_images_are_judged_in_parts(judge, monkeypatch):

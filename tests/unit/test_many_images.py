@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from progress_bar import Bar
 from tiny_networks import CLASSES, NAMES, SIZE, diffusion_model, noisy_classifier
 
 from guidance import GuidanceSchedule, generation
@@ -84,22 +85,6 @@ def test_a_job_that_cannot_be_is_refused(options, said):
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
 def test_the_outermost_seeds(seed):
     assert Job(num_samples=1, batch_size=1, seed=seed).seed == seed
-
-
-class Bar:
-    """A progress bar that remembers what it was told."""
-
-    def __init__(self, **options):
-        self.options, self.updates = options, []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self, count):
-        self.updates.append(count)
 
 
 @pytest.fixture
