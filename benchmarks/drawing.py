@@ -10,8 +10,8 @@ from harness import ROOT, quick_bf16, use_library
 use_library()
 
 from guidance import load_adm, load_classifier  # noqa: E402
-from guidance.generation import Job, generate  # noqa: E402
-from guidance.work import Work, counted  # noqa: E402
+from guidance.evaluation.compute_cost import Work, counted  # noqa: E402
+from guidance.sampling.generate import Job, generate  # noqa: E402
 
 
 class Digits:
@@ -34,6 +34,6 @@ class Digits:
 
 def distance(images: Any, others: Any) -> float:
     """Mean squared, of pixels in -1..1."""
-    from guidance.images import from_uint8
+    from guidance.core.images import from_uint8
 
     return float(((from_uint8(images) - from_uint8(others)) ** 2).mean())

@@ -19,8 +19,9 @@ import numpy as np
 from drawing import Digits, Job, distance
 from harness import Row, print_rows
 
-from guidance import GuidanceSchedule, sampling
-from guidance.evaluation import judge_samples
+from guidance import GuidanceSchedule
+from guidance.evaluation.judge import judge_samples
+from guidance.sampling import loop as sampling
 
 SCALE = 8.0
 IMAGES, SEEDS = 20, 5

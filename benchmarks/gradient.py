@@ -21,7 +21,7 @@ from reference import ours_of, their_classifier, their_gradient
 use_library()
 
 from guidance import NoisyClassifier  # noqa: E402
-from guidance.compiling import compile_network  # noqa: E402
+from guidance.classifiers.compiling import compile_network  # noqa: E402
 
 BATCH, SIZE, TIMESTEP = 4, 64, 500
 AGAINST = "original, fp32"

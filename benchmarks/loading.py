@@ -30,9 +30,9 @@ def write_model(
     """A file of the released layout of that kind and size, perhaps of another width."""
     import torch
 
-    from guidance.adm.network import build_network, shapes_of
+    from guidance.adm.build import build_network, shapes_of
     from guidance.adm.released import RELEASED
-    from guidance.checkpoint import DTYPES, Description, save_checkpoint
+    from guidance.checkpoints.checkpoint import DTYPES, Description, save_checkpoint
 
     name = f"{size}x{size}_{kind}.pt"
     (layout,) = (one.layout for one in RELEASED if one.file == name)
@@ -64,8 +64,8 @@ def _copied(file: Path):
     import torch
     from safetensors.torch import load_file
 
-    from guidance.adm.network import build_network
-    from guidance.checkpoint import read_checkpoint
+    from guidance.adm.build import build_network
+    from guidance.checkpoints.checkpoint import read_checkpoint
 
     network = build_network(read_checkpoint(file).description.layout)
     whole = file.suffix == ".safetensors"
@@ -78,7 +78,7 @@ def _through_comfyui(kind: str, comfyui: str):
     load_pack(start_comfyui(comfyui))
     import folder_paths
 
-    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.comfy_adapter"))
+    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.host.comfy_adapter"))
     folder = adapter.CLASSIFIERS if kind == "classifier" else adapter.DIFFUSION_MODELS
 
     def load(file: Path):
@@ -107,7 +107,7 @@ def measured(how: str, path: Path, comfyui: str | None = None) -> dict:
     sys.path.insert(1, str(ROOT))
     import torch
 
-    from guidance.checkpoint import read_checkpoint
+    from guidance.checkpoints.checkpoint import read_checkpoint
 
     kind = read_checkpoint(path).description.kind
     loader = load(how, kind, comfyui)

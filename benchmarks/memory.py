@@ -26,7 +26,7 @@ def of_gradient(how: str) -> float:
     from loading import give_back, resident
 
     from guidance import NoisyClassifier
-    from guidance.economy import WHOLE, Economy
+    from guidance.classifiers.gradient_memory import WHOLE, Economy
 
     pair = Pair()
     economy = Economy(recompute=True) if how == "recomputed" else WHOLE
@@ -46,7 +46,7 @@ def of_steps() -> float:
     from loading import give_back, resident
 
     from guidance import load_adm, load_classifier
-    from guidance.sampling import Guide, chain, sample
+    from guidance.sampling.loop import Guide, chain, sample
 
     model = load_adm(ROOT / "models/diffusion_models/digits_adm.safetensors")
     classifier = load_classifier(ROOT / "models/classifiers/digits_classifier.safetensors")

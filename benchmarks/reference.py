@@ -10,7 +10,7 @@ from harness import use_library
 
 use_library()
 
-from guidance.adm.network import build_network  # noqa: E402
+from guidance.adm.build import build_network  # noqa: E402
 from guidance.adm.released import RELEASED  # noqa: E402
 
 with warnings.catch_warnings():

@@ -38,10 +38,10 @@ from reference import (
 use_library()
 
 from guidance import DiffusionModel, NoisyClassifier  # noqa: E402
-from guidance.adm.network import build_network  # noqa: E402
-from guidance.checkpoint import Description, save_checkpoint  # noqa: E402
-from guidance.respacing import respaced_timesteps  # noqa: E402
-from guidance.sampling import Guide, chain, sample  # noqa: E402
+from guidance.adm.build import build_network  # noqa: E402
+from guidance.checkpoints.checkpoint import Description, save_checkpoint  # noqa: E402
+from guidance.sampling.loop import Guide, chain, sample  # noqa: E402
+from guidance.sampling.respacing import respaced_timesteps  # noqa: E402
 
 BATCH, SIZE, SCALE, RESPACING, TURNS = 1, 64, 3.0, "ddim8", 3
 

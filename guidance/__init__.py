@@ -4,17 +4,17 @@ denoised' = denoised + scale * (sigma^2 / alpha) * grad_x log p(y | x)
 denoised' = uncond + scale * (cond - uncond)
 """
 
-from .checkpoint import CheckpointError
-from .classifier import NoisyClassifier
-from .classifier_free import classifier_free, implicit_gradient
-from .classifier_guidance import guide_denoised
-from .diffusion import DiffusionModel
-from .image_classifier import ImageClassifier
-from .image_classifier_files import load_image_classifier
-from .labels import LabelError
-from .loading import load_adm, load_classifier
-from .noise import NoiseSchedule
-from .schedule import GuidanceSchedule
+from .checkpoints.checkpoint import CheckpointError
+from .checkpoints.image_classifiers import load_image_classifier
+from .checkpoints.loading import load_adm, load_classifier
+from .classifiers.image import ImageClassifier
+from .classifiers.noisy import NoisyClassifier
+from .core.labels import LabelError
+from .core.noise import NoiseSchedule
+from .sampling.cfg import classifier_free, implicit_gradient
+from .sampling.classifier_guidance import guide_denoised
+from .sampling.model import DiffusionModel
+from .schedules.schedule import GuidanceSchedule
 
 __all__ = [
     "CheckpointError",

@@ -2,17 +2,17 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import comfy_adapter
-from .inspection import ClassifyImage
-from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
-from .sampling import ADMScheduler, SamplerADM
-from .schedules import CFGScaleScheduler, GuidanceSchedule, answer
-from .steering import (
+from .classify import ClassifyImage
+from .guiders import (
     ADMClassLabel,
     ADMUpscaleConditioning,
     ClassifierFreeGuidance,
     ClassifierGuidance,
 )
+from .host import comfy_adapter
+from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
+from .sampling import ADMScheduler, SamplerADM
+from .schedules import CFGScaleScheduler, GuidanceSchedule, answer
 from .tracing import GuidancePlot, GuidanceTrace
 from .training import LabelledImageFolder, SaveNoisyClassifier, TrainNoisyClassifier
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..guidance.checkpoint import ATTENTION_ORDERS
-from ..guidance.image_classifier import GRADIENTS
-from . import comfy_adapter as adapter
-from .types import CATEGORY, NoisyClassifierType
+from ..guidance.checkpoints.checkpoint import ATTENTION_ORDERS
+from ..guidance.classifiers.image import GRADIENTS
+from .host import comfy_adapter as adapter
+from .sockets import CATEGORY, NoisyClassifierType
 
 SCHEDULES = ["auto", "linear", "cosine"]
 SCHEDULE_TOOLTIP = (

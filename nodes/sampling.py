@@ -11,11 +11,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guidance.noise import alpha_bar_from_sigma
-from ..guidance.respacing import respaced_timesteps
-from ..guidance.sampling import Step, ddim_step, ddpm_step, ddpm_variance, posterior_variance
-from . import comfy_adapter as adapter
-from .types import CATEGORY
+from ..guidance.core.noise import alpha_bar_from_sigma
+from ..guidance.sampling.loop import Step, ddim_step, ddpm_step, ddpm_variance, posterior_variance
+from ..guidance.sampling.respacing import respaced_timesteps
+from .host import comfy_adapter as adapter
+from .sockets import CATEGORY
 
 
 class ADMScheduler(io.ComfyNode):

@@ -8,15 +8,15 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..guidance.curves import AXES, Formula, LastSteps, ScheduleError, brief, is_finite
-from ..guidance.keyframes import parse_keyframes
-from ..guidance.presets import PRESETS, preset
-from ..guidance.reuse import Reuse
-from ..guidance.schedule import GuidanceSchedule as Schedule
-from ..guidance.schedule_preview import preview
-from .cfg_reuse import reuse_cfg, reuse_inputs
-from .cfg_schedule import schedule_cfg
-from .types import CATEGORY, GuidanceScheduleType
+from ..guidance.sampling.cfg_cache import Reuse
+from ..guidance.schedules.curves import AXES, Formula, LastSteps, ScheduleError, brief, is_finite
+from ..guidance.schedules.keyframes import parse_keyframes
+from ..guidance.schedules.presets import PRESETS, preset
+from ..guidance.schedules.preview import preview
+from ..guidance.schedules.schedule import GuidanceSchedule as Schedule
+from .runtime.cfg_cache import reuse_cfg, reuse_inputs
+from .runtime.cfg_schedule import schedule_cfg
+from .sockets import CATEGORY, GuidanceScheduleType
 
 RAMPS = ("linear", "cosine", "power", "exponential")
 SHAPES = (

@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..guidance.trace import Trace
-from . import comfy_adapter as adapter
-from .types import CATEGORY, GuidanceTraceType
+from ..guidance.sampling.trace import Trace
+from .host import comfy_adapter as adapter
+from .sockets import CATEGORY, GuidanceTraceType
 
 KEY = "guidance_trace"
 EVENT = "classifier_guidance.trace"
@@ -145,7 +145,7 @@ class GuidancePlot(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, samples) -> io.NodeOutput:
-        from ..guidance.trace_plot import plot_trace  # matplotlib, on first use
+        from ..guidance.sampling.trace_plot import plot_trace  # matplotlib, on first use
 
         image = torch.from_numpy(plot_trace(trace).copy()).float()[None] / 255
         text = trace.to_json()

@@ -9,9 +9,9 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..guidance.adm.presets import PRESETS, classifier_layout
-from ..guidance.checkpoint import Description, save_checkpoint
-from . import comfy_adapter as adapter
-from .types import CATEGORY, NoisyClassifierType
+from ..guidance.checkpoints.checkpoint import Description, save_checkpoint
+from .host import comfy_adapter as adapter
+from .sockets import CATEGORY, NoisyClassifierType
 
 if TYPE_CHECKING:  # loaded when something is trained, not with ComfyUI
     from ..guidance.training.data import LabelledImages

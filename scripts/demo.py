@@ -122,7 +122,7 @@ def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
 def accuracy(images: np.ndarray, asked: torch.Tensor) -> float:
     """The share of images (N, H, W, C) that the judge, a clean-image classifier, finds right."""
     import guidance
-    from guidance.images import from_uint8
+    from guidance.core.images import from_uint8
 
     judge = guidance.load_classifier(JUDGE)
     x = from_uint8(images)

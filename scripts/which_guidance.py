@@ -110,8 +110,8 @@ class Drawn:
 def drawer(steps: str = STEPS, labels: Sequence[int] = LABELS) -> Callable[[Guided], Drawn]:
     """A function that draws a row, and remembers the rows that it has drawn."""
     import guidance
-    from guidance.generation import Job, generate
-    from guidance.work import counted
+    from guidance.evaluation.compute_cost import counted
+    from guidance.sampling.generate import Job, generate
 
     model, steering = guidance.load_adm(MODEL), guidance.load_classifier(CLASSIFIER)
     known: dict[str, Drawn] = {}
@@ -203,7 +203,7 @@ CLOSE = {"xlim": (3.2, 5.7), "ylim": (0.86, 1.005)}  # where the options differ
 
 def tradeoff(rows: Sequence[Result]) -> Image.Image:
     """Accuracy against diversity: the two kinds of guidance, and the options from near."""
-    from guidance.figures import new_figure, to_pixels
+    from guidance.core.figures import new_figure, to_pixels
 
     figure = new_figure(11.0, 4.8)
     whole, near = figure.subplots(1, 2)

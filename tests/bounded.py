@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 from guidance.adm import ClassifierLayout
+from guidance.adm.build import build_network
 from guidance.adm.detect import nearest_released
-from guidance.adm.network import build_network
-from guidance.checkpoint import CheckpointError, read_checkpoint
+from guidance.checkpoints.checkpoint import CheckpointError, read_checkpoint
 
 ROOM = 64 << 20  # bytes above twice the file
 LONGEST = 500  # characters of an error

@@ -22,7 +22,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not i
 MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
 SCRIPTS = (
     *("check_release", "comfyui", "comfy_run", "comfy_server"),
-    *("demo", "node_schema", "which_guidance"),
+    *("demo", "node_schema", "released_table", "which_guidance"),
 )
 for name in SCRIPTS:
     MODULES[name] = ROOT / "scripts" / f"{name}.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
-from guidance.checkpoint import Description, save_checkpoint
+from guidance.checkpoints.checkpoint import Description, save_checkpoint
 
 CLASSES = 4
 SIZE = 16

@@ -1,6 +1,6 @@
 """ADM networks (Dhariwal & Nichol 2021), state-dict compatible with OpenAI's checkpoints."""
 
-from .classifier import HalfUNet
+from .encoder_unet import HalfUNet
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
 from .unet import UNet
 

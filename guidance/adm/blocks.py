@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import casting, frozen
+from . import frozen, layers
 from .layout import ADMLayout
 
 FEW_PIXELS = 64 * 64  # of a whole batch
@@ -46,12 +46,12 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 class Builder:
-    """Makes layers from an injected namespace (`casting`, or ComfyUI's castable ops)."""
+    """Makes layers from an injected namespace (`layers`, or ComfyUI's castable ops)."""
 
     def __init__(
         self, operations: Any = None, dtype: Any = None, device: Any = None, norm_groups: int = 32
     ):
-        self.operations = operations or casting
+        self.operations = operations or layers
         self.where = {"dtype": dtype, "device": device}
         self.norm_groups = norm_groups
 
@@ -85,7 +85,7 @@ def pointwise_layer(operations: Any) -> Any:
     """
 
     # other namespaces may give another weight than the layer's: patched, or brought from elsewhere
-    own = operations is casting
+    own = operations is layers
 
     class Pointwise(operations.Conv1d):  # type: ignore[name-defined]
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from .build import build_network, shapes_of
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
-from .network import build_network, shapes_of
 from .released import RELEASED, released_like
 
 Shapes = Mapping[str, tuple[int, ...]]

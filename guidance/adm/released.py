@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from ..labels import IMAGENET_CLASSES
+from ..core.labels import IMAGENET_CLASSES
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
 
 UNET_FLAGS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ..checkpoint import DTYPES, read_checkpoint, save_checkpoint
-from ..files import check_target
+from ..checkpoints.checkpoint import DTYPES, read_checkpoint, save_checkpoint
+from ..core.atomic_write import check_target
 from . import options
 
 HELP = "turn a .pt file into .safetensors that says what it holds"

@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..classifier import NoisyClassifier
-from ..diffusion import DiffusionModel
-from ..evaluation import Reference, Score, check_judge, judge_samples, judged
-from ..evidence import Classifier
-from ..files import check_folder, check_target, replaced
-from ..generation import Job, check_schedules, generate
-from ..images import load_samples, save_samples
-from ..loading import load_classifier
-from ..metrics import check_enough
-from ..processes import Processes, started
-from ..report import Row, table
-from ..report_plot import plot_rows
+from ..checkpoints.loading import load_classifier
+from ..classifiers.base import Classifier
+from ..classifiers.noisy import NoisyClassifier
+from ..core.atomic_write import check_folder, check_target, replaced
+from ..core.distributed import Processes, started
+from ..core.images import load_samples, save_samples
+from ..evaluation.compute_cost import Work, counted
+from ..evaluation.judge import Reference, Score, check_judge, judge_samples, judged
+from ..evaluation.metrics import check_enough
+from ..evaluation.report import Row, table
+from ..evaluation.report_plot import plot_rows
+from ..sampling.generate import Job, check_schedules, generate
+from ..sampling.model import DiffusionModel
 from ..training.data import load_images
-from ..work import Work, counted
 from . import options
 from .runs import Run, planned
 from .sample import add_sampling, load_models

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from ..checkpoint import read_checkpoint
+from ..checkpoints.checkpoint import read_checkpoint
 from . import options
 
 HELP = "say what a model file is"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import ATTENTION_ORDERS
-from ..files import check_target
-from ..reading import brief, read_text
-from ..schedule import GuidanceSchedule
+from ..checkpoints.checkpoint import ATTENTION_ORDERS
+from ..core.atomic_write import check_target
+from ..core.bounded_read import brief, read_text
+from ..schedules.schedule import GuidanceSchedule
 from ..training.loop import Recipe
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, fields, replace
 
-from ..diffusion import DiffusionModel
-from ..evidence import Classifier
-from ..generation import Job, with_scales
-from ..schedule import GuidanceSchedule
-from ..schedule_names import short_form
-from ..strength import Strength
+from ..classifiers.base import Classifier
+from ..sampling.generate import Job, with_scales
+from ..sampling.model import DiffusionModel
+from ..sampling.strength import Strength
+from ..schedules.schedule import GuidanceSchedule
+from ..schedules.schedule_names import short_form
 from . import options
 from .sample import sampling_options
 

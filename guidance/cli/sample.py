@@ -7,16 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..diffusion import DiffusionModel
-from ..evidence import Classifier
-from ..generation import Job, generate
-from ..image_classifier import GRADIENTS
-from ..image_classifier_files import load_image_classifier
-from ..images import check_output, save_samples
-from ..loading import load_adm, load_classifier
-from ..low_res import read_low_res
-from ..processes import Processes, started
-from ..sampling import METHODS
+from ..checkpoints.image_classifiers import load_image_classifier
+from ..checkpoints.loading import load_adm, load_classifier
+from ..classifiers.base import Classifier
+from ..classifiers.image import GRADIENTS
+from ..core.distributed import Processes, started
+from ..core.images import check_output, save_samples
+from ..sampling.generate import Job, generate
+from ..sampling.loop import METHODS
+from ..sampling.low_res import read_low_res
+from ..sampling.model import DiffusionModel
 from . import options
 
 HELP = "draw images with classifier guidance, classifier-free guidance, or both"

@@ -7,8 +7,8 @@ import argparse
 from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
 from ..adm.presets import PRESETS, classifier_layout
-from ..checkpoint import save_checkpoint
-from ..files import check_target, replaced
+from ..checkpoints.checkpoint import save_checkpoint
+from ..core.atomic_write import check_target, replaced
 from ..training.data import Augment, LabelledImages, load_images
 from ..training.loop import Trained
 from ..training.new_classifier import Plan, new_classifier

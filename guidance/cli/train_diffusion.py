@@ -7,8 +7,8 @@ import time
 from dataclasses import asdict, replace
 
 from ..adm import UNetLayout
-from ..checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
-from ..noise import NoiseSchedule
+from ..checkpoints.checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
+from ..core.noise import NoiseSchedule
 from ..training.data import Augment, LabelledImages, load_images
 from ..training.loop import Run
 from ..training.samples import Sampler

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ..files import replaced
-from ..processes import started
+from ..core.atomic_write import replaced
+from ..core.distributed import started
 from ..training.loop import Run, Trained
 from ..training.resume import ResumeFile
 from . import options

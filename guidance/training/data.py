@@ -14,9 +14,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..files import write_tensors
-from ..images import load_samples, open_picture
-from ..reading import open_safetensors, parse_json
+from ..core.atomic_write import write_tensors
+from ..core.bounded_read import open_safetensors, parse_json
+from ..core.images import load_samples, open_picture
 
 # what torchvision's ImageFolder reads
 IMAGE_SUFFIXES = (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..processes import ALONE, Processes
-from .draws import NETWORK, seed_of
+from ..core.distributed import ALONE, Processes
 from .resume import ResumeFile, State
+from .rng import NETWORK, seed_of
 
 Draw = Callable[[int], tuple[Tensor, ...]]
 Loss = Callable[..., Tensor]

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..adm import ClassifierLayout
-from ..checkpoint import Description
-from ..noise import NoiseSchedule
+from ..checkpoints.checkpoint import Description
+from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
 from .loop import Recipe, Run, Trained
 from .train_classifier import train_classifier, validated

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..figures import new_figure, to_pixels
+from ..core.figures import new_figure, to_pixels
 
 
 def plot_training(losses: list[float], validations: list[dict[str, Any]]) -> np.ndarray:

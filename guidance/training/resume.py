@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..files import write_tensors
-from ..reading import open_safetensors, parse_json
+from ..core.atomic_write import write_tensors
+from ..core.bounded_read import open_safetensors, parse_json
 
 SUFFIX = ".resume"  # no model file to any loader
 KEY = "training"

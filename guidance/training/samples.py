@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..diffusion import DiffusionModel
-from ..files import replaced
-from ..generation import Job, generate
-from ..images import save_grid
+from ..core.atomic_write import replaced
+from ..core.images import save_grid
+from ..sampling.generate import Job, generate
+from ..sampling.model import DiffusionModel
 
 ROWS = 4
 

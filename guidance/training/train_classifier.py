@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adm import ClassifierLayout, HalfUNet
-from ..noise import NoiseSchedule
+from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
-from .draws import STEP, VALIDATION, WEIGHTS, Batches, generator, seed_of
 from .loop import Draw, Recipe, Run, Trained, optimise
+from .rng import STEP, VALIDATION, WEIGHTS, Batches, generator, seed_of
 
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # at which accuracy is measured
 VALIDATED = 500  # images that are enough while it trains

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adm import UNet, UNetLayout
-from ..noise import NoiseSchedule
+from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
-from .draws import DROPOUT, generator
 from .loop import Recipe, Run, Trained, optimise
+from .rng import DROPOUT, generator
 from .train_classifier import NOTHING, diffuse, drawing, initialised
 
 

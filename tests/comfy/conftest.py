@@ -202,7 +202,7 @@ def place_classifier(pack_module):
     """A NOISY_CLASSIFIER around any network, as the loader gives one for a file."""
 
     def run(network, classes=4):
-        adapter = pack_module("nodes.comfy_adapter")
+        adapter = pack_module("nodes.host.comfy_adapter")
         labels = [f"class {index}" for index in range(classes)]
         classifier = pack_module("guidance").NoisyClassifier(network, "linear", labels)
         cpu = torch.device("cpu")

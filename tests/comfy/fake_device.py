@@ -85,7 +85,7 @@ class FakeDevice:
         """A NOISY_CLASSIFIER whose network is there."""
         import comfy.ops
 
-        adapter, adm = map(self.pack_module, ("nodes.comfy_adapter", "guidance.adm"))
+        adapter, adm = map(self.pack_module, ("nodes.host.comfy_adapter", "guidance.adm"))
         layout = adm.ClassifierLayout(**CLASSIFIER, pool=pool)
         device = torch.device(device or self.device)
         with self.mode:
@@ -110,7 +110,9 @@ class FakeDevice:
     def _evaluate(self, model, seen, number, watched):
         import comfy.patcher_extension as extension
 
-        adapter, finite = map(self.pack_module, ("nodes.comfy_adapter", "guidance.finite"))
+        adapter, finite = map(
+            self.pack_module, ("nodes.host.comfy_adapter", "guidance.sampling.nan_guard")
+        )
         sigmas = torch.linspace(10, 1, number, device=self.device)
         options = dict(model.model_options["transformer_options"])
         options |= {"sample_sigmas": sigmas}

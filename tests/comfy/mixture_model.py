@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from guidance.noise import NoiseSchedule
+from guidance.core.noise import NoiseSchedule
 
 
 class Mixture(nn.Module):

@@ -113,7 +113,7 @@ def test_a_ramp_is_a_constant_at_each_step(wiring, conditional, made, scheduled)
 def test_percent_is_cores(core_model, pack_module, kind):
     """What core's percent_to_sigma gives is read back, whatever the model's sigmas are."""
     sampling = core_model(kind).get_model_object("model_sampling")
-    adapter = pack_module("nodes.comfy_adapter")
+    adapter = pack_module("nodes.host.comfy_adapter")
     run = adapter.Run(sampling, torch.tensor([1.0, 0.5, 0.0]))
     for percent in (0.0, 0.01, 0.1, 0.35, 0.5, 0.75, 0.99, 1.0):
         sigma = float(sampling.percent_to_sigma(percent))

@@ -15,10 +15,10 @@ from sampler_runs import SEED, evaluated, few_sigmas, noise, picture, sampler_na
 from tiny_models import SIZE
 
 from guidance import NoisyClassifier, load_adm
-from guidance.classifier_guidance import classifier_term
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
-from guidance.strength import Strength
+from guidance.sampling.classifier_guidance import classifier_term
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
+from guidance.sampling.strength import Strength
 
 LABELS = [0, 3]
 SCALE = 2.0

@@ -48,7 +48,7 @@ def test_no_float64_where_there_is_none(
     roomy, call, pack_module, unconditional, monkeypatch, double, options
 ):
     """Levels are float64 where the device has it: not on MPS, nor on every XPU."""
-    fake, noise = FakeDevice(pack_module), pack_module("guidance.noise")
+    fake, noise = FakeDevice(pack_module), pack_module("guidance.core.noise")
     assert {"mps", "xpu"} <= set(noise.WITHOUT_FLOAT64)
     if not double:
         monkeypatch.setattr(noise, "WITHOUT_FLOAT64", (fake.device.type,))

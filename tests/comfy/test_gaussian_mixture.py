@@ -8,7 +8,7 @@ from mixture import CLASS, MEANS, SPREAD, WEIGHTS, ExactClassifier, network_outp
 from sampler_runs import sampler_named
 from torch import nn
 
-from guidance.noise import NoiseSchedule
+from guidance.core.noise import NoiseSchedule
 
 LABEL = 1
 COUNT, STEPS = 20_000, 50

@@ -64,7 +64,7 @@ def asked(monkeypatch, drawn):
 
 def gradient_of(pack_module, placed, recompute):
     """The estimate for the batch."""
-    estimate = pack_module("guidance.economy").gradient_bytes
+    estimate = pack_module("guidance.classifiers.gradient_memory").gradient_bytes
     network = placed.classifier.network
     size = (network.layout.image_size,) * 2
     return BATCH * estimate(network.layout, size, torch.float32, recompute)
@@ -91,7 +91,7 @@ def test_short_of_memory_the_images_are_the_same(
 ):
     import comfy.model_management
 
-    adapter = pack_module("nodes.comfy_adapter")
+    adapter = pack_module("nodes.host.comfy_adapter")
     model = steered(load_model()[0])
     expected = drawn(model)
     sizes = []

@@ -8,8 +8,8 @@ from sampler_runs import SEED, few_sigmas, noise, sampler_named, with_guider
 from tiny_models import CLASSES, SIZE
 
 from guidance import load_adm, load_classifier
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 LABELS = [0, 3]
 # Random classifiers have small gradients: a scale at which they steer visibly.

@@ -13,9 +13,9 @@ from sampler_runs import evaluated, few_sigmas, noise, sampler_named, with_guide
 from test_guided_run import guider_of, sigmas_of, start_of
 
 from guidance import load_adm, load_classifier
-from guidance.image_classifier_files import load_image_classifier
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
+from guidance.checkpoints.image_classifiers import load_image_classifier
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 JUDGE = "digits_judge.safetensors"
 SIZE = 32
@@ -470,7 +470,7 @@ def test_names_that_are_none(load_image, digit_resnet, name):
 
 
 def test_its_classes_are_offered(pack_module, digit_resnet):
-    adapter = pack_module("nodes.comfy_adapter")
+    adapter = pack_module("nodes.host.comfy_adapter")
     assert adapter.classes_of("image_classifiers", digit_resnet)[3] == "digit 3"
     assert adapter.classes_of("image_classifiers", JUDGE)[3] == "3"
     assert adapter.classes_of("image_classifiers", "nowhere") == ()

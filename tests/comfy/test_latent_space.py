@@ -108,7 +108,7 @@ def test_it_guides_in_the_models_space_and_not_in_the_vaes(
     classifier = train()
     assert classifier.classifier.space == "Digits"
     # the same training on what VAE Encode gives: the scale factor ignored
-    adapter = pack_module("nodes.comfy_adapter")
+    adapter = pack_module("nodes.host.comfy_adapter")
     monkeypatch.setattr(adapter, "to_model_space", lambda _, samples: samples.clone().float())
     ignored = train()
     plain, guided, wrong = right(), right(classifier), right(ignored)

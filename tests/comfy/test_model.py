@@ -19,7 +19,7 @@ from tiny_models import (
     write_unet,
 )
 
-from guidance.checkpoint import METADATA_KEY
+from guidance.checkpoints.checkpoint import METADATA_KEY
 
 SCALE = 100.0  # a random classifier's gradients are small
 LABELS = [0, 3]

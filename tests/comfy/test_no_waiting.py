@@ -82,7 +82,7 @@ def test_outside_of_a_run_it_waits_for_its_one_look(call, unconditional, fake, w
 def test_a_trace_with_a_page_does_not_make_it_wait(
     call, pack_module, unconditional, fake, waits, first
 ):
-    tracing, trace = pack_module("nodes.tracing"), pack_module("guidance.trace").Trace()
+    tracing, trace = pack_module("nodes.tracing"), pack_module("guidance.sampling.trace").Trace()
     inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()}
     model = tracing.traced(unconditional, trace, "1") if first else unconditional
     (model,) = call("ClassifierGuidance", model=model, **inputs)
@@ -116,7 +116,7 @@ class Overflowing(torch.nn.Module):
 def test_a_gradient_that_is_not_finite_still_ends_the_run(
     call, wiring, pack_module, unconditional, place_classifier, monkeypatch, arrives
 ):
-    finite = pack_module("guidance.finite")
+    finite = pack_module("guidance.sampling.nan_guard")
     network = Overflowing()
 
     class Slow(finite.Later):
@@ -151,7 +151,7 @@ def test_a_trace_tells_the_page_of_every_evaluation_in_order(
     call, wiring, pack_module, unconditional, load_classifier, monkeypatch
 ):
     """Also where their numbers come late, or in no order."""
-    tracing, trace_module = pack_module("nodes.tracing"), pack_module("guidance.trace")
+    tracing, trace_module = pack_module("nodes.tracing"), pack_module("guidance.sampling.trace")
     told, made = [], []
 
     class Slow(trace_module.Later):

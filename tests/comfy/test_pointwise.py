@@ -9,7 +9,7 @@ import torch
 from mixture import ExactClassifier, denoised, network_output, points
 from sampler_runs import noise
 
-from guidance.noise import NoiseSchedule
+from guidance.core.noise import NoiseSchedule
 
 KINDS = {
     "EPS": "eps",

@@ -10,8 +10,8 @@ from sampler_runs import SEED, evaluated, noise, picture, sampler_named, with_gu
 from tiny_models import SIZE
 
 from guidance import NoisyClassifier, load_adm
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, Step, chain, ddpm_step, ddpm_variance, sample
+from guidance.sampling.loop import Guide, Step, chain, ddpm_step, ddpm_variance, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 LABELS = [0, 3]
 SCALE = 2.0

@@ -63,7 +63,7 @@ def test_a_folder(loaded, pack_nodes, caplog, call):
 
 
 def test_folders_that_are_offered(pack_module, pictures):
-    assert "shapes" in pack_module("nodes.comfy_adapter").class_folder_names()
+    assert "shapes" in pack_module("nodes.host.comfy_adapter").class_folder_names()
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "..", "../..", "/etc"])
@@ -170,7 +170,7 @@ def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
 def test_a_cancelled_training_goes_on(call, loaded, pack_module, monkeypatch):
     import comfy.model_management as management
 
-    adapter = pack_module("nodes.comfy_adapter")
+    adapter = pack_module("nodes.host.comfy_adapter")
     inputs = {"images": loaded[0], "labels": loaded[1], **TRAINING, "steps": 8}
     whole, _ = call("TrainNoisyClassifier", **inputs)
     progress = adapter.training_progress

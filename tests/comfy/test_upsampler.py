@@ -7,8 +7,8 @@ import torch
 from tiny_models import write_unet
 
 from guidance import load_adm
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import chain, sample
+from guidance.sampling.loop import chain, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 LOW = 8
 SIZE = 4 * LOW

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guidance.adm.network import build_network, shapes_of
+from guidance.adm.build import build_network, shapes_of
 from guidance.adm.released import RELEASED
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "example_workflows"

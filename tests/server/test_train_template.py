@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import real_digits
 
-from guidance.checkpoint import read_checkpoint
+from guidance.checkpoints.checkpoint import read_checkpoint
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "example_workflows" / "train_digit_classifier.json"
 pytestmark = pytest.mark.timeout(3000)  # training on one core of a busy machine

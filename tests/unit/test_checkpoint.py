@@ -28,9 +28,9 @@ from tiny_networks import (
 
 from guidance import CheckpointError, load_adm, load_classifier
 from guidance.adm import ClassifierLayout, UNetLayout
+from guidance.adm.build import build_network, shapes_of
 from guidance.adm.detect import detect_layout, released_schedule
-from guidance.adm.network import build_network, shapes_of
-from guidance.checkpoint import METADATA_KEY, Checkpoint, read_checkpoint
+from guidance.checkpoints.checkpoint import METADATA_KEY, Checkpoint, read_checkpoint
 
 MULTIPLIERS = {
     64: (1, 2, 3, 4),
@@ -616,7 +616,7 @@ def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
         Path(target).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guidance.files.save_file", half_written)
+    monkeypatch.setattr("guidance.core.atomic_write.save_file", half_written)
     with pytest.raises(KeyboardInterrupt):
         write_model(path, half_unet())
     assert path.read_bytes() == before

@@ -13,7 +13,7 @@ from guidance import (
     guide_denoised,
     implicit_gradient,
 )
-from guidance.classifier_guidance import mean_shift
+from guidance.sampling.classifier_guidance import mean_shift
 
 
 def images(batch=2, dtype=torch.float32, seed=3):

@@ -16,7 +16,7 @@ from tiny_networks import CLASSES, NAMES, SIZE, half_unet, unet
 
 from guidance import load_adm, load_classifier
 from guidance.__main__ import COMMANDS, main
-from guidance.checkpoint import read_checkpoint
+from guidance.checkpoints.checkpoint import read_checkpoint
 from guidance.training.data import LabelledImages, save_latents
 
 NETWORK = ["--channels", "32", "--channel-mult", "1,2", "--attention-levels", "1"]
@@ -373,18 +373,18 @@ EVALUATE += ["--cfg-scales", "1", "--num-samples", "1", "--output", "out.json", 
 CONVERT = ["convert", "@classifier.safetensors", "out.safetensors"]
 ARRAYS = sample("--output", "out.npz", "--num-samples", "1")
 GRID = sample("--output", "out.png", "--num-samples", "1")
-STEP, SAVE_FILE = "guidance.training.loop._average", "guidance.files.save_file"
+STEP, SAVE_FILE = "guidance.training.loop._average", "guidance.core.atomic_write.save_file"
 INTERRUPTIONS = {
     "in a classifier's training": (STEP, stop, ["train-classifier", *TRAIN]),
     "in a diffusion model's training": (STEP, stop, ["train-diffusion", *TRAIN]),
     "in saving a classifier": (SAVE_FILE, half_file_then_stop, ["train-classifier", *TRAIN]),
     "in saving a diffusion model": (SAVE_FILE, half_file_then_stop, ["train-diffusion", *TRAIN]),
     "in converting": (SAVE_FILE, half_file_then_stop, CONVERT),
-    "in sampling": ("guidance.sampling.ddim_step", stop, ARRAYS),
-    "in saving arrays": ("guidance.images.np.savez_compressed", half_arrays_then_stop, ARRAYS),
+    "in sampling": ("guidance.sampling.loop.ddim_step", stop, ARRAYS),
+    "in saving arrays": ("guidance.core.images.np.savez_compressed", half_arrays_then_stop, ARRAYS),
     "in saving a grid": ("PIL.Image.Image.save", half_file_then_stop, GRID),
-    "in evaluating": ("guidance.sampling.ddim_step", stop, EVALUATE),
-    "in saving rows": ("guidance.files.os.replace", stop, EVALUATE),
+    "in evaluating": ("guidance.sampling.loop.ddim_step", stop, EVALUATE),
+    "in saving rows": ("guidance.core.atomic_write.os.replace", stop, EVALUATE),
 }
 
 

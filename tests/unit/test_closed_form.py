@@ -6,11 +6,12 @@ import pytest
 import torch
 from mixture import ExactClassifier, class_mean, denoised, network_output, points, score
 
-from guidance import NoisyClassifier, classifier_guidance
-from guidance.classifier_free import classifier_free, implicit_gradient
-from guidance.classifier_guidance import classifier_term, guide_denoised
-from guidance.noise import NoiseSchedule
-from guidance.strength import Strength
+from guidance import NoisyClassifier
+from guidance.core.noise import NoiseSchedule
+from guidance.sampling import classifier_guidance
+from guidance.sampling.cfg import classifier_free, implicit_gradient
+from guidance.sampling.classifier_guidance import classifier_term, guide_denoised
+from guidance.sampling.strength import Strength
 
 CUSTOM = torch.linspace(0.995, 0.001, 300, dtype=torch.float64) ** 1.5
 

@@ -27,11 +27,11 @@ from tiny_networks import (
 from guidance import GuidanceSchedule
 from guidance.adm import HalfUNet, UNet
 from guidance.adm.presets import classifier_layout as preset_layout
-from guidance.checkpoint import Description, read_checkpoint
+from guidance.checkpoints.checkpoint import Description, read_checkpoint
 from guidance.cli.runs import named_schedule, with_options
 from guidance.cli.training import say_skipped
-from guidance.generation import Job
-from guidance.processes import Processes
+from guidance.core.distributed import Processes
+from guidance.sampling.generate import Job
 from guidance.training.data import Augment, LabelledImages, load_images, save_latents
 from guidance.training.loop import Recipe, Trained
 
@@ -59,7 +59,7 @@ def test_info_line_by_line(guidance):
 
 
 def test_info_of_a_model_that_knows_little(guidance):
-    from guidance.checkpoint import save_checkpoint
+    from guidance.checkpoints.checkpoint import save_checkpoint
 
     network = unet(num_classes=None, null_class=None)
     tensors = network.state_dict()
@@ -299,7 +299,7 @@ def runs(guidance, monkeypatch):
         seen = []
 
         def draw(args, model, classifier, job, title, processes):
-            from guidance.work import Work
+            from guidance.evaluation.compute_cost import Work
 
             seen.append((title, job))
             images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from guidance import GuidanceSchedule
-from guidance.curves import (
+from guidance.schedules.curves import (
     Formula,
     LastSteps,
     Points,
@@ -17,9 +17,9 @@ from guidance.curves import (
     brief,
     is_finite,
 )
-from guidance.keyframes import parse_keyframes
-from guidance.place import Place, step_of
-from guidance.presets import PRESETS, preset
+from guidance.schedules.keyframes import parse_keyframes
+from guidance.schedules.presets import PRESETS, preset
+from guidance.schedules.run_position import Place, step_of
 
 
 def place(percent=0.5, step=10.0, steps=21, sigma=1.0):

@@ -132,8 +132,10 @@ def test_names_of_the_code_exist(file):
 
 
 def test_a_wrong_name_would_be_seen():
-    assert exists("guidance.sampling.Guide.term") and exists("guidance.strength.Strength.cap")
-    assert not exists("guidance.sampling.Guide.terms") and not exists("guidance.samplin")
+    assert exists("guidance.sampling.loop.Guide.term") and exists(
+        "guidance.sampling.strength.Strength.cap"
+    )
+    assert not exists("guidance.sampling.loop.Guide.terms") and not exists("guidance.samplin")
 
 
 @pytest.mark.parametrize("file", MARKDOWN, ids=str)

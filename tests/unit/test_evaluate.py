@@ -15,11 +15,11 @@ from test_resume import run_processes
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
 from guidance import GuidanceSchedule, load_classifier
-from guidance.evaluation import Score
-from guidance.report import Row, table
-from guidance.report_plot import plot_rows
-from guidance.schedule_names import short_form
-from guidance.work import counted
+from guidance.evaluation.compute_cost import counted
+from guidance.evaluation.judge import Score
+from guidance.evaluation.report import Row, table
+from guidance.evaluation.report_plot import plot_rows
+from guidance.schedules.schedule_names import short_form
 
 JUDGE = ["evaluate", "--judge", "@judge.safetensors"]
 DRAW = [*JUDGE, "--model", "@diffusion.safetensors", "--device", "cpu", "--num-samples", "5"]
@@ -333,7 +333,7 @@ FILES = ["--cfg-scales", "0,1", "--output", "a.json", "--plot", "a.png"]
     [
         ("guidance.cli.evaluate.judge_samples", 2),
         ("guidance.cli.evaluate.plot_rows", 1),
-        ("guidance.files.os.replace", 1),
+        ("guidance.core.atomic_write.os.replace", 1),
     ],
 )
 def test_an_interruption_leaves_neither_rows_nor_picture(guidance, monkeypatch, where, number):
@@ -344,7 +344,7 @@ def test_an_interruption_leaves_neither_rows_nor_picture(guidance, monkeypatch, 
 
 
 def test_an_interruption_leaves_the_samples_of_whole_rows(guidance, monkeypatch):
-    stop_in_call(monkeypatch, "guidance.sampling.ddim_step", 3 * 4 + 2)
+    stop_in_call(monkeypatch, "guidance.sampling.loop.ddim_step", 3 * 4 + 2)
     said = guidance(*DRAW, *FILES, "--save-samples", "samples", status=130)
     first = str(Path("samples") / "01_none_0.npz")
     assert said.strip().splitlines()[-1] == (

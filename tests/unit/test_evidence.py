@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from guidance.evidence import class_name, label_of_each, log_likelihood
+from guidance.classifiers.base import class_name, label_of_each, log_likelihood
 
 LOG_PROBS = torch.tensor([[0.5, 0.25, 0.25], [0.125, 0.375, 0.5]]).log()
 

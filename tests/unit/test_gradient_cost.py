@@ -11,9 +11,9 @@ from tiny_networks import SmoothClassifier, classifier_layout, noisy_classifier,
 from torch.profiler import ProfilerActivity, profile
 
 from guidance import NoisyClassifier
-from guidance.adm import HalfUNet, casting
-from guidance.compiling import compile_network
-from guidance.economy import Economy, economy_within, gradient_bytes
+from guidance.adm import HalfUNet, layers
+from guidance.classifiers.compiling import compile_network
+from guidance.classifiers.gradient_memory import Economy, economy_within, gradient_bytes
 
 LABELS = torch.tensor([2, 0, 1])
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -41,10 +41,10 @@ def kept_by(compute):
 @pytest.mark.parametrize(
     "layer",
     [
-        lambda: casting.Conv2d(4, 6, 3, padding=1),
-        lambda: casting.Conv2d(4, 6, 3, stride=2, padding=1),
-        lambda: casting.Conv2d(4, 6, 1),
-        lambda: casting.GroupNorm(2, 4),
+        lambda: layers.Conv2d(4, 6, 3, padding=1),
+        lambda: layers.Conv2d(4, 6, 3, stride=2, padding=1),
+        lambda: layers.Conv2d(4, 6, 1),
+        lambda: layers.GroupNorm(2, 4),
     ],
 )
 def test_frozen_layers_have_torchs_gradient(layer, memory):
@@ -64,7 +64,7 @@ def test_frozen_layers_have_torchs_gradient(layer, memory):
 
 
 def test_a_frozen_convolution_keeps_nothing_of_its_input():
-    layer, x = casting.Conv2d(4, 4, 3, padding=1), images()[:, :1].repeat(1, 4, 1, 1)
+    layer, x = layers.Conv2d(4, 4, 3, padding=1), images()[:, :1].repeat(1, 4, 1, 1)
     x.requires_grad_(True)
     assert kept_by(lambda: layer(x)) >= x.untyped_storage().nbytes()
     layer.requires_grad_(False)

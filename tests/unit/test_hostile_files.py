@@ -24,12 +24,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_networks import CLASSES, half_unet, write_model
 
-from guidance.checkpoint import METADATA_KEY, CheckpointError, read_checkpoint
+from guidance.checkpoints.checkpoint import METADATA_KEY, CheckpointError, read_checkpoint
+from guidance.checkpoints.hugging_face import classes_of_folder, open_folder
+from guidance.checkpoints.torch_format import read_torch_file
 from guidance.cli.options import read_schedule
-from guidance.hugging_face_folders import classes_of_folder, open_folder
-from guidance.images import load_samples, open_picture
-from guidance.reading import MOST_CLASSES, MOST_HEADER, MOST_TENSORS
-from guidance.torch_files import read_torch_file
+from guidance.core.bounded_read import MOST_CLASSES, MOST_HEADER, MOST_TENSORS
+from guidance.core.images import load_samples, open_picture
 from guidance.training.data import load_images, load_latents
 from guidance.training.resume import ResumeFile, State
 
@@ -210,12 +210,12 @@ def test_a_program_of_torchscript_is_not_opened(tmp_path):
 # --- the modules that open files -------------------------------------------------------------
 
 OPENERS = {
-    "guidance/reading.py": {"open", "safe_open", "ZipFile", "loads"},
-    "guidance/torch_files.py": {"open"},
-    "guidance/images.py": {"open", "read_array"},
-    "guidance/figures.py": {"open"},  # a picture that was made in memory
+    "guidance/core/bounded_read.py": {"open", "safe_open", "ZipFile", "loads"},
+    "guidance/checkpoints/torch_format.py": {"open"},
+    "guidance/core/images.py": {"open", "read_array"},
+    "guidance/core/figures.py": {"open"},  # a picture that was made in memory
     "guidance/training/resume.py": {"loads"},  # what was dumped in the same line
-    "guidance/schedule.py": {"loads"},
+    "guidance/schedules/schedule.py": {"loads"},
     "nodes/schedules.py": {"loads"},
 }
 OPENING = {"open", "safe_open", "load", "loads", "load_file", "ZipFile", "read_text", "read_bytes"}
@@ -233,7 +233,7 @@ def test_files_are_opened_in_the_reading_room_alone(root):
     """And torch.load is not called at all."""
     for file in (*root.glob("guidance/**/*.py"), *root.glob("nodes/**/*.py")):
         name = file.relative_to(root).as_posix()
-        own = {"from_file"} if name == "guidance/torch_files.py" else set()
+        own = {"from_file"} if name == "guidance/checkpoints/torch_format.py" else set()
         found = opened_by(file) - {"read_text"} - own
         assert found <= OPENERS.get(name, set()), f"{name} calls {found}"
 

@@ -18,13 +18,13 @@ from torch import nn
 
 from guidance import ImageClassifier, load_adm, load_image_classifier
 from guidance.__main__ import main
-from guidance.classifier_guidance import classifier_term
-from guidance.generation import Job, generate
-from guidance.preprocessing import Preprocessing
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
-from guidance.schedule import GuidanceSchedule
-from guidance.strength import Strength
+from guidance.classifiers.preprocessing import Preprocessing
+from guidance.sampling.classifier_guidance import classifier_term
+from guidance.sampling.generate import Job, generate
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
+from guidance.sampling.strength import Strength
+from guidance.schedules.schedule import GuidanceSchedule
 
 LABELS = torch.tensor([0, 2])
 AS_IT_IS = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)

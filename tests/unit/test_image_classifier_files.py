@@ -13,8 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from guidance import CheckpointError, load_image_classifier
-from guidance.image_classifier_files import classes_of_image_classifier, open_image_classifier
-from guidance.preprocessing import Preprocessing
+from guidance.checkpoints.image_classifiers import (
+    classes_of_image_classifier,
+    open_image_classifier,
+)
+from guidance.classifiers.preprocessing import Preprocessing
 
 NAMES = ("cat", "dog", "zebra")
 
@@ -68,7 +71,7 @@ def randomised(network, seed=0):
 @pytest.mark.parametrize("size", [(48, 60), (300, 200), (224, 224)])
 @pytest.mark.parametrize("name", ["resnet18", "swin_v2_t", "efficientnet_b1"])
 def test_it_is_torchvisions(models, name, size):
-    from guidance.torchvision_files import _preprocessing
+    from guidance.checkpoints.torchvision import _preprocessing
 
     preset = list(models.get_model_weights(name))[0].transforms()
     image, x = picture(*size)
@@ -91,7 +94,7 @@ PROCESSORS = [
 @pytest.mark.parametrize(("kind", "options"), PROCESSORS)
 def test_it_is_transformers(transformers, tmp_path, kind, options):
     """From the file that the image processor itself writes."""
-    from guidance.hugging_face_folders import _processing
+    from guidance.checkpoints.hugging_face import _processing
 
     processor = getattr(transformers, kind)(**options)
     processor.save_pretrained(tmp_path)

@@ -8,12 +8,21 @@ import torch
 from progress_bar import Bar
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
-from guidance import evaluation, metrics, work
-from guidance.evaluation import Reference, Score, check_judge, diversity, judge_samples, judged
-from guidance.metrics import check_enough, frechet_distance, precision_recall
-from guidance.processes import ALONE, Processes
-from guidance.report import Row, table
-from guidance.work import Work, counted
+from guidance.core.distributed import ALONE, Processes
+from guidance.evaluation import compute_cost as work
+from guidance.evaluation import judge as evaluation
+from guidance.evaluation import metrics
+from guidance.evaluation.compute_cost import Work, counted
+from guidance.evaluation.judge import (
+    Reference,
+    Score,
+    check_judge,
+    diversity,
+    judge_samples,
+    judged,
+)
+from guidance.evaluation.metrics import check_enough, frechet_distance, precision_recall
+from guidance.evaluation.report import Row, table
 
 
 def pictures(count, seed=0, size=SIZE):

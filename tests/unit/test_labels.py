@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from guidance import LabelError
-from guidance.labels import class_names, imagenet_names, parse_labels, spread_labels
+from guidance.core.labels import class_names, imagenet_names, parse_labels, spread_labels
 
 NAMES = ("zebra", "golden retriever", "golden eagle", "Kit Fox", "cat", "catfish", "crane", "crane")
 

@@ -13,8 +13,8 @@ from tiny_networks import CLASSES, SIZE, diffusion_model, half_unet, unet, write
 
 from guidance import DiffusionModel, NoisyClassifier
 from guidance.__main__ import main
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 LARGE = 4 * SIZE
 UPSAMPLER = {"in_channels": 6, "image_size": LARGE}

@@ -10,12 +10,13 @@ import torch
 from progress_bar import Bar
 from tiny_networks import CLASSES, NAMES, SIZE, diffusion_model, noisy_classifier
 
-from guidance import GuidanceSchedule, generation
-from guidance.generation import Job, check_schedules, generate, with_scales
-from guidance.processes import Processes
-from guidance.remembered import Remembering
-from guidance.reuse import Reuse
-from guidance.strength import Strength
+from guidance import GuidanceSchedule
+from guidance.classifiers.gradient_cache import Remembering
+from guidance.core.distributed import Processes
+from guidance.sampling import generate as generation
+from guidance.sampling.cfg_cache import Reuse
+from guidance.sampling.generate import Job, check_schedules, generate, with_scales
+from guidance.sampling.strength import Strength
 
 DEFAULTS = {
     "num_samples": 3,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from guidance import metrics
-from guidance.metrics import frechet_distance, precision_recall
+from guidance.evaluation import metrics
+from guidance.evaluation.metrics import frechet_distance, precision_recall
 
 
 def normal(*shape, seed=0):

@@ -9,7 +9,7 @@ import torch
 from tiny_networks import SIZE, SmoothClassifier
 
 from guidance import NoiseSchedule, NoisyClassifier
-from guidance.noise import (
+from guidance.core.noise import (
     alpha_bar_from_sigma,
     cosine_betas,
     linear_betas,

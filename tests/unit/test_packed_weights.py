@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_networks import noisy_classifier
 
-from guidance.adm import casting, packed
-from guidance.economy import Economy
+from guidance.adm import layers, packed
+from guidance.classifiers.gradient_memory import Economy
 
 LABELS = torch.tensor([2, 0, 1])
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -20,11 +20,11 @@ needs_packing = pytest.mark.skipif(
     not packed.works(torch.float32), reason="this torch packs no weights here"
 )
 LAYERS = [
-    lambda: casting.Conv2d(4, 6, 3, padding=1),
-    lambda: casting.Conv2d(4, 6, 3, stride=2, padding=1),
-    lambda: casting.Conv2d(4, 6, 1),
-    lambda: casting.Conv2d(4, 6, 3, padding=1, bias=False),
-    lambda: casting.Conv2d(4, 6, 5, padding=1),
+    lambda: layers.Conv2d(4, 6, 3, padding=1),
+    lambda: layers.Conv2d(4, 6, 3, stride=2, padding=1),
+    lambda: layers.Conv2d(4, 6, 1),
+    lambda: layers.Conv2d(4, 6, 3, padding=1, bias=False),
+    lambda: layers.Conv2d(4, 6, 5, padding=1),
 ]
 
 
@@ -206,7 +206,7 @@ def test_a_copy_of_a_used_classifier_is_whole():
 
 
 def test_training_packs_nothing(packs):
-    layer, x = casting.Conv2d(4, 6, 3, padding=1), maps()
+    layer, x = layers.Conv2d(4, 6, 3, padding=1), maps()
     output_and_gradient(layer, x)
     layer(x).sum().backward()
     with torch.no_grad():

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from guidance import images as module
-from guidance.images import (
+from guidance.core import images as module
+from guidance.core.images import (
     check_output,
     from_uint8,
     grid,
@@ -23,7 +23,7 @@ from guidance.images import (
     save_samples,
     to_uint8,
 )
-from guidance.low_res import check_low_res, enlarged, read_low_res
+from guidance.sampling.low_res import check_low_res, enlarged, read_low_res
 
 
 def sentence(refused, *arguments):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
-from guidance import report_plot, trace_plot
-from guidance.evaluation import Score
-from guidance.figures import new_figure, to_pixels
-from guidance.place import Place
-from guidance.report import Row
-from guidance.trace import Trace
+from guidance.core.figures import new_figure, to_pixels
+from guidance.evaluation import report_plot
+from guidance.evaluation.judge import Score
+from guidance.evaluation.report import Row
+from guidance.sampling import trace_plot
+from guidance.sampling.trace import Trace
+from guidance.schedules.run_position import Place
 from guidance.training import plot as training_plot
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guidance.preprocessing import INTERPOLATIONS, Preprocessing
+from guidance.classifiers.preprocessing import INTERPOLATIONS, Preprocessing
 
 PLAIN = {"mean": (0.0,), "std": (1.0,)}
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from guidance import GuidanceSchedule
-from guidance.curves import Formula, LastSteps, ScheduleError
-from guidance.schedule_preview import preview
+from guidance.schedules.curves import Formula, LastSteps, ScheduleError
+from guidance.schedules.preview import preview
 
 
 def formula(text):

@@ -14,10 +14,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny_networks import half_unet
 
+from guidance.adm.build import build_network, shapes_of
 from guidance.adm.detect import detect_layout
-from guidance.adm.network import build_network, shapes_of
-from guidance.checkpoint import METADATA_KEY, CheckpointError, read_checkpoint, read_tensors
-from guidance.reading import CheckpointError as SameError
+from guidance.checkpoints.checkpoint import (
+    METADATA_KEY,
+    CheckpointError,
+    read_checkpoint,
+    read_tensors,
+)
+from guidance.core.bounded_read import CheckpointError as SameError
 
 # the same examples each time, and as many however slow the machine
 settings.register_profile(

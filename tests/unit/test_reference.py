@@ -9,9 +9,9 @@ import torch
 
 from guidance import DiffusionModel, NoisyClassifier
 from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
-from guidance.noise import NoiseSchedule
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
+from guidance.core.noise import NoiseSchedule
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)

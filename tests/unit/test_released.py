@@ -13,14 +13,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from released_table import markdown_table
 
 from guidance import DiffusionModel, NoisyClassifier
+from guidance.adm.build import build_network, shapes_of
 from guidance.adm.detect import detect_layout, released_schedule
-from guidance.adm.network import build_network, shapes_of
 from guidance.adm.released import RELEASED, released_like
-from guidance.adm.released_table import markdown_table
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import Guide, chain, sample
+from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.respacing import respaced_timesteps
 
 BAR = 1e-4
 RUN_BAR = 1e-3

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
-from guidance.generation import Job, generate
-from guidance.remembered import Memory, Remembering, remembering
-from guidance.work import counted
+from guidance.classifiers.gradient_cache import Memory, Remembering, remembering
+from guidance.evaluation.compute_cost import counted
+from guidance.sampling.generate import Job, generate
 
 STEPS = 12
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_networks import diffusion_model
 
-from guidance.generation import Job, generate
-from guidance.reuse import FIRST, LONGEST, HeldTerm, Reuse
-from guidance.work import counted
+from guidance.evaluation.compute_cost import counted
+from guidance.sampling.cfg_cache import FIRST, LONGEST, HeldTerm, Reuse
+from guidance.sampling.generate import Job, generate
 
 STEPS = 12
 

@@ -10,9 +10,8 @@ import torch
 from tiny_networks import CLASSES, SIZE, diffusion_model, noisy_classifier
 
 from guidance import DiffusionModel, GuidanceSchedule, NoiseSchedule
-from guidance.generation import Job, generate
-from guidance.respacing import respaced_timesteps
-from guidance.sampling import (
+from guidance.sampling.generate import Job, generate
+from guidance.sampling.loop import (
     Guide,
     Step,
     chain,
@@ -24,6 +23,7 @@ from guidance.sampling import (
     predict_x0,
     sample,
 )
+from guidance.sampling.respacing import respaced_timesteps
 
 ALPHA_BAR = NoiseSchedule("linear").alpha_bar.tolist()
 methods = pytest.mark.parametrize("method", ["ddim", "ddpm"])

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny_networks import SmoothClassifier, classifier_layout, half_unet
 
-from guidance.economy import WHOLE, Economy, economy_within, gradient_bytes
-from guidance.evidence import Evidence
-from guidance.remembered import Memory, Remembering, remembering
-from guidance.reuse import ALWAYS, HeldTerm, Reuse
+from guidance.classifiers.base import Evidence
+from guidance.classifiers.gradient_cache import Memory, Remembering, remembering
+from guidance.classifiers.gradient_memory import WHOLE, Economy, economy_within, gradient_bytes
+from guidance.sampling.cfg_cache import ALWAYS, HeldTerm, Reuse
 
 # --- a classifier with a memory --------------------------------------------------------------
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from guidance import GuidanceSchedule
-from guidance.presets import PRESETS, preset
-from guidance.schedule import Place, ScheduleError
+from guidance.schedules.presets import PRESETS, preset
+from guidance.schedules.schedule import Place, ScheduleError
 
 
 def place(percent=0.5, step=10.0, steps=21, sigma=1.0):

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 
 from guidance import GuidanceSchedule
-from guidance.curves import Formula, LastSteps, StepList
-from guidance.keyframes import parse_keyframes
-from guidance.presets import PRESETS, preset
-from guidance.schedule import ScheduleError
-from guidance.schedule_preview import MOST_STEPS, STEPS, preview
+from guidance.schedules.curves import Formula, LastSteps, StepList
+from guidance.schedules.keyframes import parse_keyframes
+from guidance.schedules.presets import PRESETS, preset
+from guidance.schedules.preview import MOST_STEPS, STEPS, preview
+from guidance.schedules.schedule import ScheduleError
 
 
 def formula(text):

@@ -9,8 +9,8 @@ import torch
 from tiny_networks import CLASSES, SIZE, SmoothClassifier, noisy_classifier
 
 from guidance import NoisyClassifier
-from guidance.classifier_guidance import classifier_term, guide_denoised
-from guidance.strength import Strength, cap_factor, entropy_factor, smoothed_target
+from guidance.sampling.classifier_guidance import classifier_term, guide_denoised
+from guidance.sampling.strength import Strength, cap_factor, entropy_factor, smoothed_target
 
 
 def images(batch=3, dtype=torch.float64):

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from guidance.later import Later
-from guidance.place import Place
-from guidance.trace import ClassifierRecord, Evaluation, Trace, mean_norm
+from guidance.core.host_copy import Later
+from guidance.sampling.trace import ClassifierRecord, Evaluation, Trace, mean_norm
+from guidance.schedules.run_position import Place
 
 SIGMA = torch.tensor([2.5, 9.0])
 

@@ -20,8 +20,8 @@ from guidance.training.data import (
     shifted,
     to_unit_range,
 )
-from guidance.training.draws import Batches
 from guidance.training.loop import Recipe, Trained, optimise
+from guidance.training.rng import Batches
 from guidance.training.train_classifier import accuracy, diffuse, train_classifier
 from guidance.training.train_diffusion import VarianceLoss, drop_labels, train_diffusion
 

@@ -12,14 +12,15 @@ from PIL import Image
 from tiny_networks import SIZE, classifier_layout, half_unet, unet
 
 from guidance import NoiseSchedule
-from guidance.generation import Job
-from guidance.processes import Processes
-from guidance.training import draws, loop, new_classifier, resume, train_classifier
+from guidance.core.distributed import Processes
+from guidance.sampling.generate import Job
+from guidance.training import loop, new_classifier, resume, train_classifier
+from guidance.training import rng as draws
 from guidance.training.data import Augment, LabelledImages, load_images, save_latents, shifted
-from guidance.training.draws import Batches, generator, seed_of
 from guidance.training.loop import Recipe, Run, Trained, optimise
 from guidance.training.new_classifier import Plan
 from guidance.training.resume import ResumeFile, State
+from guidance.training.rng import Batches, generator, seed_of
 from guidance.training.samples import Sampler, sample_path
 
 # --- data ------------------------------------------------------------------------------------

@@ -12,13 +12,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from guidance import LabelError, files, finite, processes
-from guidance.files import check_folder, check_target, replaced, write_tensors
-from guidance.finite import Watch
-from guidance.labels import class_names, imagenet_names, parse_labels, spread_labels
-from guidance.later import Later, home_of, onto
-from guidance.processes import ALONE, Processes, started
-from guidance.tracked import tracked
+from guidance import LabelError
+from guidance.core import atomic_write as files
+from guidance.core import distributed as processes
+from guidance.core.atomic_write import check_folder, check_target, replaced, write_tensors
+from guidance.core.autograd import tracked
+from guidance.core.distributed import ALONE, Processes, started
+from guidance.core.host_copy import Later, home_of, onto
+from guidance.core.labels import class_names, imagenet_names, parse_labels, spread_labels
+from guidance.sampling import nan_guard as finite
+from guidance.sampling.nan_guard import Watch
 
 # --- a watch over gradients ------------------------------------------------------------------
 
@@ -415,7 +418,7 @@ def test_classes_without_names_take_an_index():
 
 
 def test_a_thousand_classes_are_imagenets(monkeypatch):
-    monkeypatch.setattr("guidance.labels.imagenet_names", lambda: ("tench",))
+    monkeypatch.setattr("guidance.core.labels.imagenet_names", lambda: ("tench",))
     assert class_names(1000, None) == ("tench",)
     assert class_names(999, None) is None and class_names(1001, None) is None
     assert class_names(1000, ["own"]) == ("own",)

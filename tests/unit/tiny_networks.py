@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from guidance import DiffusionModel, NoisyClassifier
 from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
-from guidance.checkpoint import Description, save_checkpoint
+from guidance.checkpoints.checkpoint import Description, save_checkpoint
 
 SIZE = 8
 CLASSES = 3

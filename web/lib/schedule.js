@@ -1,4 +1,4 @@
-/** A guidance schedule through points, as guidance/curves.py reads it. */
+/** A guidance schedule through points, as guidance/schedules/curves.py reads it. */
 
 export const INTERPOLATIONS = ["linear", "hold", "cosine"];
 const SLACK = 1e-5;

@@ -171,7 +171,7 @@ class StallingDisk:
         return {"required": {"classifier": ("NOISY_CLASSIFIER",)}}
 
     def execute(self, classifier):
-        package = type(classifier).__module__.removesuffix(".nodes.comfy_adapter")
+        package = type(classifier).__module__.removesuffix(".nodes.host.comfy_adapter")
         files = sys.modules[f"{package}.guidance.files"]
         save_file = files.save_file
 

@@ -1,0 +1,1 @@
+"""Every model file that is opened: detect, describe, load strictly, save."""

@@ -1,0 +1,397 @@
+"""Image classifiers of Hugging Face's folders: config.json, .safetensors, preprocessor_config.json.
+
+Read by transformers, or by timm where the config names an architecture of timm's. Nothing is
+fetched, and code that a folder brings is never run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..classifiers.preprocessing import HALF, INTERPOLATIONS, Preprocessing
+from ..core.bounded_read import MOST_CLASSES, open_safetensors, parse_json, quoted, read_text
+from .checkpoint import CheckpointError, brief, is_finite, read_tensors
+from .opened import OpenedClassifier
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEFAULT_SIDE = 224
+# of PIL: nearest, lanczos (torch has none; bicubic is the nearest to it), bilinear, bicubic
+RESAMPLING = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
+# Of what a network makes one of each, and of any other number.
+MOST_LISTED = {"num_labels": MOST_CLASSES, "num_classes": MOST_CLASSES} | dict.fromkeys(
+    ("num_hidden_layers", "num_layers", "num_encoder_blocks", "num_stages", "depth", "depths"), 1000
+)
+MOST_NUMBER = 1 << 31
+# They resize in ways of their own.
+UNKNOWN_PROCESSORS = ("Perceiver", "PoolFormer", "Levit")
+# What a timm config may not choose: files and addresses.
+TIMM_REFUSED = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg")
+
+
+def open_folder(folder: Path) -> OpenedClassifier:
+    """The classifier in the folder; raises CheckpointError with one sentence."""
+    with _sensible_config(folder):
+        return _open(folder)
+
+
+@contextmanager
+def _sensible_config(folder: Path) -> Iterator[None]:
+    """One sentence for values of a kind that nobody expects where they are."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{CONFIG} in {folder.name} cannot be used ({brief(error)}); download it again."
+        ) from error
+
+
+def _open(folder: Path) -> OpenedClassifier:
+    config = _read_json(folder, CONFIG)
+    if config is None:
+        raise CheckpointError(
+            f"{folder.name} has no {CONFIG}; use the whole folder of a Hugging Face image "
+            "classifier, or a single file of weights."
+        )
+    preprocessor = _read_json(folder, "preprocessor_config.json")
+    _refuse_code(folder, config, preprocessor)
+    sizes = _check_weights(folder)
+    _refuse_huge(config)
+    if "architecture" in config and "model_type" not in config:
+        return _of_timm(folder, config, sizes)
+    return _of_transformers(folder, config, preprocessor, sizes)
+
+
+def classes_of_folder(folder: Path) -> tuple[int, tuple[str, ...] | None]:
+    """How many classes it has and their names, as far as its config tells: 0 and None without."""
+    with _sensible_config(folder):
+        config = _read_json(folder, CONFIG) or {}
+        _refuse_huge(config)
+        labels = _labels(config) or _timm_labels(config)
+        count = config.get("num_classes") or len(labels or config.get("id2label") or ())
+        return (count if isinstance(count, int) else 0), labels
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
+    """The object in a file of the folder; None without the file."""
+    path = folder / name
+    if not path.is_file():
+        return None
+    try:
+        values = parse_json(read_text(path))
+        if not isinstance(values, dict):
+            raise ValueError("it is not an object")
+        return values
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{name} in {folder.name} cannot be read ({brief(error)}); download it again."
+        ) from error
+
+
+def _refuse_huge(config: Any, name: str = CONFIG) -> None:
+    """Raises ValueError for what would be made before its size is known: labels, layers."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            _refuse_huge(value, key)
+    elif isinstance(config, list):
+        for value in config:
+            _refuse_huge(value, name)
+    elif isinstance(config, int):
+        most = MOST_LISTED.get(name, MOST_NUMBER)
+        if not -MOST_NUMBER <= config <= most:
+            raise ValueError(f"{quoted(name)} is {config:.3g}, more than {most}")
+
+
+def _refuse_code(folder: Path, *configs: dict[str, Any] | None) -> None:
+    if any("auto_map" in config for config in configs if config):
+        raise CheckpointError(
+            f"{folder.name} wants code of its own to be run (auto_map in its config), which is "
+            "never done; use a model whose architecture is part of transformers."
+        )
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder.name} is an adapter of another model; merge the two and save them as one."
+        )
+    if any("quantization_config" in config for config in configs if config):
+        raise CheckpointError(
+            f"{folder.name} is quantised, and gradients do not flow through that; use the original."
+        )
+
+
+def _check_weights(folder: Path) -> int:
+    """How many numbers the safetensors hold; raises CheckpointError unless they are whole."""
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not found:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt"))
+        has = f"only {others[0]}" if others else "no weights"
+        raise CheckpointError(
+            f"{folder.name} has {has}, but {WEIGHTS} is needed (reading it runs no code); save the "
+            "model again with save_pretrained, or download that file, too."
+        )
+    index = _read_json(folder, INDEX)
+    if WEIGHTS in found:
+        parts = [WEIGHTS]
+    elif index is not None and isinstance(index.get("weight_map"), dict):
+        parts = sorted({str(name) for name in index["weight_map"].values()})
+    else:
+        raise CheckpointError(
+            f"{folder.name} has {', '.join(found[:3])}, but neither {WEIGHTS} nor {INDEX}, so it "
+            f"is not known which weights are meant; name them {WEIGHTS}."
+        )
+    missing = [name for name in parts if name not in found]
+    if missing:
+        raise CheckpointError(
+            f"{folder.name} lacks {quoted(missing[0])}, a part of its weights; download it, too."
+        )
+    return sum(_numbers_in(folder / name) for name in parts)
+
+
+def _numbers_in(path: Path) -> int:
+    try:
+        with open_safetensors(path) as file:
+            return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.parent.name}/{path.name} is not a whole safetensors file ({brief(error)}); "
+            "download or copy it again."
+        ) from error
+
+
+# --- transformers ----------------------------------------------------------------------------
+
+
+class Logits(nn.Module):
+    """A model of transformers as an ordinary network."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) as its image processor would put it out -> logits (B, classes)."""
+        return self.model(pixel_values=x).logits
+
+
+def _of_transformers(
+    folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] | None, numbers: int
+) -> OpenedClassifier:
+    architectures = config.get("architectures") or ()
+    if not any("ForImageClassification" in str(name) for name in architectures):
+        raise CheckpointError(
+            f"{folder.name} is not an image classifier (architectures in its config: "
+            f"{', '.join(map(str, architectures))[:80] or 'none'}); use a model that is one."
+        )
+    channels = config.get("num_channels", 3)
+    if channels != 3:
+        raise CheckpointError(
+            f"{folder.name} reads {channels}-channel images; use a classifier of RGB images."
+        )
+    model = _pretrained(folder, numbers)
+    classes = int(model.config.num_labels)
+    labels = _labels(config)
+    return OpenedClassifier(
+        network=Logits(model),
+        num_classes=classes,
+        preprocessing=_processing(folder, config, preprocessor),
+        labels=labels if labels and len(labels) == classes else None,
+    )
+
+
+def _pretrained(folder: Path, numbers: int) -> Any:
+    """transformers' own reading of the folder, offline and strict."""
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except Exception as error:  # a broken one must not stop a start
+        raise CheckpointError(
+            f"{folder.name} needs transformers to be read; install it (pip install transformers)."
+        ) from error
+    safely = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(str(folder), **safely)
+        with torch.device("meta"):
+            described = AutoModelForImageClassification.from_config(config)
+        _check_justified(described, numbers)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            str(folder), config=config, use_safetensors=True, output_loading_info=True, **safely
+        )
+        # what is too much (a head of its pre-training, say) is left out, as transformers does
+        lost = [*info["missing_keys"], *info["mismatched_keys"]]
+        if lost:
+            raise ValueError(f"{len(lost)} tensors are missing or do not fit, {lost[0]} among them")
+        broken = [k for k, v in model.state_dict().items() if _not_finite(v)]
+        if broken:
+            raise ValueError(f"{broken[0]} is not finite")
+        return model
+    except Exception as error:  # what a config can make transformers raise has no end
+        raise CheckpointError(
+            f"{folder.name} cannot be read as an image classifier of transformers "
+            f"({brief(error)}); download the whole folder again."
+        ) from error
+
+
+def _check_justified(described: nn.Module, numbers: int) -> None:
+    """Raises ValueError for a network, on no device, that the files cannot fill.
+
+    What is missing would be made up, and then refused: it must not take all memory first.
+    """
+    if sum(weight.numel() for weight in described.parameters()) > 2 * numbers:
+        raise ValueError("the network it describes has far more weights than the files hold")
+
+
+def _not_finite(value: Tensor) -> bool:
+    return value.is_floating_point() and not is_finite(value)
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """id2label in order; None where it is missing or only made up (LABEL_0, ...)."""
+    named = config.get("id2label")
+    if not isinstance(named, dict) or not all(map(_is_index, named)):
+        return None
+    names = [str(named[key]) for key in sorted(named, key=int)]
+    made_up = all(name == f"LABEL_{index}" for index, name in enumerate(names))
+    return None if made_up else tuple(names)
+
+
+def _is_index(key: str) -> bool:
+    return key.isdecimal() and len(key) < 10
+
+
+def _processing(
+    folder: Path, config: dict[str, Any], given: dict[str, Any] | None
+) -> Preprocessing:
+    """What preprocessor_config.json says; without it the model's size, ImageNet's mean and std."""
+    if given is None:
+        side = config.get("image_size", DEFAULT_SIDE)
+        size = (int(side[0]), int(side[1])) if isinstance(side, list) else (int(side), int(side))
+        return Preprocessing(resize=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    kind = str(given.get("image_processor_type") or given.get("feature_extractor_type") or "")
+    if kind.startswith(UNKNOWN_PROCESSORS):
+        raise CheckpointError(
+            f"{folder.name} prepares its images with {kind}, which this pack cannot do; use a "
+            "model of another kind."
+        )
+    try:
+        resize, crop = _sizes(given)
+        mean, std = _normalisation(kind, given)
+        return Preprocessing(
+            resize=resize,
+            crop=crop,
+            mean=mean,
+            std=std,
+            interpolation=RESAMPLING.get(int(given.get("resample", 2)), "bilinear"),
+            bgr=bool(given.get("do_flip_channel_order", False)),
+        )
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"preprocessor_config.json in {folder.name} cannot be used ({brief(error)}); "
+            "download it again."
+        ) from error
+
+
+def _sizes(given: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+    """resize and crop of a `Preprocessing`."""
+    size, percent = given.get("size", DEFAULT_SIDE), given.get("crop_pct")
+    cropped = bool(given.get("do_center_crop", False))
+    if isinstance(size, int):  # as written by older versions
+        short = "do_center_crop" in given or percent is not None
+        size = {"shortest_edge": size} if short else {"height": size, "width": size}
+    resize = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
+    if not given.get("do_resize", True):
+        resize = None
+    elif percent is not None and isinstance(resize, int):
+        # ConvNeXt: small ones are cropped, large ones squeezed
+        if resize >= 384:
+            return (resize, resize), None
+        return int(resize / percent), (resize, resize)
+    if not cropped:
+        return resize, None
+    crop = given.get("crop_size", DEFAULT_SIDE)
+    return resize, (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+
+
+def _normalisation(kind: str, given: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """mean and std of pixels in [0, 1], the rescaling before them included."""
+    mean, std = tuple(given.get("image_mean") or HALF), tuple(given.get("image_std") or HALF)
+    # MobileViT's does not normalise, and does not say so
+    if not given.get("do_normalize", not kind.startswith("MobileViT")):
+        mean, std = (0.0,) * 3, (1.0,) * 3
+    elif kind.startswith("EfficientNet") and given.get("include_top", True):
+        std = tuple(value**2 for value in std)  # it divides twice
+    factor = 255 * given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 255
+    shift = 1 if given.get("rescale_offset", False) else 0
+    return tuple((m + shift) / factor for m in mean), tuple(s / factor for s in std)
+
+
+# --- timm ------------------------------------------------------------------------------------
+
+
+def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassifier:
+    try:
+        import timm
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder.name} is a model of timm ({quoted(config['architecture'])}), which is not "
+            "installed here; install it (pip install timm)."
+        ) from error
+    name, given = config["architecture"], config.get("pretrained_cfg") or {}
+    arguments = config.get("model_args") or {}
+    try:
+        if not timm.is_model(name) or any(key in arguments for key in TIMM_REFUSED):
+            raise ValueError(f"timm has no architecture {quoted(name)} with these arguments")
+        classes = int(config.get("num_classes", given.get("num_classes", 1000)))
+        with torch.device("meta"):
+            described = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+        _check_justified(described, numbers)
+        model = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
+        tensors, _ = read_tensors(folder / WEIGHTS)
+        model.load_state_dict(tensors, strict=True)
+        preprocessing = _timm_processing(timm.data.resolve_data_config(pretrained_cfg=given))
+    except CheckpointError:
+        raise
+    except Exception as error:  # what a config can make timm raise has no end
+        raise CheckpointError(
+            f"{folder.name} cannot be read as an image classifier of timm ({brief(error)}); "
+            "download the whole folder again."
+        ) from error
+    labels = _timm_labels(config)
+    return OpenedClassifier(
+        network=model,
+        num_classes=classes,
+        preprocessing=preprocessing,
+        labels=labels if labels and len(labels) == classes else None,
+    )
+
+
+def _timm_labels(config: dict[str, Any]) -> tuple[str, ...] | None:
+    given = config.get("pretrained_cfg") or {}
+    names = config.get("label_names") or given.get("label_names")
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def _timm_processing(data: dict[str, Any]) -> Preprocessing:
+    """Of timm's evaluation transform: the shorter side to size / crop_pct, then the middle."""
+    channels, height, width = data["input_size"]
+    if channels != 3:
+        raise ValueError(f"it reads {channels}-channel images, and RGB images are needed")
+    short = math.floor(min(height, width) / data["crop_pct"])
+    squeezed = data.get("crop_mode") == "squash"
+    kind = data["interpolation"]
+    return Preprocessing(
+        resize=(short, short) if squeezed else short,
+        crop=(height, width),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=kind if kind in INTERPOLATIONS else "bicubic",
+    )

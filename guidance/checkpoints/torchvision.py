@@ -1,0 +1,174 @@
+"""torchvision's classification models, from their state dicts.
+
+The architecture is the one that the file's name begins with (resnet50-0676ba61.pth) when its
+tensors fit, else the first whose tensors do, by name and shape.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..classifiers.preprocessing import Preprocessing
+from ..core.bounded_read import quoted
+from ..core.labels import IMAGENET_CLASSES
+from .checkpoint import CheckpointError, is_finite
+from .opened import OpenedClassifier
+
+Shapes = dict[str, tuple[int, ...]]
+# A tensor that every model of a family has: most of them need not be built to be ruled out.
+FAMILIES = {
+    ("alexnet", "squeezenet", "vgg"): "features.0.weight",
+    ("convnext", "efficientnet", "mobilenet", "swin"): "features.0.0.weight",
+    ("densenet",): "features.conv0.weight",
+    ("googlenet",): "conv1.conv.weight",
+    ("inception",): "Conv2d_1a_3x3.conv.weight",
+    ("maxvit",): "stem.0.0.weight",
+    ("mnasnet",): "layers.0.weight",
+    ("regnet",): "stem.0.weight",
+    ("resne", "wide_resnet"): "conv1.weight",
+    ("shufflenet",): "conv1.0.weight",
+    ("vit",): "class_token",
+}
+# Their released weights want the input as TensorFlow normalises it; torchvision sets it with them.
+TENSORFLOW_INPUT = ("googlenet", "inception_v3")
+COUNTER = "num_batches_tracked"  # of batch norms: not in files from before torch 0.4.1
+
+
+def open_state_dict(path: Path, tensors: dict[str, Tensor]) -> OpenedClassifier:
+    """The network that the tensors of the file `path` are of; raises CheckpointError."""
+    try:
+        import torchvision.models as models
+    except Exception as error:  # torchvision is optional, and a broken one must not stop a start
+        raise CheckpointError(
+            f"{path.name} needs torchvision to be read; install it (pip install torchvision)."
+        ) from error
+    tensors = {_renamed(key): value for key, value in tensors.items()}
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    for name in _candidates(models.list_models(module=models), path.name, shapes):
+        network = _fitting(models.get_model_builder(name), name, shapes, path.name)
+        if network is not None:
+            _check_finite(path.name, tensors)
+            network.load_state_dict(_with_counters(network, tensors), strict=True, assign=True)
+            return _opened(network, name, models.get_model_weights(name), path.name)
+    raise CheckpointError(
+        f"{path.name} is no classifier of this pack, and its tensors fit none of torchvision's "
+        "image classifiers; use a whole state dict of one of them, or the folder of a Hugging Face "
+        "model with its config.json."
+    )
+
+
+def _renamed(key: str) -> str:
+    """DenseNet's released files have the names of an older torchvision (norm.1 for norm1)."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", key)
+
+
+def _candidates(names: list[str], file: str, shapes: Shapes) -> Iterator[str]:
+    """The architectures that could fit, those that the file's name begins with first."""
+
+    def possible(name: str) -> bool:
+        keys = [key for starts, key in FAMILIES.items() if name.startswith(starts)]
+        return all(key in shapes for key in keys)
+
+    named = sorted((name for name in names if file.startswith(name)), key=len, reverse=True)
+    others = [name for name in names if name not in named]
+    return filter(possible, [*named, *others])
+
+
+def _fitting(builder: Callable[..., Any], name: str, shapes: Shapes, file: str) -> Any:
+    """The network on the meta device if all names and shapes fit, else None."""
+    options = _options(name, shapes)
+    network = _on_meta(builder, **options)
+    head = [key for key in network.state_dict() if key.endswith(".weight")][-1]
+    classes = shapes.get(head, (IMAGENET_CLASSES,))[0]
+    if classes != IMAGENET_CLASSES:
+        network = _on_meta(builder, num_classes=classes, **options)
+    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    wrong = {key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key)}
+    wrong = {key for key in wrong if not key.endswith(COUNTER)}
+    if len(wrong) == 1:
+        (key,) = wrong
+        _check_channels(wanted.get(key, ()), shapes.get(key, ()), file)
+    network.num_classes = classes
+    return None if wrong else network
+
+
+def _check_channels(wanted: tuple[int, ...], found: tuple[int, ...], file: str) -> None:
+    """Raises CheckpointError when the one tensor that does not fit is of other images."""
+    if len(wanted) == len(found) == 4 and wanted[1] == 3 and wanted[::2] == found[::2]:
+        raise CheckpointError(
+            f"{file} reads {found[1]}-channel images; use a classifier of RGB images (3 channels)."
+        )
+
+
+def _options(name: str, shapes: Shapes) -> dict[str, Any]:
+    if name in TENSORFLOW_INPUT:
+        aux = any(key.startswith(("aux", "AuxLogits")) for key in shapes)
+        return {"init_weights": False, "aux_logits": aux, "transform_input": True}
+    if name.startswith("vit"):
+        tokens = shapes.get("encoder.pos_embedding", (1, 197, 0))[1]
+        patch = shapes.get("conv_proj.weight", (0, 0, 16, 16))[-1]
+        return {"image_size": math.isqrt(max(tokens - 1, 1)) * patch}
+    return {}
+
+
+def _on_meta(builder: Callable[..., Any], **options: Any) -> Any:
+    try:
+        with torch.device("meta"):
+            return builder(weights=None, **options)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return builder(weights=None, **options).to("meta")
+
+
+def _with_counters(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    wanted = (key for key in network.state_dict() if key.endswith(COUNTER))
+    counters = {key: tensors.get(key, torch.tensor(0)) for key in wanted}
+    return {**{key: v for key, v in tensors.items() if not key.endswith(COUNTER)}, **counters}
+
+
+def _check_finite(file: str, tensors: dict[str, Tensor]) -> None:
+    for key, value in tensors.items():
+        if value.is_floating_point() and not is_finite(value):
+            raise CheckpointError(
+                f"{file} has a weight that is not finite (NaN or infinity) in {quoted(key)}; "
+                "download it again, or get it from its original source."
+            )
+
+
+def _opened(network: Any, name: str, weights: Any, file: str) -> OpenedClassifier:
+    """With what torchvision says about the weights of that file, else about the first it has."""
+    released = list(weights)
+    own = [entry for entry in released if Path(entry.url).stem == Path(file).stem]
+    entry = (own or released)[0]
+    named = network.num_classes == IMAGENET_CLASSES
+    preprocessing = _preprocessing(entry.transforms())
+    if name.startswith("vit"):
+        side = network.image_size
+        if preprocessing.crop != (side, side):
+            preprocessing = Preprocessing(
+                resize=side, crop=(side, side), mean=preprocessing.mean, std=preprocessing.std
+            )
+    return OpenedClassifier(
+        network=network,
+        num_classes=network.num_classes,
+        preprocessing=preprocessing,
+        labels=tuple(entry.meta["categories"]) if named else None,
+    )
+
+
+def _preprocessing(preset: Any) -> Preprocessing:
+    """Of torchvision's ImageClassification preset."""
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    return Preprocessing(
+        resize=resize,
+        crop=(crop, crop),
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )

@@ -1,0 +1,1 @@
+"""What can steer: classifiers of noisy and of clean images."""

@@ -1,0 +1,105 @@
+"""Gradients in little memory: a batch in parts, and activations computed twice instead of kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..adm import ClassifierLayout, HalfUNet
+
+
+@dataclass(frozen=True)
+class Economy:
+    """How a classifier's gradient saves memory; the gradient is the same.
+
+    images: so many of the batch at once; 0 is all. recompute: keep each stage's input alone and
+    compute the stage again when its gradient is due (Chen et al. 2016, "Training Deep Nets with
+    Sublinear Memory Cost"): a third more time; for ADM classifiers. Raises ValueError for a
+    negative `images`.
+    """
+
+    images: int = 0
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError(f"images is {self.images}; it must be 0 (the whole batch) or more.")
+
+    def check(self, network: nn.Module) -> None:
+        """Raises ValueError when the network has no stages that could be computed again."""
+        if self.recompute and not isinstance(network, HalfUNet):
+            raise ValueError(
+                f"recompute needs an ADM classifier; this network is a {type(network).__name__}. "
+                "Set images to 1 instead, which saves memory with any network."
+            )
+
+    def parts(self, batch: int) -> Iterator[slice]:
+        """The batch in parts of `images`."""
+        size = self.images or max(batch, 1)
+        return (slice(start, start + size) for start in range(0, max(batch, 1), size))
+
+
+WHOLE = Economy()
+
+
+def economy_within(
+    free: float, layout: ClassifierLayout, shape: Sequence[int], dtype: torch.dtype
+) -> Economy:
+    """The quickest way to a gradient that takes at most `free` bytes, of images (B, C, H, W).
+
+    All at once; recomputed; recomputed in parts, of one image where even that is too much. dtype is
+    what the network computes in.
+    """
+    batch, size = shape[0], (shape[2], shape[3])
+    if batch * gradient_bytes(layout, size, dtype) <= free:
+        return WHOLE
+    images = int(free // gradient_bytes(layout, size, dtype, recompute=True))
+    return Economy(0 if images >= batch else max(images, 1), recompute=True)
+
+
+def gradient_bytes(
+    layout: ClassifierLayout, size: tuple[int, int], dtype: torch.dtype, recompute: bool = False
+) -> int:
+    """Bytes that one image's gradient takes beside the weights; size is H, W.
+
+    What the blocks keep for it, and SPARE times what the largest of them keeps, for what is
+    computed meanwhile.
+    """
+    stages = list(_stages(layout, size))
+    kept, largest = sum(stage.kept for stage in stages), max(stage.kept for stage in stages)
+    if recompute:
+        kept = sum(stage.inputs for stage in stages)
+        kept += largest
+    return int((kept + SPARE * largest) * torch.empty((), dtype=dtype).element_size())
+
+
+SPARE = 3
+
+
+class _Stage(NamedTuple):
+    """How many numbers a stage reads, and how many it keeps for its gradient."""
+
+    inputs: int
+    kept: int
+
+
+def _stages(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[_Stage]:
+    """The stages of the network, as `encoder_stages` and `middle_stage` build them."""
+    places, inputs = size[0] * size[1], layout.level_channels[0]
+    attention = 0
+    for level, width in enumerate(layout.level_channels):
+        attention = 5 * width * places if level in layout.attention_levels else 0
+        for _ in range(layout.num_res_blocks):
+            # a residual block: the inputs of two norms and of two activations
+            yield _Stage(inputs * places, 2 * (inputs + width) * places + attention)
+            inputs = width
+        if level < len(layout.level_channels) - 1:
+            # the mean over 2x2 keeps its input, too
+            yield _Stage(width * places, 3 * width * places + 2 * width * places // 4)
+            places //= 4
+    # attention: the input of its norm, q, k, v and what comes out
+    yield _Stage(inputs * places, (4 + 5 + 4) * inputs * places)

@@ -1,0 +1,166 @@
+"""A classifier of clean images, p(y | x0), that guides through the predicted x0.
+
+p(y | x) is approximated by p(y | D(x)), D(x) = E[x0 | x] what the model predicts (Chung et al.
+2023, "Diffusion Posterior Sampling"; Bansal et al. 2023, "Universal Guidance for Diffusion
+Models"). With g = grad log p(y | x0) at x0 = D(x) and J = dD/dx, grad_x log p(y | D(x)) = J^T g,
+and guidance adds sigma^2 / alpha * J^T g. docs/image_classifiers.md has the maths and what each
+way costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..core.host_copy import home_of
+from ..core.noise import per_image, within_range
+from .base import Evidence, class_name, log_likelihood
+from .noisy import FP16_LOSS_SCALE, compute_dtype, use_ordinary_weights
+from .preprocessing import Preprocessing
+
+GRADIENTS = ("cheap", "exact")
+# of the linear schedule of Ho et al. 2020; beyond it x says nothing about x0 that could be guided
+MAX_RATIO = 157.4
+Decode = Callable[[Tensor], Tensor]
+
+
+class ImageClassifier:
+    """`network(pixels) -> logits` (B, classes), with what its pixels look like and its classes.
+
+    `preprocessing` makes the network's input of RGB in [-1, 1]. `decode` (B, ...) -> (B, 3, H, W)
+    makes such pixels of the sampler's x0; None: x0 is pixels. `gradient`:
+
+    - "exact": J by autograd through the model's whole prediction. Since J = alpha / sigma^2
+      Cov(x0 | x) (Tweedie), guidance adds Cov(x0 | x) g.
+    - "cheap": J of a denoiser of Gaussian data of standard deviation s = `data_std`,
+      alpha s^2 / (alpha^2 s^2 + sigma^2) I, so that guidance adds r^2 g with
+      r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
+      "Pseudoinverse-Guided Diffusion Models". Nothing goes through the model.
+
+    Raises ValueError for another gradient, or labels that are not as many as the classes.
+    """
+
+    reads_images = True
+    channels = 3
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        num_classes: int,
+        labels: Sequence[str] | None = None,
+        *,
+        gradient: str = "cheap",
+        data_std: float = 1.0,
+        decode: Decode | None = None,
+    ):
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
+        if not data_std > 0:
+            raise ValueError(f"data_std is {data_std}; it must be above 0.")
+        if labels is not None and len(labels) != num_classes:
+            raise ValueError(f"labels names {len(labels)} classes; the network has {num_classes}.")
+        self.network = network
+        self.preprocessing = preprocessing
+        self.num_classes = num_classes
+        self.labels = tuple(labels) if labels is not None else None
+        self.space = "rgb"
+        self.through_model = gradient == "exact"
+        self.data_std = data_std
+        self.decode = decode
+
+    def with_network(self, network: nn.Module, decode: Decode | None = None) -> ImageClassifier:
+        """The same classifier computed by another copy of its network, and with this `decode`."""
+        return ImageClassifier(
+            network,
+            self.preprocessing,
+            self.num_classes,
+            self.labels,
+            gradient=GRADIENTS[self.through_model],
+            data_std=self.data_std,
+            decode=decode,
+        )
+
+    def name(self, index: int) -> str:
+        """What class `index` is called; its number where it has no name."""
+        return class_name(index, self.num_classes, self.labels)
+
+    @torch.no_grad()
+    def image_log_probs(self, images: Tensor) -> Tensor:
+        """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1]."""
+        return self._log_probs(images).to(images.device)
+
+    def evidence(
+        self,
+        x: Tensor,
+        denoised: Tensor,
+        sigma: Tensor,
+        label: Tensor | int,
+        alpha: Tensor,
+        label_smoothing: float = 0.0,
+    ) -> Evidence:
+        """What it says about the predicted x0 `denoised` (B, ...) at x; sigma, alpha (B,).
+
+        exact: raises ValueError when `denoised` was not computed from x under torch.enable_grad;
+        its graph is kept.
+        """
+        gradient, log_probs = self.image_gradient(denoised, label, label_smoothing)
+        if not self.through_model:
+            return Evidence(gradient, log_probs, *self._spread(sigma, alpha))
+        near = within_range(sigma, alpha, MAX_RATIO)
+        return Evidence(jacobian_product(denoised, x, gradient), log_probs, *near)
+
+    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+        """What it said, for another noise level.
+
+        cheap: g stays as it is; exact: Cov(x0 | x) g, which is what guidance adds.
+        """
+        if not self.through_model:
+            spread, one = self._spread(sigma, alpha)
+            return replace(seen, sigma=spread, alpha=one)
+        return seen
+
+    def _spread(self, sigma: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """r and 1: the levels that cheap is weighed with."""
+        variance = self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
+        return variance.sqrt(), torch.ones_like(alpha)
+
+    def image_gradient(
+        self, x0: Tensor, label: Tensor | int, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """g = grad_x0 log p(label | x0), of x0's shape, and log p(y | x0) (B, classes)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            use_ordinary_weights(self.network)
+            x_in = x0.detach().to(home_of(self.network, x0.device)).clone().requires_grad_(True)
+            pixels = x_in if self.decode is None else self.decode(x_in)
+            log_probs = self._log_probs(pixels)
+            chosen = log_likelihood(log_probs, label, label_smoothing)
+            halves = torch.float16 in (compute_dtype(self.network, x0), pixels.dtype)
+            scale = FP16_LOSS_SCALE if halves else 1.0
+            (gradient,) = torch.autograd.grad(chosen * scale, x_in)
+        return (gradient / scale).to(x0.device), log_probs.detach().to(x0.device)
+
+    def _log_probs(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(home_of(self.network, pixels.device))
+        # resizing and normalising in half precision would round the image to its 256 levels
+        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """J^T gradient (B, ...), J = d denoised / d x, from torch's graph, which is kept."""
+    if not (denoised.requires_grad and x.requires_grad):
+        raise ValueError(
+            "denoised is not connected with x in torch's graph, so there is no exact gradient; "
+            "predict it under torch.enable_grad from an x that requires grad, or use cheap."
+        )
+    with torch.inference_mode(False):
+        # fp16 models would lose small gradients; a power of two changes no digit
+        size = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        unit = per_image(torch.exp2(size.log2().floor()), gradient)
+        (product,) = torch.autograd.grad(denoised, x, gradient / unit, retain_graph=True)
+        return product * unit

@@ -1,0 +1,83 @@
+"""What an image classifier wants done to an image, in torch, so that gradients flow through it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.host_copy import onto
+
+HALF = (0.5, 0.5, 0.5)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """From pixels in [-1, 1] to what a network was trained on: resize, crop, normalise.
+
+    resize: H, W, or the length of the shorter side; None keeps the size. crop: H, W of the middle,
+    with black where the image is smaller. mean, std: of pixels in [0, 1]. bgr: channels in that
+    order. Raises ValueError for values that cannot be.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+    interpolation: str = "bilinear"
+    bgr: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (self.resize,) if isinstance(self.resize, int) else (self.resize or ())
+        if any(length < 1 for length in (*sizes, *(self.crop or ()))):
+            raise ValueError(f"resize is {self.resize} and crop {self.crop}; both must be positive")
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean is {self.mean} and std {self.std}; std must be above 0")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}; expected {', '.join(INTERPOLATIONS)}"
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [-1, 1], also somewhat beyond, to the network's input."""
+        pixels = _cropped(self._resized((x + 1) / 2), self.crop)
+        pixels = pixels.flip(1) if self.bgr else pixels
+        mean, std = (
+            onto(pixels.device, torch.tensor(v, dtype=pixels.dtype)).view(-1, 1, 1)
+            for v in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
+    def _resized(self, pixels: Tensor) -> Tensor:
+        height, width = pixels.shape[-2:]
+        if self.resize is None:
+            return pixels
+        if isinstance(self.resize, int):
+            short = min(height, width)
+            # rounded down, as torchvision and transformers do
+            size = (height * self.resize // short, width * self.resize // short)
+        else:
+            size = self.resize
+        if size == (height, width):
+            return pixels
+        if self.interpolation == "nearest":
+            return F.interpolate(pixels, size, mode="nearest-exact")
+        return F.interpolate(pixels, size, mode=self.interpolation, antialias=True)
+
+
+def _cropped(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or size == tuple(pixels.shape[-2:]):
+        return pixels
+    missing = [
+        max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
+    ]
+    if any(missing):
+        (top, left), (down, right) = zip(*((m // 2, (m + 1) // 2) for m in missing), strict=True)
+        pixels = F.pad(pixels, (left, right, top, down))
+    top, left = (
+        round((found - wanted) / 2) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
+    )
+    return pixels[..., top : top + size[0], left : left + size[1]]

@@ -1,0 +1,1 @@
+"""How well samples follow their class, and what they cost."""

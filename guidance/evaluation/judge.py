@@ -1,0 +1,124 @@
+"""How well samples follow their labels, how different they are, and how close to real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..adm import HalfUNet
+from ..classifiers.noisy import NoisyClassifier
+from ..core.images import from_uint8
+from .metrics import frechet_distance, precision_recall
+
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Score:
+    """accuracy: share the judge names as asked. diversity: see `diversity`.
+
+    frechet, precision, recall: see `guidance.metrics`; None without real images.
+    """
+
+    accuracy: float
+    diversity: float
+    frechet: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images to compare with: their features (M, D) as `judged`, shape (H, W, C) and name."""
+
+    features: Tensor
+    shape: tuple[int, ...]
+    name: str
+
+    def check(self, shape: tuple[int, ...], name: str) -> None:
+        """Raises ValueError for samples of another shape."""
+        if tuple(shape) != tuple(self.shape):
+            raise ValueError(
+                f"{name} has images of {_size(shape)}, but those of {self.name} are "
+                f"{_size(self.shape)}; compare images of one size."
+            )
+
+
+def judge_samples(
+    judge: NoisyClassifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    reference: Reference | None = None,
+) -> Score:
+    """Scores uint8 images (N, H, W, C) against the labels (N,) they were asked for.
+
+    `judge` is a classifier of clean images, read at t = 0. Raises ValueError for another network
+    than this pack's, images that it cannot read, and too few of them for a distance.
+    """
+    guesses, features = judged(judge, images)
+    accuracy = float((guesses.numpy() == labels).mean())
+    variety = diversity(features, torch.from_numpy(labels))
+    if reference is None:
+        return Score(accuracy, variety)
+    distance = frechet_distance(reference.features, features)
+    precision, recall = precision_recall(reference.features, features)
+    return Score(accuracy, variety, distance, precision, recall)
+
+
+@torch.no_grad()
+def judged(judge: NoisyClassifier, images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The judge's class of each image (N,), and its features (N, D), both on the CPU.
+
+    images uint8 (N, H, W, C). Features are what the judge's pool reads, averaged over positions.
+    Shows a progress bar when it takes long.
+    """
+    network = _network(judge, images.shape[1:])
+    device = next(network.parameters()).device
+    guesses, features = [], []
+    with tqdm(total=len(images), desc="judge", unit="image", leave=False, delay=2) as bar:
+        for start in range(0, len(images), BATCH):
+            x = from_uint8(images[start : start + BATCH]).to(device)
+            seen = network.features(x, torch.zeros(len(x), device=device))
+            guesses.append(network.out(seen).argmax(dim=1).cpu())
+            features.append((seen if seen.ndim == 2 else seen.mean(dim=(2, 3))).cpu())
+            bar.update(len(x))
+    return torch.cat(guesses), torch.cat(features)
+
+
+def check_judge(judge: NoisyClassifier, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for a judge that is no classifier of this pack's for images (H, W, C)."""
+    _network(judge, shape)
+
+
+def _network(judge: NoisyClassifier, shape: tuple[int, ...]) -> HalfUNet:
+    network = judge.network
+    if not isinstance(network, HalfUNet):
+        raise ValueError("The judge must be a classifier trained by train-classifier.")
+    if shape[2] != judge.channels:
+        raise ValueError(
+            f"The judge reads images of {judge.channels} channels, but these have {shape[2]}."
+        )
+    network.check_size(tuple(shape[:2]))
+    return network
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """ "32x32x3": width, height, channels."""
+    return f"{shape[1]}x{shape[0]}x{shape[2]}"
+
+
+def diversity(features: Tensor, labels: Tensor) -> float:
+    """Mean distance between two images asked for the same class, in the judge's features.
+
+    features (N, D), labels (N,). Each class counts equally; classes with one image are left out.
+    """
+    distances = []
+    for label in labels.unique():
+        group = features[labels == label]
+        if len(group) > 1:
+            distances.append(torch.pdist(group).mean())
+    return float(torch.stack(distances).mean()) if distances else 0.0

@@ -1,0 +1,98 @@
+"""The rows of an evaluation as a picture, drawn by matplotlib without a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from ..core.figures import new_figure, to_pixels
+from .report import Row
+
+COLOURS = {"none": "black", "classifier": "tab:orange", "CFG": "tab:blue"}
+OTHERS = ("gray", "green", "red", "purple", "brown", "olive", "cyan")  # of files, in turn
+MARKERS = "sP*X^vD<>dph"  # of schedules and files, in turn
+LONGEST = 70  # characters of a name in the legend
+# where a scale stands beside its point: two kinds do not write over each other
+BESIDE = {"none": (-11, 5), "classifier": (5, -12), "CFG": (5, 5)}
+WORDS = {
+    "accuracy": "judge accuracy",
+    "frechet": "Frechet distance to the real images",
+    "diversity": "diversity",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def plot_rows(rows: Sequence[Row]) -> np.ndarray:
+    """(H, W, 3) uint8: accuracy against Frechet distance, and precision against recall.
+
+    A line for each guidance, which starts where there is none, its points labelled by scale;
+    schedules and files are single points. Without real images there is one part: accuracy against
+    diversity.
+    """
+    compared = all(row.score.frechet is not None for row in rows)
+    parts = [("frechet", "accuracy"), ("recall", "precision")]
+    parts = parts if compared else [("diversity", "accuracy")]
+    names = list(dict.fromkeys(row.guidance for row in rows))
+    figure = new_figure(6.0 * len(parts) + (0 if compared else 1.5), 5.5 + 0.12 * len(names))
+    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    for ax, (across, up) in zip(axes, parts, strict=True):
+        _draw(ax, rows, across, up)
+        ax.set(xlabel=WORDS[across], ylabel=WORDS[up])
+        ax.grid(alpha=0.3)
+        ax.margins(0.08)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(parts), fontsize=9)
+    return to_pixels(figure)
+
+
+def _draw(ax: Any, rows: Sequence[Row], across: str, up: str) -> None:
+    def place(row: Row) -> tuple[float, float]:
+        return getattr(row.score, across), getattr(row.score, up)
+
+    lines: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        lines.setdefault((row.kind, row.guidance), []).append(row)
+    start = [place(row) for row in rows if row.kind == "none"]
+    markers, others = cycle(MARKERS), cycle(OTHERS)
+    for (kind, name), along in lines.items():
+        look: dict[str, Any] = {"label": _plain(name)}
+        look["color"] = COLOURS.get(kind) or f"tab:{next(others)}"
+        places = [place(row) for row in along]
+        if along[0].scale is None:
+            look |= {"marker": next(markers), "ms": 9, "ls": "", "alpha": 0.8}
+        elif kind == "none":
+            look |= {"marker": "o", "ls": "", "zorder": 3}
+        else:
+            places = [*start, *places]
+            look |= {"marker": "o", "ls": "-", "lw": 1.2}
+        ax.plot(*zip(*places, strict=True), **look)
+        for row in along:
+            _number(ax, row, place(row))
+
+
+def _number(ax: Any, row: Row, place: tuple[float, float]) -> None:
+    """The scale beside its point."""
+    if row.scale is None:
+        return
+    from matplotlib.patheffects import withStroke
+
+    ax.annotate(
+        f"{row.scale:g}",
+        place,
+        xytext=BESIDE[row.kind],
+        textcoords="offset points",
+        fontsize=9,
+        color=COLOURS[row.kind],
+        path_effects=[withStroke(linewidth=2, foreground="white")],
+        zorder=4,
+    )
+
+
+def _plain(name: str) -> str:
+    """The name, of bearable length, without what matplotlib takes for a formula or leaves out."""
+    name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
+    return f" {name}".replace("$", r"\$")

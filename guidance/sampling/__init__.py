@@ -1,0 +1,1 @@
+"""Steps, the loop over them, and the guidance in it."""

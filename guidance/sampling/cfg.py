@@ -1,0 +1,26 @@
+"""Classifier-free guidance (Ho & Salimans 2022)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..core.noise import per_image
+
+
+def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tensor:
+    """uncond + scale * (cond - uncond), on eps or on denoised, (B, ...).
+
+    scale is a number or (B,), counted as in ComfyUI: 0 is unconditional, 1 conditional only;
+    the paper's w (eq. 6) is scale - 1.
+    """
+    return uncond + per_image(scale, cond) * (cond - uncond)
+
+
+def implicit_gradient(
+    cond: Tensor, uncond: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0
+) -> Tensor:
+    """grad_x log p(y | x) of the classifier that CFG implies: (cond - uncond) alpha / sigma^2.
+
+    cond, uncond: denoised predictions (B, ...) at x = alpha x0 + sigma eps.
+    """
+    return (cond - uncond) * per_image(alpha / sigma**2, cond)

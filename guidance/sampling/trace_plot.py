@@ -1,0 +1,111 @@
+"""A trace as a picture, drawn by matplotlib without a screen."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..core.figures import new_figure, to_pixels
+from .trace import Trace
+
+
+def plot_trace(trace: Trace) -> np.ndarray:
+    """(H, W, 3) uint8: scales, lengths of the terms, p(label | x) and passes over the run.
+
+    Raises ValueError for a trace without evaluations.
+    """
+    seen = trace.to_dict()["evaluations"]
+    if not seen:
+        raise ValueError(
+            "trace holds no evaluation; sample with the MODEL of Guidance Trace, and connect what "
+            "was sampled to samples."
+        )
+    figure = new_figure(9.0, 7.0)
+    axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 2))
+    _scales(axes[0], seen)
+    _norms(axes[1], seen)
+    _probabilities(axes[2], seen)
+    _passes(axes[3], seen)
+    _sigmas(axes[0], seen)
+    for ax in axes:
+        ax.grid(alpha=0.3)
+        ax.margins(x=0.01)
+    axes[-1].set_xlabel("evaluation of the model")
+    return to_pixels(figure)
+
+
+def _scales(ax: Any, seen: list[dict]) -> None:
+    ax.set_ylabel("scale")
+    _line(ax, seen, lambda one: one["cfg"], "CFG", "tab:blue")
+    _each_classifier(ax, seen, lambda record: record["scale"])
+    _legend(ax)
+
+
+def _norms(ax: Any, seen: list[dict]) -> None:
+    ax.set_ylabel("length of the term")
+    _line(ax, seen, lambda one: one["cfg_norm"], "(cfg - 1)(cond - uncond)", "tab:blue")
+    _each_classifier(ax, seen, lambda record: record["norm"])
+    _legend(ax)
+
+
+def _probabilities(ax: Any, seen: list[dict]) -> None:
+    ax.set_ylabel("p(label | x)")
+    ax.set_ylim(-0.03, 1.03)
+    for number in range(_classifiers(seen)):
+        rows = [_record(one, number) for one in seen]
+        images = max((len(row["log_probs"]) for row in rows if row), default=0)
+        for image in range(images):
+            values = [math.exp(row["log_probs"][image]) if row else math.nan for row in rows]
+            ax.plot(values, color=_colour(number), alpha=max(0.15, 0.8 / images**0.5), lw=1)
+    if not _classifiers(seen):
+        ax.text(0.5, 0.5, "no classifier", transform=ax.transAxes, ha="center", color="gray")
+
+
+def _passes(ax: Any, seen: list[dict]) -> None:
+    passes = [one["passes"] for one in seen]
+    ax.set_ylabel("passes")
+    ax.bar(range(len(seen)), passes, color="tab:gray", width=0.8)
+    ax.set_ylim(0, max(*passes, 2) + 0.5)
+    full = len(seen) * max(passes)
+    ax.set_title(f"{sum(passes)} of {full} passes", loc="right", fontsize=9)
+
+
+def _sigmas(ax: Any, seen: list[dict]) -> None:
+    """A few of the run's sigmas, along the top."""
+    chosen = sorted({round(i * (len(seen) - 1) / 8) for i in range(9)})
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(chosen, [f"{seen[index]['sigma']:.3g}" for index in chosen])
+    top.set_xlabel("sigma")
+
+
+def _line(ax: Any, seen: list[dict], read: Any, label: str, colour: str) -> None:
+    values = [math.nan if read(one) is None else read(one) for one in seen]
+    if not all(map(math.isnan, values)):
+        ax.plot(values, label=label, color=colour, marker=".", lw=1.5)
+
+
+def _each_classifier(ax: Any, seen: list[dict], read: Any) -> None:
+    for number in range(_classifiers(seen)):
+        label = "classifier" if _classifiers(seen) == 1 else f"classifier {number + 1}"
+        rows = [_record(one, number) for one in seen]
+        values = [read(row) if row else 0.0 for row in rows]
+        ax.plot(values, label=label, color=_colour(number), marker=".", lw=1.5)
+
+
+def _classifiers(seen: list[dict]) -> int:
+    return max(len(one["classifiers"]) for one in seen)
+
+
+def _record(one: dict, number: int) -> dict | None:
+    return one["classifiers"][number] if number < len(one["classifiers"]) else None
+
+
+def _colour(number: int) -> str:
+    return ("tab:orange", "tab:green", "tab:red", "tab:purple")[number % 4]
+
+
+def _legend(ax: Any) -> None:
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper right", fontsize=8)

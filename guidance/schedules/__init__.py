@@ -1,0 +1,1 @@
+"""A guidance scale over the run: curves, expressions, presets, their picture."""

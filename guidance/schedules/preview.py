@@ -1,0 +1,192 @@
+"""A schedule read over a run that is not there yet: what a picture of it needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from .curves import Formula, LastSteps, Points, ScheduleError, StepList
+from .run_position import Place
+from .schedule import GuidanceSchedule
+
+STEPS = 20  # where nobody says how many
+MOST_STEPS = 10_000
+CELLS = 200  # about as many pieces has a line
+LOWEST_SIGMA = 1e-3  # a log axis has no 0
+TYPICAL = "drawn with sigma as in SD and SDXL, 14.6 to 0.03; another model has others"
+OF_THE_MODEL = "the model decides which steps have these sigmas"
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a schedule does in a run of `steps` steps that is even in percent.
+
+    axis: what positions count in; percent and step rise from 0 to 1, sigma falls and is even in its
+    logarithm. scales: one for each position; None where there is none. intervals: (from, to) where
+    it is not 1. passes: of CFG, one in a step where the scale is exactly 1, else two; None where
+    only a model's sigmas tell. note: what was taken for granted, or nothing.
+    """
+
+    axis: str
+    positions: list[float]
+    scales: list[float | None]
+    intervals: list[tuple[float, float]]
+    steps: int
+    passes: int | None
+    note: str
+
+
+def preview(schedule: GuidanceSchedule, steps: int | None = None) -> Preview:
+    """Reads the schedule; without `steps`, in the number of steps that it lists, or else in 20.
+
+    Raises ScheduleError, a ValueError, for what would end such a run.
+    """
+    if steps is None:
+        steps = len(schedule.curve.values) if isinstance(schedule.curve, StepList) else STEPS
+    if not 1 <= steps <= MOST_STEPS:
+        raise ScheduleError(f"steps is {steps}; a schedule is drawn for 1 to {MOST_STEPS}.")
+    axis, by_sigma = _axis(schedule)
+    spots = _sigmas(schedule, steps) if axis == "sigma" else _run(schedule, steps)
+    readings = _readings(schedule, spots, strict=not by_sigma)
+    scales = [scale for scale, _ in readings]
+    active = [active for _, active in readings]
+    passes = sum(2 if on else 1 for spot, on in zip(spots, active, strict=True) if spot.is_step)
+    positions = [spot.position for spot in spots]
+    return Preview(
+        axis=axis,
+        positions=positions,
+        scales=scales,
+        intervals=list(_intervals(positions, active)),
+        steps=steps,
+        passes=None if by_sigma else passes,
+        note=_note(schedule, axis, by_sigma, gaps=None in scales),
+    )
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a picture has a point: its position on the axis, and where a run is then."""
+
+    position: float
+    place: Place
+    is_step: bool = False
+
+
+def _axis(schedule: GuidanceSchedule) -> tuple[str, bool]:
+    """What the schedule is drawn over, and whether sigma decides on its scale."""
+    curve = schedule.curve
+    if isinstance(curve, Formula):
+        places = curve.reads & {"percent", "step"}
+        by_sigma = "sigma" in curve.reads
+        if by_sigma and not places:
+            return "sigma", True
+        return ("step" if places == {"step"} else "percent"), by_sigma
+    if isinstance(curve, Points):
+        return curve.axis, curve.axis == "sigma"
+    return ("step" if isinstance(curve, (StepList, LastSteps)) else "percent"), False
+
+
+def _knots(schedule: GuidanceSchedule) -> list[float]:
+    curve = schedule.curve
+    return [position for position, _ in curve.points] if isinstance(curve, Points) else []
+
+
+def _run(schedule: GuidanceSchedule, steps: int) -> list[Spot]:
+    """From 0 to 1: the steps, the schedule's points, and enough between them for a line."""
+    last = max(steps - 1, 1)
+    pieces = max(CELLS // last, 1)  # between two steps
+    at_step = {index / last: index for index in range(steps)}
+    between = (index / (last * pieces) for index in range(last * pieces + 1) if index % pieces)
+    sigma = _typical_sigma()
+    spots = []
+    for share in sorted({*at_step, *between, 1.0, *_knots(schedule)}):
+        step = at_step.get(share, share * (steps - 1))
+        place = Place(percent=share, step=float(step), steps=steps, sigma=sigma(share))
+        spots.append(Spot(share, place, share in at_step))
+    return spots
+
+
+def _sigmas(schedule: GuidanceSchedule, steps: int) -> list[Spot]:
+    """Falling: the sigmas of Stable Diffusion, and as far as the schedule's points go."""
+    sigma = _typical_sigma()
+    knots = [knot for knot in _knots(schedule) if knot >= LOWEST_SIGMA]
+    high, low = max([sigma(0), *knots]), min([sigma(1), *knots])
+    found = sorted({*np.geomspace(high, low, CELLS + 1).tolist(), *knots}, reverse=True)
+    return [Spot(at, Place(percent=0.0, step=0.0, steps=steps, sigma=at)) for at in found]
+
+
+@lru_cache(maxsize=1)
+def _typical_sigma() -> Callable[[float], float]:
+    """sigma at a percent, of Stable Diffusion's schedule (Rombach et al. 2022, its code)."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha_bar = np.cumprod(1 - betas)
+    logs = np.log((1 - alpha_bar) / alpha_bar) / 2
+    timesteps = np.arange(1000)
+    return lambda percent: math.exp(np.interp((1 - percent) * 999, timesteps, logs))
+
+
+def _readings(
+    schedule: GuidanceSchedule, spots: list[Spot], *, strict: bool
+) -> list[tuple[float | None, bool]]:
+    """At each spot the scale, and whether it is another than 1.
+
+    Where there is none, None: a sampler may not ask between two steps, and a model may not have
+    that sigma. A step without one is an error when strict, and so is a schedule without any.
+    """
+    found: list[tuple[float | None, bool]] = []
+    wrong = None
+    for spot in spots:
+        try:
+            found.append(_reading(schedule, spot.place))
+        except ScheduleError as error:
+            if strict and spot.is_step:
+                raise
+            wrong = wrong or error
+            found.append((None, False))
+    if wrong and all(scale is None for scale, _ in found):
+        raise wrong
+    return found
+
+
+def _reading(schedule: GuidanceSchedule, place: Place) -> tuple[float, bool]:
+    """The scale there, and whether it is another than 1 for an image of the batch."""
+    try:
+        scales = schedule.scales(place, len(schedule.per_image))
+        scale = schedule.at(place) if isinstance(scales, list) else scales
+    except ArithmeticError:
+        scales = scale = math.inf
+    each = scales if isinstance(scales, list) else [scales]
+    if not all(map(math.isfinite, each)):
+        raise ScheduleError(
+            f"The scale at percent {place.percent:.4g} is too large for a number; choose smaller "
+            "ones."
+        )
+    return scale, scales != 1
+
+
+def _intervals(positions: list[float], active: list[bool]) -> Iterable[tuple[float, float]]:
+    """From the first to the last of neighbours that are active."""
+    start = None
+    for index, position in enumerate(positions):
+        if active[index] and start is None:
+            start = position
+        if start is not None and (index + 1 == len(positions) or not active[index + 1]):
+            yield start, position
+            start = None
+
+
+def _note(schedule: GuidanceSchedule, axis: str, by_sigma: bool, gaps: bool) -> str:
+    notes = []
+    if by_sigma:
+        notes.append(OF_THE_MODEL if axis == "sigma" else TYPICAL)
+    if gaps:
+        notes.append("no scale in the gaps")
+    if len(set(schedule.per_image)) > 1:
+        factors = [f"{factor:g}" for factor in schedule.per_image[:4]]
+        more = ["..."] if len(schedule.per_image) > 4 else []
+        notes.append(f"times {', '.join([*factors, *more])} per image")
+    return "; ".join(notes)
