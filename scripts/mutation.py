@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tests that take long, or that start Python anew, where no mutant is chosen.
-LEFT_OUT = "not on_demand and not slow and not processes"
+LEFT_OUT = "not processes"
 # What pytest's exit status under a mutant says. Where it cannot even begin, that is not counted as
 # killed: it may have another reason.
 OUTCOMES = {0: "survived", 1: "killed", 2: "killed"}

@@ -86,13 +86,23 @@ def server(comfyui):
         yield running
 
 
-# They take minutes, in one of two processes: the other tests go on beside them.
-LONGEST = ("test_train_template.py", "test_latent_space.py", "test_released.py")
+def pytest_addoption(parser):
+    """--all: the long tests, too."""
+    parser.addoption("--all", action="store_true", help="also the tests that take minutes")
 
 
-def pytest_collection_modifyitems(items):
-    """The longest files come first, so that no process waits for the other at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+# They take longest, in one of two processes: the other tests go on beside them.
+FIRST = ("test_train_template.py", "test_latent_space.py", "test_released.py")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest files come first; those marked `long` wait for --all."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
+    if config.getoption("--all"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 RESULTS: list[str] = []

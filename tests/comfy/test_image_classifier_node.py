@@ -503,7 +503,6 @@ def test_a_clean_classifier_is_not_saved_as_a_noisy_one(call, load_image):
 # --- what it is worth ------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_trained_clean_classifier_raises_the_judges_accuracy(
     call, load_model, load_image, steered, digit_resnet, say_at_the_end
 ):

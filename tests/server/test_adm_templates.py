@@ -73,7 +73,6 @@ def put(server):
         path.unlink()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain_runs_with_files_of_the_released_layouts(server, put, name):
     workflow = shortened(template(name))

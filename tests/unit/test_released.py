@@ -1,7 +1,7 @@
 """OpenAI's released models at full width: the original's modules, made from the README's flags,
 against ours, made from the shapes of the same tensors. The weights are random.
 
-`-m on_demand` runs the 512x512 ones, which need 6 GB of memory and take minutes.
+All but the smallest wait for `--all`; the 512x512 ones need 6 GB of memory.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from guidance.sampling.respacing import respaced_timesteps
 
 BAR = 1e-4
 RUN_BAR = 1e-3
+QUICK = "64x64_classifier"  # the one whose full width takes seconds
 BY_FILE = {one.file.removesuffix(".pt"): one for one in RELEASED}
 # one layout, 256x256_diffusion_uncond's: test_lsun_models_have_the_unconditional_layout
 LSUN = [name for name in BY_FILE if name.startswith("lsun")]
@@ -34,13 +35,8 @@ def cases(kind):
     names = [
         n for n, one in BY_FILE.items() if (one.kind == "classifier") == (kind == "classifier")
     ]
-    usual = [pytest.mark.slow, pytest.mark.timeout(1800)]
-    large = [*usual, pytest.mark.on_demand]
-    return [
-        pytest.param(n, marks=large if BY_FILE[n].image_size == 512 else usual, id=n)
-        for n in names
-        if n not in LSUN
-    ]
+    long = [pytest.mark.timeout(1800), pytest.mark.long]
+    return [pytest.param(n, marks=() if n == QUICK else long, id=n) for n in names if n not in LSUN]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +177,7 @@ def pair_64(script_util):
     return unet, classifier, model, NoisyClassifier(ours(classifier), "cosine")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("method", "respacing"), [("ddim", "ddim25"), ("ddpm", "25")])
 def test_guided_run(script_util, pair_64, method, respacing):
