@@ -78,7 +78,7 @@ def _through_comfyui(kind: str, comfyui: str):
     load_pack(start_comfyui(comfyui))
     import folder_paths
 
-    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.host.comfy_adapter"))
+    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.host.classifiers"))
     folder = adapter.CLASSIFIERS if kind == "classifier" else adapter.DIFFUSION_MODELS
 
     def load(file: Path):

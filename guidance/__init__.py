@@ -11,7 +11,7 @@ from .classifiers.image import ImageClassifier
 from .classifiers.noisy import NoisyClassifier
 from .core.labels import LabelError
 from .core.noise import NoiseSchedule
-from .sampling.cfg import classifier_free, implicit_gradient
+from .sampling.cfg import classifier_free
 from .sampling.classifier_guidance import guide_denoised
 from .sampling.model import DiffusionModel
 from .schedules.schedule import GuidanceSchedule
@@ -26,7 +26,6 @@ __all__ = [
     "NoisyClassifier",
     "classifier_free",
     "guide_denoised",
-    "implicit_gradient",
     "load_adm",
     "load_classifier",
     "load_image_classifier",

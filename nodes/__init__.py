@@ -1,18 +1,18 @@
 """The pack's ComfyUI nodes, one file per family."""
 
+from functools import partial
+
 from comfy_api.latest import ComfyExtension, io
 
 from .classify import ClassifyImage
-from .guiders import (
-    ADMClassLabel,
-    ADMUpscaleConditioning,
-    ClassifierFreeGuidance,
-    ClassifierGuidance,
-)
-from .host import comfy_adapter
+from .conditioning import ADMClassLabel, ADMUpscaleConditioning
+from .guiders import ClassifierFreeGuidance, ClassifierGuidance
+from .host.paths import register_model_folders
+from .host.server import add_routes
 from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
+from .runtime.schedule_preview_api import preview_response
 from .sampling import ADMScheduler, SamplerADM
-from .schedules import CFGScaleScheduler, GuidanceSchedule, answer
+from .schedules import CFGScaleScheduler, GuidanceSchedule
 from .tracing import GuidancePlot, GuidanceTrace
 from .training import LabelledImageFolder, SaveNoisyClassifier, TrainNoisyClassifier
 
@@ -42,8 +42,8 @@ class ClassifierGuidanceExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         """Makes the model folders known, the demo models among them, and answers the page."""
-        comfy_adapter.register_model_folders()
-        comfy_adapter.add_routes(answer)
+        register_model_folders()
+        add_routes(partial(preview_response, GuidanceSchedule.define_schema().inputs))
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The pack's nodes."""

@@ -1,108 +1,19 @@
-"""Nodes that steer a model: class labels, classifier guidance, classifier-free guidance."""
+"""Nodes that guide: classifier guidance, classifier-free guidance."""
 
 from __future__ import annotations
 
-import comfy.patcher_extension
-import comfy.samplers
-import torch
 from comfy_api.latest import io
 
 from ..guidance.core.labels import parse_labels
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.sampling.strength import Strength
-from .host import comfy_adapter as adapter
-from .runtime.cfg_cache import cache_cfg, cfg_cache_inputs
-from .runtime.cfg_schedule import check_schedule, schedule_cfg
-from .runtime.classifier_guide import KEY, ClassifierGuide, check_fit
+from .cfg_cache_inputs import cfg_cache_inputs
+from .host.samplers import cfg_guider
+from .label_input import label_input
+from .runtime.cfg_cache import cache_cfg
+from .runtime.cfg_schedule import schedule_cfg
+from .runtime.classifier_guide import guided
 from .sockets import CATEGORY, GuidanceScheduleType, NoisyClassifierType
-
-LABEL_TOOLTIP = (
-    "A class: its index (207) or its name (golden retriever; the beginning is enough when only "
-    "one class begins so). Several with commas: one for each image of the batch."
-)
-
-
-class ADMClassLabel(io.ComfyNode):
-    """The class that a conditional ADM model is asked for."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMClassLabel",
-            display_name="ADM Class Label",
-            category=CATEGORY,
-            description="Conditioning for an ADM model. Empty: no class, for unconditional models "
-            "and for models trained with label dropout (the negative of CFG).",
-            search_aliases=["class label", "class conditioning", "ImageNet class"],
-            inputs=[
-                io.Model.Input("model", tooltip="The ADM model whose classes are meant."),
-                io.String.Input(
-                    "label",
-                    default="",
-                    tooltip=LABEL_TOOLTIP + " Empty: no class.",
-                    extra_dict={"widgetType": "GUIDANCE_LABEL"},
-                ),
-            ],
-            outputs=[io.Conditioning.Output(tooltip="The class.")],
-        )
-
-    @classmethod
-    def execute(cls, model, label) -> io.NodeOutput:
-        adm = adapter.adm_model(model)
-        if adm is None:
-            raise ValueError(
-                "model is not an ADM model, so it takes no class labels; use Load ADM Model for it."
-            )
-        # core expects a text embedding beside the options; an ADM model never reads it
-        return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
-
-
-def _labels(adm, label: str) -> list[int] | None:
-    layout, text = adm.layout, label.strip()
-    if layout.num_classes is None:
-        if text:
-            raise ValueError(
-                f"label is {text!r}, but {adm.file_name} is unconditional; "
-                "leave the label empty and choose the class on Classifier Guidance."
-            )
-        return None
-    if text:
-        return parse_labels(text, layout.class_count, adm.labels)
-    if layout.null_class is None:
-        raise ValueError(
-            f"label is empty, but {adm.file_name} was trained without label dropout and has no "
-            "null class: give a class and set cfg to 1. Classifier Guidance still applies."
-        )
-    return [layout.null_class]
-
-
-class ADMUpscaleConditioning(io.ComfyNode):
-    """The small image that an ADM upsampler enlarges."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMUpscaleConditioning",
-            display_name="ADM Upscale Conditioning",
-            category=CATEGORY,
-            description="Adds the small image to the conditioning of an ADM upsampler (64 to 256, "
-            "128 to 512). The latent to draw is four times the image's width and height.",
-            search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
-            inputs=[
-                io.Conditioning.Input(
-                    "conditioning", tooltip="The upsampler's own ADM Class Label."
-                ),
-                io.Image.Input("image", tooltip="One for the whole batch, or one for each image."),
-            ],
-            outputs=[io.Conditioning.Output(tooltip="The same with the small image.")],
-        )
-
-    @classmethod
-    def execute(cls, conditioning, image) -> io.NodeOutput:
-        # images are 0..1 (B, H, W, C), with alpha or without; pixel models read -1..1 (B, C, H, W)
-        low_res = image[..., :3].movedim(-1, 1) * 2 - 1
-        given = [[text, {**options, "adm_low_res": low_res}] for text, options in conditioning]
-        return io.NodeOutput(given)
 
 
 def _schedule_input(instead_of: str, saves: str) -> io.Input:
@@ -132,12 +43,7 @@ class ClassifierGuidance(io.ComfyNode):
                     tooltip="Trained on noisy images of this model's space, or an image classifier "
                     "that reads the predicted image.",
                 ),
-                io.String.Input(
-                    "label",
-                    default="0",
-                    tooltip=LABEL_TOOLTIP,
-                    extra_dict={"widgetType": "GUIDANCE_LABEL"},
-                ),
+                label_input("0"),
                 io.Float.Input(
                     "scale",
                     default=1.0,
@@ -188,15 +94,15 @@ class ClassifierGuidance(io.ComfyNode):
                 ),
                 _schedule_input("scale", "Where it is 0, no gradient is computed."),
                 io.Int.Input(
-                    "every",
+                    "gradient_interval",
                     default=1,
                     min=1,
                     max=100,
                     optional=True,
                     advanced=True,
-                    tooltip="Above 1: the classifier is asked at each so-many-th evaluation, and "
-                    "its gradient is used again between, weighed for the noise level. 2 costs "
-                    "little accuracy and half of the time.",
+                    tooltip="Above 1: the classifier's gradient is computed every N evaluations, "
+                    "and kept for those between, weighted for the noise level. 2 costs little "
+                    "accuracy and half of the time.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The MODEL, steered.")],
@@ -213,29 +119,14 @@ class ClassifierGuidance(io.ComfyNode):
         cap=0.0,
         label_smoothing=0.0,
         schedule=None,
-        every=1,
+        gradient_interval=1,
     ) -> io.NodeOutput:
-        check_fit(classifier, model)
-        if schedule is not None:
-            check_schedule(schedule, model)
         strength = Strength(
             scale=scale, entropy_limit=entropy_limit, cap=cap, label_smoothing=label_smoothing
         )
         inner = classifier.classifier
         labels = parse_labels(label, inner.num_classes, inner.labels)
-        if scale == 0 and schedule is None:
-            return io.NodeOutput(model)
-        steered = model.clone()
-        # a number of its own for each node in a row, so that they add up
-        key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
-        adapter.attach(steered, key, classifier.patchers(model))
-        adapter.reserve_gradient_memory(steered)
-        adapter.watch_gradients(steered)
-        steered.add_wrapper_with_key(
-            comfy.patcher_extension.WrappersMP.PREDICT_NOISE,
-            key,
-            ClassifierGuide(classifier, labels, strength, key, schedule, every),
-        )
+        steered = guided(model, classifier, labels, strength, schedule, gradient_interval)
         return io.NodeOutput(steered)
 
 
@@ -273,12 +164,9 @@ class ClassifierFreeGuidance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, cfg, schedule=None, every=1, tolerance=0.0
+        cls, model, positive, negative, cfg, schedule=None, cfg_interval=1, tolerance=0.0
     ) -> io.NodeOutput:
         if schedule is not None:
             model = schedule_cfg(model, schedule)
-        model = cache_cfg(model, CFGCacheConfig(every, tolerance))
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
-        return io.NodeOutput(guider)
+        model = cache_cfg(model, CFGCacheConfig(cfg_interval, tolerance))
+        return io.NodeOutput(cfg_guider(model, positive, negative, cfg))

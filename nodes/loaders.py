@@ -6,7 +6,17 @@ from comfy_api.latest import io
 
 from ..guidance.checkpoints.checkpoint import ATTENTION_ORDERS
 from ..guidance.classifiers.image import GRADIENTS
-from .host import comfy_adapter as adapter
+from .host.adm_model import load_adm
+from .host.classifiers import load_classifier, load_image_classifier
+from .host.files import DTYPE_NAMES
+from .host.paths import (
+    CLASSIFIERS,
+    DIFFUSION_MODELS,
+    file_fingerprint,
+    image_classifier_fingerprint,
+    image_classifier_names,
+    model_names,
+)
 from .sockets import CATEGORY, NoisyClassifierType
 
 SCHEDULES = ["auto", "linear", "cosine"]
@@ -69,21 +79,12 @@ class NoisyClassifierLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "classifier_name",
-                    options=adapter.model_names(adapter.CLASSIFIERS),
+                    options=model_names(CLASSIFIERS),
                     tooltip="A .safetensors, .pt or .pth file in models/classifiers.",
                 ),
                 io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
-                io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+                io.Combo.Input("dtype", options=DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
                 *attention_inputs(),
-                io.Boolean.Input(
-                    "compile",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="torch.compile for the gradient: the first step of a run may take "
-                    "minutes, the others may be quicker. Where it cannot compile, the log says so "
-                    "and it runs as usual.",
-                ),
             ],
             outputs=[
                 NoisyClassifierType.Output(
@@ -95,14 +96,12 @@ class NoisyClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name, **_):
-        return adapter.file_fingerprint(adapter.CLASSIFIERS, classifier_name)
+        return file_fingerprint(CLASSIFIERS, classifier_name)
 
     @classmethod
-    def execute(
-        cls, classifier_name, noise_schedule, dtype, compile=False, **attention
-    ) -> io.NodeOutput:
+    def execute(cls, classifier_name, noise_schedule, dtype, **attention) -> io.NodeOutput:
         overrides = {"noise_schedule": noise_schedule, **attention}
-        placed = adapter.load_classifier(classifier_name, dtype, compile, **overrides)
+        placed = load_classifier(classifier_name, dtype, **overrides)
         return io.NodeOutput(placed)
 
 
@@ -129,7 +128,7 @@ class ImageClassifierLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "classifier_name",
-                    options=adapter.image_classifier_names(),
+                    options=image_classifier_names(),
                     tooltip="In models/classifiers: the folder of a Hugging Face or timm image "
                     "classifier (config.json, model.safetensors), a torchvision file "
                     "(resnet50-11ad3fa6.pth), or this pack's own classifier of clean images.",
@@ -151,7 +150,7 @@ class ImageClassifierLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=adapter.DTYPE_NAMES,
+                    options=DTYPE_NAMES,
                     default="auto",
                     optional=True,
                     tooltip="Precision of the weights. auto: as they are stored. Where the device "
@@ -168,11 +167,11 @@ class ImageClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name, **_):
-        return adapter.image_classifier_fingerprint(classifier_name)
+        return image_classifier_fingerprint(classifier_name)
 
     @classmethod
     def execute(cls, classifier_name, vae=None, gradient="cheap", dtype="auto") -> io.NodeOutput:
-        return io.NodeOutput(adapter.load_image_classifier(classifier_name, gradient, dtype, vae))
+        return io.NodeOutput(load_image_classifier(classifier_name, gradient, dtype, vae))
 
 
 class ADMModelLoader(io.ComfyNode):
@@ -190,7 +189,7 @@ class ADMModelLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=adapter.model_names(adapter.DIFFUSION_MODELS),
+                    options=model_names(DIFFUSION_MODELS),
                     tooltip="An ADM model (.safetensors or .pt) in models/diffusion_models.",
                 ),
                 io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
@@ -200,7 +199,7 @@ class ADMModelLoader(io.ComfyNode):
                     tooltip="Keep the predicted image within -1..1 before classifier guidance, "
                     "as the original does.",
                 ),
-                io.Combo.Input("dtype", options=adapter.DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+                io.Combo.Input("dtype", options=DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
                 *attention_inputs(),
             ],
             outputs=[
@@ -211,11 +210,11 @@ class ADMModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **_):
-        return adapter.file_fingerprint(adapter.DIFFUSION_MODELS, model_name)
+        return file_fingerprint(DIFFUSION_MODELS, model_name)
 
     @classmethod
     def execute(
         cls, model_name, noise_schedule, clip_denoised, dtype, **attention
     ) -> io.NodeOutput:
         overrides = {"noise_schedule": noise_schedule, **attention}
-        return io.NodeOutput(*adapter.load_adm(model_name, clip_denoised, dtype, **overrides))
+        return io.NodeOutput(*load_adm(model_name, clip_denoised, dtype, **overrides))

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
-from ..guidance.schedules.curves import AXES, Formula, LastSteps, ScheduleError, brief, is_finite
-from ..guidance.schedules.keyframes import parse_keyframes
-from ..guidance.schedules.presets import PRESETS, preset
-from ..guidance.schedules.preview import preview
-from ..guidance.schedules.schedule import GuidanceSchedule as Schedule
-from .runtime.cfg_cache import cache_cfg, cfg_cache_inputs
+from ..guidance.schedules.curves import AXES
+from ..guidance.schedules.presets import SCHEDULE_PRESETS
+from ..guidance.schedules.shapes import SHAPES, schedule_of_shape
+from .cfg_cache_inputs import cfg_cache_inputs
+from .runtime.cfg_cache import cache_cfg
 from .runtime.cfg_schedule import schedule_cfg
 from .sockets import CATEGORY, GuidanceScheduleType
 
-RAMPS = ("linear", "cosine", "power", "exponential")
-SHAPES = (
-    "constant",
-    *RAMPS,
-    "interval",
-    "last steps",
-    "keyframes",
-    "curve",
-    "expression",
-    *PRESETS,
-)
 CURVE = '{"axis": "percent", "interpolation": "linear", "points": [[0, 7.5], [0.6, 7.5], [1, 1]]}'
 
 
@@ -49,7 +33,7 @@ class GuidanceSchedule(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        papers = "; ".join(f"{name}: {about.paper}" for name, about in PRESETS.items())
+        papers = "; ".join(f"{name}: {about.paper}" for name, about in SCHEDULE_PRESETS.items())
         return io.Schema(
             node_id="GuidanceSchedule",
             display_name="Guidance Schedule",
@@ -136,93 +120,7 @@ class GuidanceSchedule(io.ComfyNode):
 
     @classmethod
     def execute(cls, *, per_image="", **inputs) -> io.NodeOutput:
-        return io.NodeOutput(_for_each_image(_made(**inputs), per_image))
-
-
-def answer(text: str) -> dict[str, Any]:
-    """What the page draws on the node: {"inputs": the widgets' values, "steps": of the run or null}
-    as JSON -> the fields of a Preview, or {"error": the sentence that the node would raise}.
-    """
-    try:
-        question = json.loads(text)
-        if not isinstance(question, dict) or not isinstance(question.get("inputs"), dict):
-            return {"error": 'The question is not {"inputs": {...}, "steps": ...}.'}
-        inputs = _checked(question["inputs"])
-        per_image = inputs.pop("per_image")
-        schedule = _for_each_image(_made(**inputs), per_image)
-        return asdict(preview(schedule, _steps(question.get("steps"))))
-    except ScheduleError as error:
-        return {"error": str(error)}
-    except Exception as error:  # whoever asks, the server goes on
-        return {"error": f"The schedule cannot be drawn ({type(error).__name__})."}
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    """The node's inputs, as ComfyUI lets them through to it; what is missing has its default."""
-    checked = {}
-    for about in GuidanceSchedule.define_schema().inputs:
-        value = values.get(about.id, about.default)
-        options, low, high = (getattr(about, name, None) for name in ("options", "min", "max"))
-        if options is not None:
-            good, expected = value in options, f"one of {', '.join(options)}"
-        elif low is not None:
-            good = is_finite(value) and low <= value <= high
-            expected = f"a number from {low:g} to {high:g}"
-        else:
-            good, expected = isinstance(value, str), "text"
-        if not good:
-            raise ScheduleError(f"{about.id} is {brief(value)}; expected {expected}.")
-        checked[about.id] = value
-    return checked
-
-
-def _steps(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ScheduleError(f"steps is {brief(value)}; expected a whole number, or null.")
-    return value
-
-
-def _for_each_image(schedule: Schedule, per_image: str) -> Schedule:
-    return replace(schedule, per_image=_factors(per_image)) if per_image.strip() else schedule
-
-
-def _made(
-    shape: str,
-    axis: str,
-    scale: float,
-    end_scale: float,
-    start: float,
-    end: float,
-    outside: float,
-    exponent: float,
-    last_steps: int,
-    keyframes: str,
-    expression: str,
-    curve: str,
-) -> Schedule:
-    if shape in PRESETS:
-        return preset(shape, scale)
-    if shape in RAMPS:
-        points = [(start, scale), (end, end_scale)]
-        return Schedule.ramp(axis, points, shape, exponent=exponent)
-    kinds = {
-        "constant": lambda: Schedule.constant(scale),
-        "interval": lambda: Schedule.interval(axis, start, end, scale, outside),
-        "last steps": lambda: Schedule(LastSteps(last_steps, scale, outside)),
-        "keyframes": lambda: parse_keyframes(keyframes, axis),
-        "curve": lambda: Schedule.from_json(curve),
-        "expression": lambda: Schedule(Formula(expression)),
-    }
-    return kinds[shape]()
-
-
-def _factors(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ScheduleError(
-            f"per_image is {text[:60]!r}; expected numbers with commas, one for each image."
-        ) from None
+        return io.NodeOutput(schedule_of_shape(**inputs, per_image=per_image))
 
 
 class CFGScaleScheduler(io.ComfyNode):
@@ -247,6 +145,6 @@ class CFGScaleScheduler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, schedule, every=1, tolerance=0.0) -> io.NodeOutput:
+    def execute(cls, model, schedule, cfg_interval=1, tolerance=0.0) -> io.NodeOutput:
         scheduled = schedule_cfg(model, schedule)
-        return io.NodeOutput(cache_cfg(scheduled, CFGCacheConfig(every, tolerance)))
+        return io.NodeOutput(cache_cfg(scheduled, CFGCacheConfig(cfg_interval, tolerance)))

@@ -8,9 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy_api.latest import io, ui
 
-from ..guidance.adm.presets import PRESETS, classifier_layout
+from ..guidance.adm.presets import NETWORK_SIZES, classifier_layout
 from ..guidance.checkpoints.checkpoint import Description, save_checkpoint
-from .host import comfy_adapter as adapter
+from .host.classifiers import place_trained
+from .host.model_info import PIXELS, latent_channels, space_of, to_model_space
+from .host.paths import (
+    class_folder_fingerprint,
+    class_folder_names,
+    class_folder_path,
+    new_output_path,
+)
+from .host.training import (
+    check_room,
+    prepare_training,
+    train_in_bf16,
+    training_progress,
+    training_resume,
+    warn,
+)
 from .sockets import CATEGORY, NoisyClassifierType
 
 if TYPE_CHECKING:  # loaded when something is trained, not with ComfyUI
@@ -34,7 +49,7 @@ class LabelledImageFolder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=adapter.class_folder_names(),
+                    options=class_folder_names(),
                     tooltip="In ComfyUI's input folder; each of its folders is a class.",
                 ),
                 io.Int.Input(
@@ -51,7 +66,7 @@ class LabelledImageFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
-        return adapter.class_folder_fingerprint(folder)
+        return class_folder_fingerprint(folder)
 
     @classmethod
     def execute(cls, folder, size) -> io.NodeOutput:
@@ -60,11 +75,11 @@ class LabelledImageFolder(io.ComfyNode):
         def check_count(count: int) -> None:
             # in bytes, as a list and as one, and in fp32
             most = count * 3 * size * size * (2 + 4)
-            adapter.check_room(most, f"{count} images of {size}x{size}")
+            check_room(most, f"{count} images of {size}x{size}")
 
-        data = load_images(adapter.class_folder_path(folder), size, check_count)
+        data = load_images(class_folder_path(folder), size, check_count)
         if data.skipped:
-            adapter.warn(
+            warn(
                 f"{folder}: left out {len(data.skipped)} unreadable pictures: "
                 + ", ".join(data.skipped[:5])
             )
@@ -102,7 +117,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset",
-                    options=list(PRESETS),
+                    options=list(NETWORK_SIZES),
                     tooltip="The network: small 32 channels, medium 64, paper 128 (Dhariwal and "
                     "Nichol 2021).",
                 ),
@@ -260,7 +275,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                 weight_decay=weight_decay,
                 ema=ema,
                 seed=seed,
-                bf16=adapter.train_in_bf16(precision),
+                bf16=train_in_bf16(precision),
                 accumulate=accumulate,
             )
             plan = TrainingConfig(
@@ -273,7 +288,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                 patience=patience,
             )
             trained, description = _train(plan)
-            placed = adapter.place_trained(trained.network, description)
+            placed = place_trained(trained.network, description)
         plot = torch.from_numpy(plot_training(trained.losses, trained.validations).copy())
         return io.NodeOutput(placed, plot.float()[None] / 255)
 
@@ -282,13 +297,13 @@ def _train(plan: Any) -> Any:
     from ..guidance.training.loop import TrainingContext
     from ..guidance.training.new_classifier import new_classifier
 
-    resume = adapter.training_resume(plan.settings())
-    device = adapter.prepare_training()
+    resume = training_resume(plan.settings())
+    device = prepare_training()
     run = TrainingContext(
         title="Train Noisy Classifier",
         device=str(device),
         resume=resume,
-        on_step=adapter.training_progress(plan.recipe.steps),
+        on_step=training_progress(plan.recipe.steps),
     )
     result = new_classifier(plan, run)
     resume.delete()
@@ -307,12 +322,12 @@ def training_space(images, latents, model) -> tuple[torch.Tensor, str]:
             "space, or latents and the model for any other."
         )
     if images is not None:
-        if model is not None and adapter.space_of(model) != adapter.PIXELS:
+        if model is not None and space_of(model) != PIXELS:
             raise ValueError(
-                f"model works on {adapter.space_of(model)} latents, but images are connected; put "
+                f"model works on {space_of(model)} latents, but images are connected; put "
                 "VAE Encode between, and connect its latents instead."
             )
-        return images[..., :3].movedim(-1, 1).clone() * 2 - 1, adapter.PIXELS
+        return images[..., :3].movedim(-1, 1).clone() * 2 - 1, PIXELS
     if model is None:
         raise ValueError(
             "latents are connected, but no model; connect the one that is to be steered, whose "
@@ -323,13 +338,13 @@ def training_space(images, latents, model) -> tuple[torch.Tensor, str]:
         raise ValueError(
             f"latents are {tuple(samples.shape)}; a classifier is trained on images (N, C, H, W)."
         )
-    channels = adapter.latent_channels(model)
+    channels = latent_channels(model)
     if samples.shape[1] != channels:
         raise ValueError(
             f"latents have {samples.shape[1]} channels, but the model's have {channels}; encode "
             "with the VAE that belongs to the model."
         )
-    return adapter.to_model_space(model, samples), adapter.space_of(model)
+    return to_model_space(model, samples), space_of(model)
 
 
 def labelled(x0: torch.Tensor, labels: str, what: str, space: str) -> LabelledImages:
@@ -374,7 +389,7 @@ class SaveNoisyClassifier(io.ComfyNode):
 
     @classmethod
     def execute(cls, classifier, filename_prefix) -> io.NodeOutput:
-        path = adapter.new_output_path(filename_prefix)
+        path = new_output_path(filename_prefix)
         description = classifier.description
         if not isinstance(description, Description):
             raise ValueError(

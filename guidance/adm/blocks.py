@@ -14,20 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import frozen, layers
+from . import layers
 from .layout import ADMLayout
 
-FEW_PIXELS = 64 * 64  # of a whole batch
 
-
-def quickest_layout(x: Tensor, most_plain: int = 0) -> Tensor:
+def fastest_memory_format(x: Tensor) -> Tensor:
     """The maps (B, C, H, W) in the memory format that the device computes convolutions best in.
 
     Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it.
-    most_plain: up to so many pixels in the batch, maps stay as they are, because to reorder the
-    weights for channels-last maps would take longer.
     """
-    if x.device.type != "cpu" or x.shape[0] * x.shape[2] * x.shape[3] <= most_plain:
+    if x.device.type != "cpu":
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -84,13 +80,9 @@ def pointwise_layer(operations: Any) -> Any:
     faster as a Conv2d of maps in channels-last memory.
     """
 
-    # other namespaces may give another weight than the layer's: patched, or brought from elsewhere
-    own = operations is layers
-
     class Pointwise(operations.Conv1d):  # type: ignore[name-defined]
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            layer = self if own else None
-            return frozen.conv2d(x, weight[..., None], bias, (1, 1), (0, 0), layer)
+            return layers.conv2d(x, weight[..., None], bias, (1, 1), (0, 0))
 
     return Pointwise
 

@@ -7,10 +7,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint
 
-from . import packed
-from .blocks import Builder, join_heads, quickest_layout, split_heads, timestep_embedding, zeroed
+from .blocks import (
+    Builder,
+    fastest_memory_format,
+    join_heads,
+    split_heads,
+    timestep_embedding,
+    zeroed,
+)
 from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
 from .layout import ClassifierLayout
 
@@ -60,7 +66,7 @@ class EncoderUNet(nn.Module):
     def features(self, x: Tensor, t: Tensor, recompute: bool = False) -> Tensor:
         """What the pool reads: the last map (B, C, h, w), or every stage's mean (B, sum of C)."""
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
-        x = quickest_layout(x)
+        x = fastest_memory_format(x)
         spatial = self.layout.pool.startswith("spatial")
         means = []
         for stage in (*self.input_blocks, self.middle_block):
@@ -71,15 +77,8 @@ class EncoderUNet(nn.Module):
 
 
 def _recomputed(stage: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-    """The stage's output; computed again for its gradient, with no packed weights beside."""
-    # a compiler, which packs nothing, takes no such contexts
-    contexts = noop_context_fn if torch.compiler.is_compiling() else _two_unpacked
-    return checkpoint(stage, x, emb, use_reentrant=False, context_fn=contexts)
-
-
-def _two_unpacked() -> tuple[Any, Any]:
-    """For the first time and for the second."""
-    return packed.unpacked(), packed.unpacked()
+    """The stage's output, computed a second time for its gradient."""
+    return checkpoint(stage, x, emb, use_reentrant=False)
 
 
 class AttentionPool(nn.Module):

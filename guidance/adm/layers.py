@@ -1,17 +1,19 @@
-"""torch's layers, for weights kept in another precision than they are computed in.
+"""torch's layers, for frozen weights that may be kept in another precision than is computed in.
 
 Each casts its weights to its input's dtype when it is used, so a file in half precision takes half
-the memory also where the device computes in fp32. Costs nothing where the dtypes agree.
+the memory also where the device computes in fp32. Where the weights are frozen, the gradient goes
+to the input alone: torch would keep a convolution's input for a gradient that nobody needs, and its
+group norm's gradient is slow on channels-last maps on a CPU, by far so in bf16.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from . import frozen, packed
+from torch.autograd.function import once_differentiable
 
 Embedding = nn.Embedding  # a lookup: the U-Net casts what comes out
 
@@ -28,24 +30,146 @@ class Linear(nn.Linear):
         return F.linear(x, *_cast(self, x))
 
 
-class Conv1d(packed.Forgetting, nn.Conv1d):
+class Conv1d(nn.Conv1d):
     """nn.Conv1d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, *_cast(self, x))
 
 
-class Conv2d(packed.Forgetting, nn.Conv2d):
+class Conv2d(nn.Conv2d):
     """nn.Conv2d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen.conv2d(
-            x, self.weight, self.bias, self.stride, tuple(self.padding), layer=self
-        )
+        return conv2d(x, self.weight, self.bias, self.stride, tuple(self.padding))
 
 
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def only_input_tracked(x: Tensor, *weights: Tensor | None) -> bool:
+    """Whether gradients flow to x, and to none of the weights."""
+    frozen = not any(weight is not None and weight.requires_grad for weight in weights)
+    return frozen and x.requires_grad and torch.is_grad_enabled()
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
+    """F.conv2d in x's dtype; keeps nothing of x where the weights are frozen."""
+    if only_input_tracked(x, weight, bias):
+        return FrozenConv2d.apply(x, weight, bias, stride, padding)
+    return F.conv2d(
+        x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding
+    )
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """F.group_norm in x's dtype; x (B, C, ...)."""
+    # fp16: the sums over a map may be too large for it
+    quicker = x.ndim == 4 and x.device.type == "cpu" and x.dtype != torch.float16
+    if quicker and only_input_tracked(x, weight, bias):
+        return FrozenGroupNorm.apply(x, groups, weight, bias, eps)
+    return F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+
+
+class FrozenConv2d(torch.autograd.Function):
+    """y = weight * x + bias. The weight is kept as it is stored, and cast again when needed."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple,
+        padding: tuple,
+    ) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.format, ctx.stride, ctx.padding = x.shape, _format(x), stride, padding
+        return conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (weight,) = ctx.saved_tensors
+        # torch looks at the input's shape and memory format alone; nothing is written to it
+        x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
+        gradient, _, _ = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            weight.to(grad.dtype),
+            None,
+            ctx.stride,
+            ctx.padding,
+            (1, 1),
+            False,
+            (0, 0),
+            1,
+            (True, False, False),
+        )
+        return gradient, *(None,) * 4
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+class FrozenGroupNorm(torch.autograd.Function):
+    """y = (x - mean) rstd weight + bias, mean and rstd of each image and group (Wu & He 2018).
+
+    x (B, C, H, W), weight and bias (C,); the statistics are kept in fp32 at least.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        batch, channels = x.shape[:2]
+        y, mean, rstd = torch.native_group_norm(
+            x,
+            weight.to(exact),
+            bias.to(exact),
+            batch,
+            channels,
+            x.shape[2] * x.shape[3],
+            groups,
+            eps,
+        )
+        ctx.save_for_backward(x, mean, rstd, weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, mean, rstd, weight = ctx.saved_tensors
+        return input_gradient(grad, x, mean, rstd, weight), None, None, None, None
+
+
+def input_gradient(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> Tensor:
+    """dx = rstd (g - mean(g) - x_hat mean(g x_hat)), g = weight grad, means over the group.
+
+    Written as grad * a + x * b + c with a (B, C) and b, c (B, groups): few passes over the maps.
+    """
+    batch, channels, height, width = x.shape
+    per_group = (batch, mean.shape[1], -1)
+    weight = weight.to(mean.dtype)
+
+    def group_mean(sums: Tensor) -> Tensor:
+        each = (sums.to(mean.dtype) * weight).view(per_group)
+        return each.sum(dim=2) / (each.shape[2] * height * width)
+
+    mean_g, mean_gx = group_mean(grad.sum((2, 3))), group_mean((grad * x).sum((2, 3)))
+    slope = -(rstd**3) * (mean_gx - mean * mean_g)
+    offset = -rstd * mean_g - mean * slope
+    own = rstd[:, :, None] * weight.view(1, mean.shape[1], -1)
+
+    def spread(values: Tensor) -> Tensor:
+        full = values.view(per_group).expand(own.shape).reshape(batch, channels)
+        return full.to(x.dtype).view(batch, channels, 1, 1)
+
+    return torch.addcmul(spread(offset), grad, spread(own)).addcmul_(x, spread(slope))

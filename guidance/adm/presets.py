@@ -11,7 +11,7 @@ COARSEST = 8  # the side at which a classifier ends, as the paper's do
 
 
 @dataclass(frozen=True)
-class Preset:
+class NetworkSize:
     """A network's width and depth, whatever the size of its images.
 
     attention: at sides up to this. mults: the widths by the number of levels, where they are not
@@ -27,11 +27,11 @@ class Preset:
 
 
 WIDTHS = (1, 2, 3, 4)
-PRESETS = {
-    "small": Preset(32, 1, attention=8, head_channels=32, norm_groups=8),
-    "medium": Preset(64, 2, attention=16, head_channels=64, norm_groups=16),
+NETWORK_SIZES = {
+    "small": NetworkSize(32, 1, attention=8, head_channels=32, norm_groups=8),
+    "medium": NetworkSize(64, 2, attention=16, head_channels=64, norm_groups=16),
     # Dhariwal & Nichol 2021, table 11: the classifiers at 64, 128 and 256
-    "paper": Preset(128, 2, 32, 64, 32, mults={6: (1, 1, 2, 2, 4, 4)}),
+    "paper": NetworkSize(128, 2, 32, 64, 32, mults={6: (1, 1, 2, 2, 4, 4)}),
 }
 
 
@@ -42,14 +42,14 @@ def classifier_layout(
 
     Raises ValueError for another name or pool, and for a size that the attention pool cannot take.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}.")
+    if name not in NETWORK_SIZES:
+        raise ValueError(f"preset is {name!r}; expected one of {', '.join(NETWORK_SIZES)}.")
     if pool == "attention" and size[0] != size[1]:
         raise ValueError(
             f"pool is attention, which takes square inputs, and these are {size[1]}x{size[0]} "
             "(width x height); choose adaptive or spatial_v2, or square pictures."
         )
-    preset = PRESETS[name]
+    preset = NETWORK_SIZES[name]
     sides = _sides(size)
     return ClassifierLayout(
         model_channels=preset.channels,
@@ -75,7 +75,7 @@ def _sides(size: tuple[int, int]) -> list[int]:
     return sides
 
 
-def _mult(preset: Preset, levels: int) -> tuple[float, ...]:
+def _mult(preset: NetworkSize, levels: int) -> tuple[float, ...]:
     if levels in preset.mults:
         return preset.mults[levels]
     finest = (1,) * (levels - len(WIDTHS))  # large images stay narrow where they are large

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import (
-    FEW_PIXELS,
     AttentionBlock,
     Builder,
     Resample,
     ResBlock,
     Stage,
-    quickest_layout,
+    fastest_memory_format,
     timestep_embedding,
     upsample,
     zeroed,
@@ -59,7 +58,7 @@ class UNet(nn.Module):
             wants = "needs" if y is None else "takes no"
             raise ValueError(f"This diffusion model {wants} class labels.")
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
-        x = quickest_layout(x, FEW_PIXELS)
+        x = fastest_memory_format(x)
         if y is not None:
             emb = emb + self.label_emb(y).to(emb.dtype)
         skips = []

@@ -24,8 +24,8 @@ from ..core.atomic_write import write_tensors
 from ..core.bounded_read import (
     MODEL_SUFFIXES,
     CheckpointError,
-    brief,
     check_file,
+    one_line,
     open_safetensors,
     parse_json,
     quoted,
@@ -100,7 +100,7 @@ class Checkpoint:
             return build()
         except (ValueError, TypeError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.path.name} describes a network that cannot be built ({brief(error)}); "
+                f"{self.path.name} describes a network that cannot be built ({one_line(error)}); "
                 "save the model again with this pack."
             ) from error
 
@@ -123,7 +123,7 @@ class Checkpoint:
                 f"for: {wrong}. Use a whole file of this pack, or guided-diffusion's own."
             )
         for key, value in self.tensors.items():
-            if not is_finite(value):
+            if not all_finite(value):
                 raise CheckpointError(
                     f"{self.path.name} has a weight that is not finite (NaN or infinity) in "
                     f"{quoted(key)}; download it again, or get it from its original source."
@@ -158,7 +158,7 @@ def _counted(keys: list[str], what: str) -> str:
     return f"{len(keys)} tensors are {what} (first {name})"
 
 
-def is_finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     """Whether all values are finite, in one pass and without a copy: NaN spreads to both ends."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
@@ -281,7 +281,7 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[s
             return tensors, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.name} is not a whole safetensors file ({brief(error)}); "
+            f"{path.name} is not a whole safetensors file ({one_line(error)}); "
             "download or copy it again."
         ) from error
 
@@ -334,7 +334,7 @@ def _from_metadata(path: Path, text: str, tensors: dict[str, Tensor]) -> Descrip
         )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"The description inside {path.name} cannot be used ({brief(error)}); "
+            f"The description inside {path.name} cannot be used ({one_line(error)}); "
             "save the model again with this pack."
         ) from error
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..classifiers.preprocessing import HALF, INTERPOLATIONS, Preprocessing
 from ..core.bounded_read import MOST_CLASSES, open_safetensors, parse_json, quoted, read_text
-from .checkpoint import CheckpointError, brief, is_finite, read_tensors
+from .checkpoint import CheckpointError, all_finite, one_line, read_tensors
 from .opened import OpenedClassifier
 
 CONFIG = "config.json"
@@ -54,7 +54,7 @@ def _sensible_config(folder: Path) -> Iterator[None]:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{CONFIG} in {folder.name} cannot be used ({brief(error)}); download it again."
+            f"{CONFIG} in {folder.name} cannot be used ({one_line(error)}); download it again."
         ) from error
 
 
@@ -96,7 +96,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
         return values
     except (ValueError, OSError) as error:
         raise CheckpointError(
-            f"{name} in {folder.name} cannot be read ({brief(error)}); download it again."
+            f"{name} in {folder.name} cannot be read ({one_line(error)}); download it again."
         ) from error
 
 
@@ -164,7 +164,7 @@ def _numbers_in(path: Path) -> int:
             return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.parent.name}/{path.name} is not a whole safetensors file ({brief(error)}); "
+            f"{path.parent.name}/{path.name} is not a whole safetensors file ({one_line(error)}); "
             "download or copy it again."
         ) from error
 
@@ -237,7 +237,7 @@ def _pretrained(folder: Path, numbers: int) -> Any:
     except Exception as error:  # what a config can make transformers raise has no end
         raise CheckpointError(
             f"{folder.name} cannot be read as an image classifier of transformers "
-            f"({brief(error)}); download the whole folder again."
+            f"({one_line(error)}); download the whole folder again."
         ) from error
 
 
@@ -251,7 +251,7 @@ def _check_justified(described: nn.Module, numbers: int) -> None:
 
 
 def _not_finite(value: Tensor) -> bool:
-    return value.is_floating_point() and not is_finite(value)
+    return value.is_floating_point() and not all_finite(value)
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -295,7 +295,7 @@ def _processing(
         )
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(
-            f"preprocessor_config.json in {folder.name} cannot be used ({brief(error)}); "
+            f"preprocessor_config.json in {folder.name} cannot be used ({one_line(error)}); "
             "download it again."
         ) from error
 
@@ -362,7 +362,7 @@ def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassi
         raise
     except Exception as error:  # what a config can make timm raise has no end
         raise CheckpointError(
-            f"{folder.name} cannot be read as an image classifier of timm ({brief(error)}); "
+            f"{folder.name} cannot be read as an image classifier of timm ({one_line(error)}); "
             "download the whole folder again."
         ) from error
     labels = _timm_labels(config)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..adm import layers
-from ..classifiers.compiling import compile_network
 from ..classifiers.gradient_memory import WHOLE, GradientMemoryPlan
 from ..classifiers.noisy import NoisyClassifier
 from ..sampling.model import DiffusionModel
@@ -22,25 +21,21 @@ def load_classifier(
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
     operations: Any = None,
-    compile: bool = False,
-    economy: GradientMemoryPlan = WHOLE,
+    memory_plan: GradientMemoryPlan = WHOLE,
     **overrides: Any,
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.
 
     dtype is "fp32", "bf16" or "fp16", or "auto": the weights stay as they are stored, and are
-    computed in fp32 on a CPU. compile: torch.compile for its gradients, at the first of them;
-    uncompiled with a warning where that fails. economy: how its gradients save memory.
-    `overrides` are those of `read_checkpoint`. Raises CheckpointError with one sentence for a file
-    that is missing, damaged, unsafe or something else.
+    computed in fp32 on a CPU. memory_plan: how its gradients save memory. `overrides` are
+    those of `read_checkpoint`. Raises CheckpointError with one sentence for a file that is
+    missing, damaged, unsafe or something else.
     """
     asked = _asked(dtype)
     checkpoint = read_checkpoint(path, "classifier", noise_schedule, **overrides)
     compute = _computed_in(asked, checkpoint, device)
     classifier = build_classifier(checkpoint, asked, device, operations, compute)
-    if compile:
-        compile_network(classifier.network)
-    return classifier.with_economy(economy)
+    return classifier.with_memory_plan(memory_plan)
 
 
 def _asked(dtype: str) -> torch.dtype | None:

@@ -20,7 +20,7 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor
 
-from ..core.bounded_read import MOST_TENSORS, CheckpointError, brief, open_zip, quoted
+from ..core.bounded_read import MOST_TENSORS, CheckpointError, one_line, open_zip, quoted
 from .pickled import OtherContent, Storage, StoredTensor, UnsafePickle, read_pickle
 
 ZIP, PICKLE = b"PK", b"\x80"
@@ -40,22 +40,22 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Tensor]:
             return _tensors(path, file, mmap)
     except UnsafePickle as error:
         raise CheckpointError(
-            f"{path.name} holds more than tensors ({brief(error)}: it may run code when opened), "
+            f"{path.name} holds more than tensors ({one_line(error)}: it may run code when opened), "
             "so it was not opened; get it as .safetensors or from its original source."
         ) from error
     except OtherContent as error:
         raise CheckpointError(
-            f"{path.name} is not a plain dictionary of tensors (it holds {brief(error)}); save the "
+            f"{path.name} is not a plain dictionary of tensors (it holds {one_line(error)}); save the "
             "network's state_dict()."
         ) from error
     except _Hollow as error:
         raise CheckpointError(
-            f"{path.name} claims {brief(error)} than what it holds, so it was not used; get it "
+            f"{path.name} claims {one_line(error)} than what it holds, so it was not used; get it "
             "from its original source."
         ) from error
     except (ValueError, OSError, RuntimeError, LookupError, struct.error, BadZipFile) as error:
         raise CheckpointError(
-            f"{path.name} is not a whole torch file ({brief(error)}); download it again."
+            f"{path.name} is not a whole torch file ({one_line(error)}); download it again."
         ) from error
 
 
@@ -168,7 +168,7 @@ def _open_archive(path: Path, file: BinaryIO, mmap: bool) -> tuple[Any, _Archive
         with open_zip(file) as archive:
             entries = archive.infolist()
     except NotImplementedError as error:  # a kind of archive that zipfile does not know
-        raise ValueError(brief(error)) from error
+        raise ValueError(one_line(error)) from error
     main = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
     if len(main) != 1:
         raise ValueError(f"an archive with {len(main)} data.pkl")

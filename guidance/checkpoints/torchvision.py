@@ -18,7 +18,7 @@ from torch import Tensor
 from ..classifiers.preprocessing import Preprocessing
 from ..core.bounded_read import quoted
 from ..core.labels import IMAGENET_CLASSES
-from .checkpoint import CheckpointError, is_finite
+from .checkpoint import CheckpointError, all_finite
 from .opened import OpenedClassifier
 
 Shapes = dict[str, tuple[int, ...]]
@@ -134,7 +134,7 @@ def _with_counters(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor
 
 def _check_finite(file: str, tensors: dict[str, Tensor]) -> None:
     for key, value in tensors.items():
-        if value.is_floating_point() and not is_finite(value):
+        if value.is_floating_point() and not all_finite(value):
             raise CheckpointError(
                 f"{file} has a weight that is not finite (NaN or infinity) in {quoted(key)}; "
                 "download it again, or get it from its original source."

@@ -1,4 +1,8 @@
-"""What guidance asks of a classifier, of noisy images or of clean ones."""
+"""What can steer: the protocol that every kind of classifier follows.
+
+A new kind is one class with `output` and `rescale`: from a point of the run and a target it
+computes a gradient, and the weight that this kind of gradient needs.
+"""
 
 from __future__ import annotations
 
@@ -6,81 +10,112 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.host_copy import to_device
 from ..core.labels import class_names
-from ..sampling.strength import smoothed_target
+from ..core.noise import levels_like
+
+
+@dataclass(frozen=True)
+class SamplingPoint:
+    """Where a run is: x (B, ...) = alpha x0 + sigma eps, and `denoised` (B, ...) = E[x0 | x].
+
+    sigma and alpha are (B,) on x's device, in float64 where the device has it.
+    """
+
+    x: Tensor
+    denoised: Tensor
+    sigma: Tensor
+    alpha: Tensor
+
+    @classmethod
+    def at(
+        cls, x: Tensor, denoised: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0
+    ) -> SamplingPoint:
+        """From numbers, or tensors of one value or (B,)."""
+        return cls(x, denoised, *levels_like(x, sigma, alpha))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be followed: the label of each image, an int or LongTensor (B,).
+
+    label_smoothing: the share of the target that goes to all classes (`smoothed_target`).
+    """
+
+    labels: Tensor | int
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """What a classifier says at x = alpha x0 + sigma eps.
+    """What a classifier says at a point.
 
-    log_probs (B, classes): log p(y | x). gradient (B, ...): of the label's log-likelihood, with the
-    levels sigma and alpha (B,) that it is weighed with: at scale 1 guidance adds
-    sigma^2 / alpha * gradient to the denoised image.
+    gradient (B, ...) and weight (B,): at scale 1, guidance adds weight * gradient to the denoised
+    image; the kind of classifier chooses both. log_probs (B, classes): log p(y | x). sigma, alpha
+    (B,): the levels that the gradient belongs to, for `rescale`.
     """
 
     gradient: Tensor
+    weight: Tensor
     log_probs: Tensor
     sigma: Tensor
     alpha: Tensor
 
 
 class Classifier(Protocol):
-    """A classifier that can guide.
+    """A classifier that can steer.
 
-    network: what computes its logits. reads_images: it reads finished RGB images, also where the
-    sampler carries latents. through_model: its gradient goes through the model's prediction, in
-    torch's graph.
+    network: computes its logits. reads_images: it reads finished RGB images, also where the sampler
+    carries latents. through_model: its gradient goes through the model's prediction, so `denoised`
+    must be connected with x in torch's graph. labels: names of its classes, or None. num_classes,
+    channels: None where they are not known.
     """
 
     network: nn.Module
     reads_images: bool
 
     @property
-    def through_model(self) -> bool:
-        """Whether `denoised` must be connected with x."""
+    def through_model(self) -> bool: ...  # noqa: D102
 
     @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The names of its classes."""
+    def labels(self) -> tuple[str, ...] | None: ...  # noqa: D102
 
     @property
-    def num_classes(self) -> int | None:
-        """Number of classes, where it is known."""
+    def num_classes(self) -> int | None: ...  # noqa: D102
 
     @property
-    def channels(self) -> int | None:
-        """Channels of what it reads, where they are known."""
+    def channels(self) -> int | None: ...  # noqa: D102
 
-    def evidence(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: Tensor,
-        label: Tensor | int,
-        alpha: Tensor,
-        label_smoothing: float = 0.0,
-    ) -> ClassifierOutput:
-        """What it says at x (B, ...), where the model predicts `denoised`; sigma, alpha (B,)."""
+    def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
+        """The gradient of the target's log-likelihood at that point."""
 
-    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
-        """What it said, for another noise level; sigma, alpha (B,)."""
+    def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
+        """An earlier output, weighted for another noise level; sigma, alpha (B,)."""
 
 
-def log_likelihood(log_probs: Tensor, label: Tensor | int, label_smoothing: float = 0.0) -> Tensor:
-    """The sum over the batch of log p(label | x), from log p of every class (B, classes).
+def log_likelihood(log_probs: Tensor, target: Target) -> Tensor:
+    """The target's log-likelihood, summed over the batch, from log p of every class (B, classes).
 
-    label is an int or LongTensor (B,); label_smoothing: see `strength.smoothed_target`. Raises
-    ValueError for a label that is not a class or does not fit the batch.
+    Raises ValueError for a label that is not a class or does not fit the batch.
     """
-    index = _label_column(label, log_probs)
-    if label_smoothing == 0:
+    index = _label_column(target.labels, log_probs)
+    if target.label_smoothing == 0:
         return log_probs.gather(1, index).sum()
-    target = smoothed_target(index[:, 0], log_probs.shape[1], label_smoothing)
-    return (target.to(log_probs) * log_probs).sum()
+    wanted = smoothed_target(index[:, 0], log_probs.shape[1], target.label_smoothing)
+    return (wanted.to(log_probs) * log_probs).sum()
+
+
+def smoothed_target(label: Tensor, classes: int, smoothing: float) -> Tensor:
+    """(1 - a) one_hot(label) + a / K, (B, K): the target whose log-likelihood is followed.
+
+    label (B,), a = smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture",
+    section 7).
+    """
+    exact = F.one_hot(label, classes).float()
+    return (1 - smoothing) * exact + smoothing / classes
 
 
 def label_of_each(label: Tensor | int, batch: int) -> Tensor:
@@ -94,7 +129,7 @@ def label_of_each(label: Tensor | int, batch: int) -> Tensor:
 def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
     batch, classes = log_probs.shape
     index = label_of_each(label, batch)
-    # labels that sit on a GPU were checked when they were parsed: looking would stall the step
+    # labels on a GPU were checked when they were parsed: a look at them would stall the step
     if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
         found = torch.as_tensor(label).tolist()
         raise ValueError(f"label is {found}, but the classes go from 0 to {classes - 1}.")

@@ -15,10 +15,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..core.autograd import FP16_LOSS_SCALE, compute_dtype, log_softmax, use_ordinary_weights
 from ..core.host_copy import device_of
-from ..core.noise import per_image, within_range
-from .base import ClassifierOutput, class_name, log_likelihood
-from .noisy import FP16_LOSS_SCALE, compute_dtype, use_ordinary_weights
+from ..core.noise import per_image, tweedie_weight, within_range
+from .base import ClassifierOutput, SamplingPoint, Target, class_name, log_likelihood
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
@@ -93,40 +93,34 @@ class ImageClassifier:
         """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1]."""
         return self._log_probs(images).to(images.device)
 
-    def evidence(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: Tensor,
-        label: Tensor | int,
-        alpha: Tensor,
-        label_smoothing: float = 0.0,
-    ) -> ClassifierOutput:
-        """What it says about the predicted x0 `denoised` (B, ...) at x; sigma, alpha (B,).
+    def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
+        """What it says about the predicted x0, `point.denoised`.
 
-        exact: raises ValueError when `denoised` was not computed from x under torch.enable_grad;
-        its graph is kept.
+        exact: raises ValueError when that was not computed from `point.x` under
+        torch.enable_grad; its graph is kept.
         """
-        gradient, log_probs = self.image_gradient(denoised, label, label_smoothing)
+        gradient, log_probs = self.image_gradient(
+            point.denoised, target.labels, target.label_smoothing
+        )
+        levels = point.sigma, point.alpha
         if not self.through_model:
-            return ClassifierOutput(gradient, log_probs, *self._spread(sigma, alpha))
-        near = within_range(sigma, alpha, MAX_RATIO)
-        return ClassifierOutput(jacobian_product(denoised, x, gradient), log_probs, *near)
+            return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels)
+        near = within_range(*levels, MAX_RATIO)
+        gradient = jacobian_product(point.denoised, point.x, gradient)
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near)
 
-    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
-        """What it said, for another noise level.
+    def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
+        """The output for another noise level.
 
         cheap: g stays as it is; exact: Cov(x0 | x) g, which is what guidance adds.
         """
-        if not self.through_model:
-            spread, one = self._spread(sigma, alpha)
-            return replace(seen, sigma=spread, alpha=one)
-        return seen
+        if self.through_model:
+            return output
+        return replace(output, weight=self._variance(sigma, alpha), sigma=sigma, alpha=alpha)
 
-    def _spread(self, sigma: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        """r and 1: the levels that cheap is weighed with."""
-        variance = self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
-        return variance.sqrt(), torch.ones_like(alpha)
+    def _variance(self, sigma: Tensor, alpha: Tensor) -> Tensor:
+        """r^2, which cheap is weighted with."""
+        return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
     def image_gradient(
         self, x0: Tensor, label: Tensor | int, label_smoothing: float = 0.0
@@ -137,7 +131,7 @@ class ImageClassifier:
             x_in = x0.detach().to(device_of(self.network, x0.device)).clone().requires_grad_(True)
             pixels = x_in if self.decode is None else self.decode(x_in)
             log_probs = self._log_probs(pixels)
-            chosen = log_likelihood(log_probs, label, label_smoothing)
+            chosen = log_likelihood(log_probs, Target(label, label_smoothing))
             halves = torch.float16 in (compute_dtype(self.network, x0), pixels.dtype)
             scale = FP16_LOSS_SCALE if halves else 1.0
             (gradient,) = torch.autograd.grad(chosen * scale, x_in)
@@ -148,7 +142,7 @@ class ImageClassifier:
         # resizing and normalising in half precision would round the image to its 256 levels
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+        return log_softmax(logits)
 
 
 def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.autograd import FP16_LOSS_SCALE, compute_dtype, log_softmax, use_ordinary_weights
 from ..core.host_copy import device_of
-from ..core.noise import NoiseSchedule, levels_like, per_image, vp_scale, within_range
-from .base import ClassifierOutput, class_name, label_of_each, log_likelihood
-from .compiling import compiled_if_possible, uncompiled
+from ..core.noise import (
+    NoiseSchedule,
+    levels_like,
+    per_image,
+    tweedie_weight,
+    vp_scale,
+    within_range,
+)
+from .base import (
+    ClassifierOutput,
+    SamplingPoint,
+    Target,
+    class_name,
+    label_of_each,
+    log_likelihood,
+)
 from .gradient_memory import WHOLE, GradientMemoryPlan
-
-# fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
-FP16_LOSS_SCALE = 1024.0
 
 
 class NoisyClassifier:
@@ -25,9 +35,9 @@ class NoisyClassifier:
     `network` is any torch module in the ADM convention: x_vp (B, C, H, W) variance preserving,
     t (B,) float timesteps that may be fractional, logits (B, classes). `noise_schedule` is
     "linear", "cosine" or a 1-D tensor of alpha_bar. `space` is "rgb" or a latent format's name;
-    None means that it is not checked against the model. `economy`, or a function that gives it for
-    x (B, C, H, W), says how gradients save memory.
-    Raises ValueError when labels are not as many as the network's classes.
+    None means that it is not checked against the model. `memory_plan`, or a function that gives it
+    for x (B, C, H, W), says how gradients save memory. Raises ValueError when labels are not as
+    many as the network's classes.
     """
 
     reads_images = False
@@ -39,7 +49,7 @@ class NoisyClassifier:
         noise_schedule: str | Tensor | NoiseSchedule,
         labels: Sequence[str] | None = None,
         space: str | None = None,
-        economy: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan] = WHOLE,
+        memory_plan: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan] = WHOLE,
     ):
         if not isinstance(noise_schedule, NoiseSchedule):
             noise_schedule = NoiseSchedule(noise_schedule)
@@ -47,9 +57,9 @@ class NoisyClassifier:
         self.network = network
         self.labels = tuple(labels) if labels is not None else None
         self.space = space
-        if isinstance(economy, GradientMemoryPlan):
-            economy.check(network)
-        self.economy = economy
+        if isinstance(memory_plan, GradientMemoryPlan):
+            memory_plan.check(network)
+        self.memory_plan = memory_plan
         if labels is not None and self.layout is not None:
             classes = self.layout.class_count
             if len(labels) != classes:
@@ -57,13 +67,13 @@ class NoisyClassifier:
 
     def with_network(self, network: nn.Module) -> NoisyClassifier:
         """The same classifier computed by another copy of its network."""
-        return NoisyClassifier(network, self.schedule, self.labels, self.space, self.economy)
+        return NoisyClassifier(network, self.schedule, self.labels, self.space, self.memory_plan)
 
-    def with_economy(
-        self, economy: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan]
+    def with_memory_plan(
+        self, memory_plan: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan]
     ) -> NoisyClassifier:
         """The same classifier, whose gradient saves memory in another way."""
-        return NoisyClassifier(self.network, self.schedule, self.labels, self.space, economy)
+        return NoisyClassifier(self.network, self.schedule, self.labels, self.space, memory_plan)
 
     @property
     def layout(self) -> Any:
@@ -94,9 +104,8 @@ class NoisyClassifier:
         the network is, and brought to x's device.
         """
         x_in = x.to(device_of(self.network, x.device))
-        with uncompiled(self.network):  # another graph than the gradient's
-            sigma, alpha = levels_like(x_in, sigma, alpha)
-            return self._log_probs(x_in, sigma, alpha).to(x.device)
+        sigma, alpha = levels_like(x_in, sigma, alpha)
+        return self._log_probs(x_in, sigma, alpha).to(x.device)
 
     def gradient(
         self,
@@ -123,10 +132,11 @@ class NoisyClassifier:
     ) -> tuple[Tensor, Tensor]:
         """As `gradient`, and log p(y | x) of every class (B, classes), from one evaluation.
 
-        label_smoothing: see `guidance.strength.smoothed_target`.
+        label_smoothing: see `guidance.classifiers.base.smoothed_target`.
         """
         labels = label_of_each(label, len(x))
-        economy = self.economy if isinstance(self.economy, GradientMemoryPlan) else self.economy(x)
+        plan = self.memory_plan
+        plan = plan if isinstance(plan, GradientMemoryPlan) else plan(x)
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
             x_in = x.detach().to(device_of(self.network, x.device))
@@ -135,13 +145,10 @@ class NoisyClassifier:
             def gradient_of(part: slice) -> tuple[Tensor, Tensor]:
                 levels = sigma[part], alpha[part]
                 return self._part(
-                    x_in[part], *levels, labels[part], label_smoothing, economy.recompute
+                    x_in[part], *levels, labels[part], label_smoothing, plan.recompute
                 )
 
-            parts = [
-                compiled_if_possible(self.network, partial(gradient_of, part))
-                for part in economy.parts(len(x))
-            ]
+            parts = [gradient_of(part) for part in plan.parts(len(x))]
         gradients, log_probs = zip(*parts, strict=True)
         return _joined(gradients).to(x.device), _joined(log_probs).to(x.device)
 
@@ -158,39 +165,31 @@ class NoisyClassifier:
         # a clone made here is an ordinary tensor, whatever mode x was made in
         x_in = x.clone().requires_grad_(True)
         log_probs = self._log_probs(x_in, sigma, alpha, recompute)
-        chosen = log_likelihood(log_probs, label, label_smoothing)
+        chosen = log_likelihood(log_probs, Target(label, label_smoothing))
         scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
         (gradient,) = torch.autograd.grad(chosen * scale, x_in)
         if scale != 1.0:
             gradient = (gradient.float() / scale).to(x.dtype)
         return gradient, log_probs.detach()
 
-    def evidence(
-        self,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: Tensor,
-        label: Tensor | int,
-        alpha: Tensor,
-        label_smoothing: float = 0.0,
-    ) -> ClassifierOutput:
+    def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
         """The gradient at x itself; sigma / alpha at most what the schedule reaches.
 
         `denoised` is not looked at. Above its range the classifier answers for the range's end,
-        so the gradient is weighed with it, too.
+        so the gradient is weighted with it, too.
         """
-        near = within_range(sigma, alpha, self.schedule.max_ratio)
+        near = within_range(point.sigma, point.alpha, self.schedule.max_ratio)
         gradient, log_probs = self.gradient_and_log_probs(
-            x, near[0], label, near[1], label_smoothing
+            point.x, near[0], target.labels, near[1], target.label_smoothing
         )
-        return ClassifierOutput(gradient, log_probs, *near)
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near)
 
-    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
-        """What it said, for another noise level: the gradient in x_vp stays as it is."""
+    def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
+        """The output for another noise level: the gradient in x_vp stays as it is."""
         near = within_range(sigma, alpha, self.schedule.max_ratio)
-        change = vp_scale(seen.sigma, seen.alpha) / vp_scale(*near)
-        gradient = seen.gradient * per_image(change.to(seen.gradient), seen.gradient)
-        return ClassifierOutput(gradient, seen.log_probs, *near)
+        change = vp_scale(output.sigma, output.alpha) / vp_scale(*near)
+        gradient = output.gradient * per_image(change.to(output.gradient), output.gradient)
+        return ClassifierOutput(gradient, tweedie_weight(*near), output.log_probs, *near)
 
     def image_log_probs(self, images: Tensor) -> Tensor:
         """log p(y | image) of every class (B, classes), of finished images (B, C, H, W)."""
@@ -204,35 +203,9 @@ class NoisyClassifier:
         t = self.schedule.timestep(sigma / alpha).to(torch.promote_types(dtype, torch.float32))
         options = {"recompute": True} if recompute else {}
         logits = self.network(x_vp.to(dtype), t, **options)
-        # in fp16 the gradients of unlikely classes underflow to exactly zero
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+        return log_softmax(logits)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """The parts of a batch in one; a single part as it is."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def use_ordinary_weights(network: nn.Module) -> None:
-    """Replaces weights that were made or moved in inference mode by ordinary copies.
-
-    torch cannot save inference tensors for backward, and ComfyUI loads, moves and reloads models
-    inside inference mode. One copy at a time, and only after such a move. Call it outside
-    inference mode.
-    """
-    for module in network.modules():
-        for name, weight in module._parameters.items():
-            if weight is not None and weight.is_inference():
-                module._parameters[name] = nn.Parameter(weight.clone(), weight.requires_grad)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_inference():
-                module._buffers[name] = buffer.clone()
-
-
-def compute_dtype(network: nn.Module, x: Tensor) -> torch.dtype:
-    """What the network computes in: what it says, its weights' dtype, or x's."""
-    said = getattr(network, "compute_dtype", None)
-    if said is not None:
-        return said
-    floats = (p.dtype for p in network.parameters() if p.is_floating_point())
-    return next(floats, x.dtype)

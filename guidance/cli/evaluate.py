@@ -115,7 +115,7 @@ def _rows(
     for number, one in enumerate(runs, 1):
         assert model is not None  # there are no runs without one
         title = f"{number}/{len(runs)} {one.title}"
-        images, labels, work = _draw(args, model, classifier, one.job, title, processes)
+        images, labels, work = _draw(args, model, classifier, one.config, title, processes)
         if not processes.first:
             continue
         file = None
@@ -131,14 +131,14 @@ def _draw(
     args: argparse.Namespace,
     model: DiffusionModel,
     classifier: Classifier | None,
-    job: SamplingConfig,
+    config: SamplingConfig,
     title: str,
     processes: Processes,
 ) -> tuple[np.ndarray, np.ndarray, ComputeCost]:
     """Images, labels, and what they cost, per image."""
     with count_compute(model, classifier) as work:
         images, labels = generate(
-            model, classifier, job, args.image_size, title, processes=processes
+            model, classifier, config, args.image_size, title, processes=processes
         )
     return images, labels, work.of_all(processes).per_image(len(images))
 
@@ -167,7 +167,7 @@ def _check_runs(
 ) -> None:
     """Raises ValueError for what would stop one of the runs, before the first."""
     for one in runs:
-        check_schedules(model, one.job)
+        check_schedules(model, one.config)
     if shape := _shape(args, model):
         check_judge(judge, shape)
 

@@ -11,7 +11,7 @@ import torch
 
 from ..checkpoints.checkpoint import ATTENTION_ORDERS
 from ..core.atomic_write import check_target
-from ..core.bounded_read import brief, read_text
+from ..core.bounded_read import one_line, read_text
 from ..schedules.schedule import GuidanceSchedule
 from ..training.loop import OptimizerConfig
 
@@ -42,7 +42,7 @@ def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
         content = read_text(file)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"schedule is {file}, which cannot be read ({brief(error)}); give a file of its JSON."
+            f"schedule is {file}, which cannot be read ({one_line(error)}); give a file of its JSON."
         ) from error
     try:
         return file, GuidanceSchedule.from_json(content)

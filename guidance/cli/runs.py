@@ -6,11 +6,10 @@ import argparse
 from dataclasses import dataclass, fields, replace
 
 from ..classifiers.base import Classifier
-from ..sampling.generate import SamplingConfig, replace_scales
+from ..sampling.generate import SamplingConfig
 from ..sampling.model import DiffusionModel
 from ..sampling.strength import Strength
 from ..schedules.schedule import GuidanceSchedule
-from ..schedules.schedule_names import short_form
 from . import options
 from .sample import sampling_options
 
@@ -21,7 +20,7 @@ class EvaluationRun:
 
     kind: str
     guidance: str
-    job: SamplingConfig
+    config: SamplingConfig
     scale: float | None = None
     schedule: GuidanceSchedule | None = None
 
@@ -38,15 +37,16 @@ def planned(
 
     Raises ValueError where there is nothing to go through, or nothing to do it with.
     """
-    job = SamplingConfig(num_samples=args.num_samples, label="all", **sampling_options(args))
-    plain = replace_scales(job, 0.0, 0.0 if model.layout.null_class is not None else 1.0)
+    config = SamplingConfig(num_samples=args.num_samples, label="all", **sampling_options(args))
+    cfg = 0.0 if model.layout.null_class is not None else 1.0
+    plain = replace(config, scale=0.0, cfg=cfg)
     runs = _of_classifier(args, classifier, plain) + _of_cfg(args, model, plain)
     if not runs:
         raise ValueError(
             "There is no scale to go through: give --classifier, or a model trained with label "
             "dropout."
         )
-    guided = [run for run in runs if run.job != plain]
+    guided = [run for run in runs if run.config != plain]
     return [EvaluationRun("none", "none", plain, 0.0)] * (len(guided) < len(runs)) + guided
 
 
@@ -65,8 +65,8 @@ def _of_classifier(
         for scale in args.scales
     ]
     for words, schedule in map(named_schedule, args.schedules):
-        job = replace(plain, schedule=schedule)
-        runs.append(EvaluationRun("classifier", f"{name}, {words}", job, schedule=schedule))
+        config = replace(plain, schedule=schedule)
+        runs.append(EvaluationRun("classifier", f"{name}, {words}", config, schedule=schedule))
     return runs
 
 
@@ -84,20 +84,20 @@ def _of_cfg(
         EvaluationRun("CFG", "CFG", replace(plain, cfg=scale), scale) for scale in args.cfg_scales
     ]
     for words, schedule in map(named_schedule, args.cfg_schedules):
-        job = replace(plain, cfg_schedule=schedule)
-        runs.append(EvaluationRun("CFG", f"CFG, {words}", job, schedule=schedule))
+        config = replace(plain, cfg_schedule=schedule)
+        runs.append(EvaluationRun("CFG", f"CFG, {words}", config, schedule=schedule))
     return runs
 
 
 def named_schedule(text: str) -> tuple[str, GuidanceSchedule]:
     """A schedule, of JSON or a file of it, and what to call it: as the file, or what it does."""
     file, schedule = options.read_schedule(text)
-    return file.stem if file else short_form(schedule), schedule
+    return file.stem if file else schedule.describe(), schedule
 
 
-def with_options(job: SamplingConfig) -> str:
+def with_options(config: SamplingConfig) -> str:
     """What the rows of classifier guidance are called."""
-    values = {option: getattr(job.strength, option.name) for option in fields(Strength)}
+    values = {option: getattr(config.strength, option.name) for option in fields(Strength)}
     chosen = [
         f"{option.name.replace('_', ' ')} {value:g}"
         for option, value in values.items()

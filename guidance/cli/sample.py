@@ -42,7 +42,7 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
     parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's")
     parser.add_argument("--no-clip", action="store_true", help="do not clip x0 to [-1, 1]")
     add_strength(parser)
-    add_reuse(parser)
+    add_cfg_cache(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
     schedules = ("auto", "linear", "cosine")
     parser.add_argument("--noise-schedule", choices=schedules, default="auto", help="the model's")
@@ -50,19 +50,19 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
     options.add_device(parser)
 
 
-def add_reuse(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("passes that CFG can do without")
+def add_cfg_cache(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fewer passes for CFG")
     group.add_argument(
-        "--cfg-every",
+        "--cfg-interval",
         type=int,
         default=1,
-        help="compute CFG's term (cond - uncond) in each so-many-th step, and use it again between",
+        help="compute CFG's term (cond - uncond) every N steps, and keep it for the steps between",
     )
     group.add_argument(
         "--cfg-tolerance",
         type=float,
         default=0.0,
-        help="above 0: less and less often, while the last term foretells the next one to within "
+        help="above 0: less and less often, while the last term predicts the next one to within "
         "this share",
     )
 
@@ -79,10 +79,10 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
         "--cap", type=float, default=0.0, help="above 0: the largest share of the denoised image"
     )
     group.add_argument(
-        "--every",
+        "--gradient-interval",
         type=int,
         default=1,
-        help="ask the classifier in each so-many-th step, and use its gradient again between",
+        help="compute the classifier's gradient every N steps, and keep it for the steps between",
     )
     group.add_argument(
         "--label-smoothing", type=float, default=0.0, help="share of the target for all classes"
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace, processes: Processes) -> None:
     low_res, shown = read_low_res(args.low_res) if args.low_res else (None, None)
     model, classifier = load_models(args)
-    job = SamplingConfig(
+    config = SamplingConfig(
         num_samples=_num_samples(args.num_samples, low_res),
         label=_label(args.label, shown, model, classifier),
         scale=args.scale,
@@ -136,7 +136,7 @@ def _sample(args: argparse.Namespace, processes: Processes) -> None:
         **sampling_options(args),
     )
     images, labels = generate(
-        model, classifier, job, args.image_size, low_res=low_res, processes=processes
+        model, classifier, config, args.image_size, low_res=low_res, processes=processes
     )
     if not processes.first:
         return
@@ -184,8 +184,8 @@ def sampling_options(args: argparse.Namespace) -> dict:
         "entropy_limit": args.entropy_limit,
         "cap": args.cap,
         "label_smoothing": args.label_smoothing,
-        "every": args.every,
-        "cfg_every": args.cfg_every,
+        "gradient_interval": args.gradient_interval,
+        "cfg_interval": args.cfg_interval,
         "cfg_tolerance": args.cfg_tolerance,
     }
 

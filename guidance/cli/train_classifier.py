@@ -6,7 +6,7 @@ import argparse
 
 from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
-from ..adm.presets import PRESETS, classifier_layout
+from ..adm.presets import NETWORK_SIZES, classifier_layout
 from ..checkpoints.checkpoint import save_checkpoint
 from ..core.atomic_write import atomic_path, check_target
 from ..training.data import Augment, LabelledImages, load_images
@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_training(parser, steps=10_000, decay=0.05)
     options.add_network(parser, channels=32, mult="1,2,4")
     parser.add_argument(
-        "--preset", choices=tuple(PRESETS), help="a network by its size, in place of the options"
+        "--preset",
+        choices=tuple(NETWORK_SIZES),
+        help="a network by its size, in place of the options",
     )
     parser.add_argument(
         "--pool", choices=POOLS, default="attention", help="how features become classes"

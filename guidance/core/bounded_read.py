@@ -32,7 +32,7 @@ class CheckpointError(ValueError):
     """A model file that cannot be used; the message says which, why, and what would do."""
 
 
-def brief(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The error in one line of at most 160 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):

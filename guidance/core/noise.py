@@ -107,6 +107,14 @@ def vp_scale(sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
     return (alpha**2 + sigma**2) ** 0.5
 
 
+def tweedie_weight(sigma: Tensor, alpha: Tensor) -> Tensor:
+    """sigma^2 / alpha: what grad_x log p(y | x) is multiplied by in the denoised image.
+
+    Tweedie's formula: alpha E[x0 | x] = x + sigma^2 grad_x log p(x), and so for p(x | y).
+    """
+    return sigma**2 / alpha
+
+
 def within_range(sigma: Tensor, alpha: Tensor | float, max_ratio: float) -> tuple[Tensor, Tensor]:
     """sigma and alpha of the same x_vp, with sigma / alpha brought down to at most `max_ratio`.
 
@@ -137,6 +145,11 @@ def per_image(values: Tensor | float, like: Tensor) -> Tensor | float:
     if isinstance(values, Tensor) and values.ndim == 1:
         return values.view(-1, *[1] * (like.ndim - 1))
     return values
+
+
+def mean_norm(values: Tensor) -> Tensor:
+    """The L2 norm of each image (B, ...), averaged over the batch."""
+    return values.detach().float().flatten(1).norm(dim=1).mean()
 
 
 def levels_like(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:

@@ -14,13 +14,3 @@ def classifier_free(cond: Tensor, uncond: Tensor, scale: Tensor | float) -> Tens
     the paper's w (eq. 6) is scale - 1.
     """
     return uncond + per_image(scale, cond) * (cond - uncond)
-
-
-def implicit_gradient(
-    cond: Tensor, uncond: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0
-) -> Tensor:
-    """grad_x log p(y | x) of the classifier that CFG implies: (cond - uncond) alpha / sigma^2.
-
-    cond, uncond: denoised predictions (B, ...) at x = alpha x0 + sigma eps.
-    """
-    return (cond - uncond) * per_image(alpha / sigma**2, cond)

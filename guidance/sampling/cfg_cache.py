@@ -1,7 +1,7 @@
-"""CFG's term used again: passes of the network that guidance can do without.
+"""A cache of CFG's term, for passes of the network that guidance can do without.
 
 term = cond - uncond, of the denoised predictions. From one step to the next it changes less than
-the predictions themselves, so a pass for uncond can be left out where the last term still holds
+the predictions themselves, so the pass for uncond can be left out where the last term still holds
 (after Castillo et al. 2023, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion
 Models", who leave it out from some step on).
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.noise import per_image, vp_scale
+from ..core.noise import mean_norm, per_image, vp_scale
 
 # Evaluations that one term serves when the tolerance decides: at the start, where both predictions
 # are near the means of their images, and at most.
@@ -24,58 +24,59 @@ FIRST, LONGEST = 4, 6
 class CFGCacheConfig:
     """When the term is computed.
 
-    every: at each so-many-th evaluation. tolerance: above 0, at growing distances while the last
-    term foretells the next one well, its error below half of this share of the run's longest term,
-    and at shrinking ones where the error is above the whole; `every` is then the shortest distance.
+    interval: every so many evaluations. tolerance: above 0, at growing intervals while the last
+    term predicts the next one well, its error below half of this share of the run's longest term,
+    and at shrinking ones where the error is above the whole; `interval` is then the shortest one.
     1 and 0 compute it always.
     """
 
-    every: int = 1
+    interval: int = 1
     tolerance: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; it must be at least 1.")
+        if self.interval < 1:
+            raise ValueError(f"cfg_interval is {self.interval}; it must be at least 1.")
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance:g}; it must be at least 0 and below 1.")
 
     @property
-    def always(self) -> bool:
-        """Whether nothing is used again."""
-        return self.every == 1 and self.tolerance == 0
+    def is_off(self) -> bool:
+        """Whether the term is computed always."""
+        return self.interval == 1 and self.tolerance == 0
 
 
-ALWAYS = CFGCacheConfig()
+NO_CACHE = CFGCacheConfig()
 
 
 class CFGCache:
-    """The last term of a run, and how long it may serve.
+    """The last term of a run, and for how long it serves.
 
-    Held in proportion to sigma / sqrt(alpha^2 + sigma^2): constant where there is mostly noise,
+    Kept in proportion to sigma / sqrt(alpha^2 + sigma^2): constant where there is mostly noise,
     where both predictions are near the means of their images, and like the difference of two eps
     where there is little.
     """
 
-    def __init__(self, reuse: CFGCacheConfig):
-        self.reuse = reuse
+    def __init__(self, config: CFGCacheConfig):
+        self.config = config
         self._term: Tensor | None = None
-        self._distance = max(FIRST, reuse.every) if reuse.tolerance > 0 else reuse.every
+        adaptive = config.tolerance > 0
+        self._interval = max(FIRST, config.interval) if adaptive else config.interval
         self._age = 0
         self._largest = 0.0
 
     def due(self) -> bool:
-        """Whether this evaluation computes the term; asked once in each."""
+        """Whether this evaluation computes the term; to be called once in each."""
         self._age += 1
-        return self._term is None or self._age >= self._distance
+        return self._term is None or self._age >= self._interval
 
-    def renew(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
-        """The term (B, ...) was computed at sigma, alpha (B,)."""
-        if self._term is not None and self.reuse.tolerance > 0:
-            self._adapt(self.at(sigma, alpha), term)
+    def store(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
+        """The term (B, ...) that was computed at sigma, alpha (B,)."""
+        if self.matches_shape(term) and self.config.tolerance > 0:
+            self._adapt(self.term_at(sigma, alpha), term)
         self._term = term / per_image(_share(sigma, alpha).to(term), term)
         self._age = 0
 
-    def at(self, sigma: Tensor, alpha: Tensor) -> Tensor:
+    def term_at(self, sigma: Tensor, alpha: Tensor) -> Tensor:
         """The last term, as it is at this noise level."""
         assert self._term is not None
         return self._term * per_image(_share(sigma, alpha).to(self._term), self._term)
@@ -84,20 +85,15 @@ class CFGCache:
         """Whether the term is one of such images."""
         return self._term is not None and self._term.shape == x.shape
 
-    def _adapt(self, foretold: Tensor, term: Tensor) -> None:
-        """A longer distance after a good guess, a shorter one after a bad one."""
-        length, error = torch.stack([_length(term), _length(foretold - term)]).tolist()
+    def _adapt(self, predicted: Tensor, term: Tensor) -> None:
+        """A longer interval after a good prediction, a shorter one after a bad one."""
+        length, error = torch.stack([mean_norm(term), mean_norm(predicted - term)]).tolist()
         self._largest = max(self._largest, length)
         missed = error / max(self._largest, 1e-12)
-        if missed > self.reuse.tolerance:
-            self._distance = max(self.reuse.every, self._distance - 1)
-        elif missed < self.reuse.tolerance / 2:
-            self._distance = min(self._distance + 1, max(LONGEST, self.reuse.every))
-
-
-def _length(values: Tensor) -> Tensor:
-    """The L2 norm of each image (B, ...), averaged over the batch."""
-    return values.float().flatten(1).norm(dim=1).mean()
+        if missed > self.config.tolerance:
+            self._interval = max(self.config.interval, self._interval - 1)
+        elif missed < self.config.tolerance / 2:
+            self._interval = min(self._interval + 1, max(LONGEST, self.config.interval))
 
 
 def _share(sigma: Tensor, alpha: Tensor) -> Tensor:

@@ -3,50 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..classifiers.base import Classifier
-from ..core.noise import levels_like, per_image
+from ..classifiers.base import Classifier, SamplingPoint, Target
+from ..classifiers.gradient_cache import GradientCache
+from ..core.noise import per_image
+from ..schedules.run_position import RunPosition
+from ..schedules.schedule import GuidanceSchedule
 from .nan_guard import NaNGuard
 from .strength import Strength
 
 Report = Callable[[Tensor, Tensor, Tensor], None]
 
 
-def classifier_term(
-    classifier: Classifier,
-    x: Tensor,
-    denoised: Tensor,
-    sigma: Tensor | float,
-    label: Tensor | int,
-    strength: Strength,
-    alpha: Tensor | float = 1.0,
-    report: Report | None = None,
-    watch: NaNGuard | None = None,
-) -> Tensor:
-    """What guidance adds to the denoised image (B, ...) at x = alpha x0 + sigma eps.
+@dataclass(frozen=True)
+class Guide:
+    """A classifier, the label of each image (B,), and how strongly it is followed in a run.
 
-    scale * (sigma^2 / alpha) * grad_x log p(label | x), shaped by the options of `strength`; finite
-    and continuous also where sigma / alpha is beyond the classifier's range. A classifier whose
-    `through_model` is set needs `denoised` computed from x in torch's graph. `report` is called
-    with the scales (B,), the term (B, ...) and log p(y | x) of every class (B, classes). Raises
-    ValueError when the gradient is not finite; with the `watch` of a run, which does not wait for
-    the device, that may be told by a later call, or when it is finished.
+    A schedule takes the place of the strength's scale. cache: of this run.
     """
-    sigma, alpha = levels_like(x, sigma, alpha)
-    seen = classifier.evidence(x, denoised, sigma, label, alpha, strength.label_smoothing)
-    looking = watch or NaNGuard()
-    looking.check(seen.gradient, x, sigma)
-    if watch is None:
-        looking.finish()
-    scales = strength.scales(seen.log_probs)
-    term = guidance_term(seen.gradient, seen.sigma, scales, seen.alpha)
-    term = strength.capped(term, denoised.detach())
-    if report is not None:
-        report(scales, term, seen.log_probs)
-    return term
+
+    classifier: Classifier
+    labels: Tensor
+    strength: Strength
+    schedule: GuidanceSchedule | None = None
+    cache: GradientCache = field(default_factory=GradientCache)
+
+    def at(self, position: RunPosition | None, batch: int) -> Guide | None:
+        """The guide with the scale that it has there; None where it changes nothing.
+
+        Without a schedule the position is not looked at, and can be None.
+        """
+        if self.schedule is None:
+            return self if self.strength.is_on else None
+        assert position is not None
+        strength = self.strength.at(self.schedule, position, batch)
+        return replace(self, strength=strength) if strength.is_on else None
+
+    def needs_graph(self, x: Tensor) -> bool:
+        """Whether the next `term` at x (B, ...) needs `denoised` connected with it."""
+        return self.classifier.through_model and self.cache.is_due(x)
+
+    def term(
+        self, point: SamplingPoint, guard: NaNGuard | None = None, report: Report | None = None
+    ) -> Tensor:
+        """What guidance adds to the denoised image (B, ...) at that point (algorithm 2).
+
+        scale * weight * gradient of log p(label | x), shaped by the options of the strength;
+        finite and continuous also where sigma / alpha is beyond the classifier's range. `report`
+        is called with the scales (B,), the term (B, ...) and log p(y | x) of every class
+        (B, classes). Raises ValueError when the gradient is not finite; with the `guard` of a
+        run, which does not wait for the device, a later call or its end may raise that.
+        """
+        target = Target(self.labels, self.strength.label_smoothing)
+        output = self.cache.output(self.classifier, point, target)
+        check_gradient(output.gradient, point, guard)
+        scales = self.strength.scales(output.log_probs)
+        term = guidance_term(output.gradient, output.weight, scales)
+        term = self.strength.capped(term, point.denoised.detach())
+        if report is not None:
+            report(scales, term, output.log_probs)
+        return term
+
+
+def check_gradient(gradient: Tensor, point: SamplingPoint, guard: NaNGuard | None) -> None:
+    """Raises ValueError when it is not finite: at once without the guard of a run."""
+    own = guard or NaNGuard()
+    own.check(gradient, point.x, point.sigma)
+    if guard is None:
+        own.finish()
 
 
 def guide_denoised(
@@ -63,21 +91,19 @@ def guide_denoised(
     rule). It is algorithm 2 of the paper written for x0:
     eps_hat = eps - scale * sqrt(1 - alpha_bar) * gradient.
     """
-    return denoised + guidance_term(gradient, sigma, scale, alpha)
+    return denoised + guidance_term(gradient, sigma**2 / alpha, scale)
 
 
-def guidance_term(
-    gradient: Tensor, sigma: Tensor | float, scale: Tensor | float, alpha: Tensor | float = 1.0
-) -> Tensor:
-    """scale * (sigma^2 / alpha) * gradient, what guidance adds to the denoised image."""
-    factor = scale * (sigma**2 / alpha)
+def guidance_term(gradient: Tensor, weight: Tensor | float, scale: Tensor | float) -> Tensor:
+    """scale * weight * gradient (B, ...); weight and scale are numbers or (B,)."""
+    factor = scale * weight
     if isinstance(factor, Tensor):
         factor = factor.to(torch.promote_types(gradient.dtype, torch.float32))
     term = per_image(factor, gradient) * gradient
     return term.to(gradient.dtype)
 
 
-def mean_shift(gradient: Tensor, variance: Tensor, scale: Tensor | float) -> Tensor:
+def mean_shift(gradient: Tensor, variance: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """scale * Sigma * gradient, what algorithm 1 adds to the mean of a DDPM step.
 
     gradient is taken at x_t in VP coordinates; variance broadcasts with it.

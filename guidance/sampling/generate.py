@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..classifiers.base import Classifier
-from ..classifiers.gradient_cache import Memory, cached_classifier
+from ..classifiers.gradient_cache import GradientCache
 from ..core.distributed import ALONE, Processes
 from ..core.images import to_uint8
 from ..core.labels import parse_labels
 from ..schedules.schedule import GuidanceSchedule
 from .cfg_cache import CFGCacheConfig
-from .loop import Guide, Step, chain, place_of, sample
+from .classifier_guidance import Guide
+from .loop import sample, step_position
 from .low_res import UPSCALE
 from .model import DiffusionModel
 from .respacing import respaced_timesteps
+from .steps import Step, chain
 from .strength import Strength
 
 
@@ -29,9 +31,8 @@ from .strength import Strength
 class SamplingConfig:
     """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier.
 
-    Their
-    schedules, where given, take their place. `label` is "random", "all", indices and names with
-    commas, or the indices themselves.
+    Their schedules, where given, take their place. `label` is "random", "all", indices and names
+    with commas, or the indices themselves.
     """
 
     num_samples: int
@@ -49,8 +50,8 @@ class SamplingConfig:
     label_smoothing: float = 0.0
     schedule: GuidanceSchedule | None = None
     cfg_schedule: GuidanceSchedule | None = None
-    every: int = 1
-    cfg_every: int = 1
+    gradient_interval: int = 1
+    cfg_interval: int = 1
     cfg_tolerance: float = 0.0
 
     @property
@@ -64,9 +65,9 @@ class SamplingConfig:
         )
 
     @property
-    def reuse(self) -> CFGCacheConfig:
+    def cfg_cache(self) -> CFGCacheConfig:
         """When CFG's term is computed."""
-        return CFGCacheConfig(self.cfg_every, self.cfg_tolerance)
+        return CFGCacheConfig(self.cfg_interval, self.cfg_tolerance)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1:
@@ -76,13 +77,14 @@ class SamplingConfig:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
-        _ = self.strength, self.reuse, Memory(self.every)  # say what is wrong with them
+        # raise for what is wrong with them
+        _ = self.strength, self.cfg_cache, GradientCache(self.gradient_interval)
 
 
 def generate(
     model: DiffusionModel,
     classifier: Classifier | None,
-    job: SamplingConfig,
+    config: SamplingConfig,
     image_size: int | None = None,
     title: str = "sample",
     low_res: Tensor | None = None,
@@ -97,18 +99,18 @@ def generate(
     """
     _check_channels(model, classifier)
     size = _size(model, image_size, low_res)
-    generator = torch.Generator(model.device).manual_seed(job.seed)
-    steps = _steps(model, job)
-    wanted = _fixed_labels(model, classifier, job)
+    generator = torch.Generator(model.device).manual_seed(config.seed)
+    steps = _steps(model, config)
+    wanted = _fixed_labels(model, classifier, config)
     images: dict[int, np.ndarray] = {}
     labels: list[int] = []
-    starts = range(0, job.num_samples, job.batch_size)
+    starts = range(0, config.num_samples, config.batch_size)
     mine = [start for number, start in enumerate(starts) if processes.has(number)]
-    total = len(steps) * sum(min(job.batch_size, job.num_samples - start) for start in mine)
+    total = len(steps) * sum(min(config.batch_size, config.num_samples - start) for start in mine)
     quiet = not processes.first
     with tqdm(total=total, desc=title, unit="eval", mininterval=0.5, disable=quiet) as bar:
         for start in starts:
-            count = min(job.batch_size, job.num_samples - start)
+            count = min(config.batch_size, config.num_samples - start)
             batch = _batch_labels(model, classifier, wanted, start, count, generator)
             labels += batch.tolist() if batch is not None else [0] * count
             shape = (count, model.layout.image_channels, *size)
@@ -116,7 +118,7 @@ def generate(
                 _pass_over(shape, len(steps), generator)
                 continue
             small = _turn(low_res, start, count)
-            drawn = _draw(model, classifier, job, steps, batch, small, shape, generator, bar)
+            drawn = _draw(model, classifier, config, steps, batch, small, shape, generator, bar)
             images[start] = to_uint8(drawn)
     for others in processes.gathered(images):
         images |= others
@@ -124,21 +126,21 @@ def generate(
     return whole, np.array(labels, dtype=np.int64)
 
 
-def check_schedules(model: DiffusionModel, job: SamplingConfig) -> None:
-    """Raises ScheduleError for a schedule that does not fit the job's run, before it starts."""
-    steps = _steps(model, job)
-    whole = min(job.batch_size, job.num_samples)
-    last = job.num_samples % job.batch_size or whole
-    for schedule in filter(None, (job.schedule, job.cfg_schedule)):
+def check_schedules(model: DiffusionModel, config: SamplingConfig) -> None:
+    """Raises ScheduleError for a schedule that does not fit the config's run, before it starts."""
+    steps = _steps(model, config)
+    whole = min(config.batch_size, config.num_samples)
+    last = config.num_samples % config.batch_size or whole
+    for schedule in filter(None, (config.schedule, config.cfg_schedule)):
         schedule.check_model(flow=False)
         for index, step in enumerate(steps):
-            place = place_of(step, index, len(steps), len(model.schedule))
+            position = step_position(step, index, len(steps), len(model.schedule))
             for batch in (whole, last):
-                schedule.scales(place, batch)
+                schedule.scales(position, batch)
 
 
-def _steps(model: DiffusionModel, job: SamplingConfig) -> list[Step]:
-    timesteps = respaced_timesteps(job.respacing, len(model.schedule))
+def _steps(model: DiffusionModel, config: SamplingConfig) -> list[Step]:
+    timesteps = respaced_timesteps(config.respacing, len(model.schedule))
     return chain(model.schedule.alpha_bar.tolist(), timesteps)
 
 
@@ -172,7 +174,7 @@ def _size(model: DiffusionModel, image_size: int | None, low_res: Tensor | None)
 def _draw(
     model: DiffusionModel,
     classifier: Classifier | None,
-    job: SamplingConfig,
+    config: SamplingConfig,
     steps: Sequence[Step],
     labels: Tensor | None,
     low_res: Tensor | None,
@@ -188,20 +190,20 @@ def _draw(
 
     guides = []
     if classifier is not None and labels is not None:
-        asked = cached_classifier(classifier, job.every)
-        guides.append(Guide(asked, labels, job.strength, job.schedule))
+        cache = GradientCache(config.gradient_interval)
+        guides.append(Guide(classifier, labels, config.strength, config.schedule, cache))
     return sample(
         model,
         x,
         steps,
-        method=job.method,
-        eta=job.eta,
+        method=config.method,
+        eta=config.eta,
         labels=labels if model.num_classes else None,
-        cfg=job.cfg if job.cfg_schedule is None else job.cfg_schedule,
-        reuse=job.reuse,
+        cfg=config.cfg if config.cfg_schedule is None else config.cfg_schedule,
+        cfg_cache=config.cfg_cache,
         guides=guides,
         low_res=low_res,
-        clip_denoised=job.clip_denoised,
+        clip_denoised=config.clip_denoised,
         noise=noise,
     )
 
@@ -224,20 +226,20 @@ def _classes(model: DiffusionModel, classifier: Classifier | None) -> int:
 
 
 def _fixed_labels(
-    model: DiffusionModel, classifier: Classifier | None, job: SamplingConfig
+    model: DiffusionModel, classifier: Classifier | None, config: SamplingConfig
 ) -> list[int] | None:
     """The classes to go through in turn, or None for random ones."""
     classes = _classes(model, classifier)
-    if job.label == "random":
+    if config.label == "random":
         return None
     if classes == 0:
         raise ValueError("Neither the model nor a classifier knows classes; leave --label out.")
-    if job.label == "all":
+    if config.label == "all":
         return list(range(classes))
-    if not isinstance(job.label, str):
-        return _known(job.label, classes)
+    if not isinstance(config.label, str):
+        return _known(config.label, classes)
     names = (classifier.labels if classifier else None) or model.labels
-    return parse_labels(job.label, classes, names)
+    return parse_labels(config.label, classes, names)
 
 
 def _known(labels: Sequence[int], classes: int) -> list[int]:
@@ -265,8 +267,3 @@ def _batch_labels(
     if classes == 0:
         return None
     return torch.randint(0, classes, (count,), generator=generator, device=model.device)
-
-
-def replace_scales(job: SamplingConfig, scale: float, cfg: float) -> SamplingConfig:
-    """The same job at other strengths."""
-    return replace(job, scale=scale, cfg=cfg)

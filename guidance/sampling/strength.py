@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.host_copy import to_device
@@ -22,7 +21,8 @@ class Strength:
     entropy_limit: above 1, the scale grows with the classifier's certainty, at most by this
     factor (`entropy_factor`). cap: above 0, the guidance term is at most this share of the
     denoised image (`cap_factor`). label_smoothing: the share of the target that is spread over
-    all classes (`smoothed_target`). Raises ValueError for a value outside its range.
+    all classes (`classifiers.base.smoothed_target`). Raises ValueError for a value outside its
+    range.
     """
 
     scale: float | tuple[float, ...]
@@ -50,11 +50,15 @@ class Strength:
             return scales
         return scales * entropy_factor(log_probs, self.entropy_limit)
 
-    def at(self, schedule: GuidanceSchedule, place: RunPosition, batch: int) -> Strength | None:
-        """The same with the scale that the schedule has there; None where that is 0."""
-        scales = schedule.scales(place, batch)
-        each = tuple(scales) if isinstance(scales, list) else (scales,)
-        return replace(self, scale=each) if any(each) else None
+    @property
+    def is_on(self) -> bool:
+        """Whether it changes anything."""
+        return any(self.scale) if isinstance(self.scale, tuple) else self.scale != 0
+
+    def at(self, schedule: GuidanceSchedule, position: RunPosition, batch: int) -> Strength:
+        """The same with the scale that the schedule has there."""
+        scales = schedule.scales(position, batch)
+        return replace(self, scale=tuple(scales) if isinstance(scales, list) else (scales,))
 
     def capped(self, term: Tensor, denoised: Tensor) -> Tensor:
         """The guidance term (B, ...), shortened where it is over the cap."""
@@ -93,13 +97,3 @@ def cap_factor(term: Tensor, denoised: Tensor, cap: float) -> Tensor:
     """
     length, allowed = (v.float().flatten(1).norm(dim=1) for v in (term, denoised))
     return torch.where(length > cap * allowed, cap * allowed / length, torch.ones_like(length))
-
-
-def smoothed_target(label: Tensor, classes: int, smoothing: float) -> Tensor:
-    """(1 - a) one_hot(label) + a / K, (B, K): the target whose log-likelihood is followed.
-
-    label (B,), a = smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture",
-    section 7).
-    """
-    exact = F.one_hot(label, classes).float()
-    return (1 - smoothing) * exact + smoothing / classes

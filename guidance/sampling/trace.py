@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.host_copy import HostCopy
+from ..core.noise import mean_norm
 from ..schedules.run_position import RunPosition
 
 
@@ -43,11 +44,11 @@ class Evaluation:
     cfg_norm: of (cfg - 1) (cond - uncond), what CFG adds to the conditional prediction; None where
     uncond was not computed. passes: conditionings that the network was run for. saved: those that
     it was not run for, because CFG's last term was used again. A run does not wait for what is
-    computed on its device: `place_at` tells the place once its sigma has come from there.
+    computed on its device: `position_of` gives the position once its sigma has come from there.
     """
 
     sigma: HostCopy
-    place_at: Callable[[float], RunPosition]
+    position_of: Callable[[float], RunPosition]
     cfg: float | HostCopy | None = None
     cfg_norm: HostCopy | None = None
     passes: int = 0
@@ -55,9 +56,9 @@ class Evaluation:
     classifiers: list[ClassifierRecord] = field(default_factory=list)
 
     @property
-    def place(self) -> RunPosition:
+    def position(self) -> RunPosition:
         """Where in the run it was."""
-        return self.place_at(float(self.sigma.wait()))
+        return self.position_of(float(self.sigma.wait()))
 
     @property
     def arrived(self) -> bool:
@@ -69,11 +70,11 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers."""
-        place = self.place
+        position = self.position
         return {
-            "sigma": place.sigma,
-            "step": place.step,
-            "percent": place.percent,
+            "sigma": position.sigma,
+            "step": position.step,
+            "percent": position.percent,
             "cfg": float(self.cfg.wait()) if isinstance(self.cfg, HostCopy) else self.cfg,
             "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm.wait()),
             "passes": self.passes,
@@ -97,9 +98,9 @@ class Trace:
         """A new run: what was seen before goes."""
         self.evaluations = []
 
-    def evaluation(self, sigma: Tensor, place_at: Callable[[float], RunPosition]) -> Evaluation:
-        """The next one, at sigma (B,); `place_at` tells where a sigma is in the run."""
-        self.evaluations.append(Evaluation(HostCopy(sigma.flatten()[0]), place_at))
+    def evaluation(self, sigma: Tensor, position_of: Callable[[float], RunPosition]) -> Evaluation:
+        """The next one, at sigma (B,); `position_of` gives where a sigma is in the run."""
+        self.evaluations.append(Evaluation(HostCopy(sigma.flatten()[0]), position_of))
         return self.evaluations[-1]
 
     def passes(self, count: int) -> None:
@@ -137,11 +138,6 @@ class Trace:
     def to_json(self) -> str:
         """The same as JSON; what is not a number there is null."""
         return json.dumps(_plain(self.to_dict()), allow_nan=False)
-
-
-def mean_norm(values: Tensor) -> Tensor:
-    """The L2 norm of each image (B, ...), averaged over the batch."""
-    return values.detach().float().flatten(1).norm(dim=1).mean()
 
 
 def _mean(scale: Any) -> float | HostCopy:

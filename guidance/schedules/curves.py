@@ -1,17 +1,18 @@
-"""The kinds of curves that a guidance schedule can be: a scale for a place in the run.
+"""The kinds of curves that a guidance schedule can be: a scale for a position in the run.
 
-`at(place)` reads a curve anywhere, also between the steps; `to_dict()` is its JSON form, and the
-constructors refuse what is not one with a ScheduleError.
+A new kind is one class here, listed in CURVES. Constructors and `from_dict` raise ScheduleError.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from .expression import Expression, ExpressionError
 from .run_position import RunPosition
@@ -21,24 +22,69 @@ INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
 VARIABLES = ("percent", "step", "steps", "sigma")
 # a sigma comes out of a float32 list, and a percent out of that sigma
 SLACK = 1e-5
+MOST_LISTED = 5  # points or steps that a description names
 
 
 class ScheduleError(ValueError):
     """A schedule that cannot be used; one sentence says what was found and what would do."""
 
 
-class Curve(Protocol):
-    """What a schedule is made of."""
+class Curve(ABC):
+    """What a schedule is made of.
 
-    def at(self, place: RunPosition) -> float:
-        """The scale there."""
+    key: the key of the JSON form that only this kind has. keys: all that it may have. steps: of
+    the only runs that it fits; None for any. outside: its scale where guidance is off, or None.
+    """
 
+    key: ClassVar[str]
+    keys: ClassVar[frozenset[str]]
+    steps: int | None = None
+    outside: float | None = None
+
+    @property
+    def knots(self) -> Sequence[float]:
+        """The positions on its axis where it bends."""
+        return ()
+
+    @property
+    @abstractmethod
+    def depends_on(self) -> frozenset[str]:
+        """Which of percent, step and sigma decide on the scale."""
+
+    @abstractmethod
+    def at(self, position: RunPosition) -> float:
+        """The scale there, also between two steps."""
+
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
 
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, values: dict[str, Any]) -> Curve:
+        """From its JSON form, which has its key and none that it may not have."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """In a few words, for a table or a legend; long lists are shortened."""
+
+
+def curve_from_dict(values: dict[str, Any]) -> Curve:
+    """The curve of a JSON object, recognised by the key that only its kind has."""
+    for kind in CURVES:
+        if kind.key in values:
+            unknown = sorted(values.keys() - kind.keys)
+            if unknown:
+                raise ScheduleError(
+                    f"schedule has {unknown[0]!r}, which does not go with {kind.key!r}; "
+                    f"it may have {', '.join(sorted(kind.keys))}."
+                )
+            return kind.from_dict(values)
+    raise ScheduleError(f"schedule is {shortened(values)}; expected {FORMS}.")
+
 
 @dataclass(frozen=True)
-class Points:
+class Points(Curve):
     """Points (position, scale) in the order of the run, and what is between and outside them.
 
     Positions rise from 0 to 1 on the axes percent and step, and fall on the axis sigma. Between two
@@ -52,6 +98,11 @@ class Points:
     interpolation: str = "linear"
     outside: float | None = None
     exponent: float = 2.0
+
+    key: ClassVar[str] = "points"
+    keys: ClassVar[frozenset[str]] = frozenset(
+        {"axis", "points", "interpolation", "outside", "exponent"}
+    )
 
     def __post_init__(self) -> None:
         _one_of("axis", self.axis, AXES)
@@ -98,20 +149,20 @@ class Points:
     def _positions(self) -> list[float]:
         return [self._sign * position for position, _ in self.points]
 
-    def at(self, place: RunPosition) -> float:
+    def at(self, position: RunPosition) -> float:
         """The scale there."""
-        found = place.on(self.axis)
+        found = position.on(self.axis)
         slack = SLACK * (found if self.axis == "sigma" else 1)
-        position, (first, last) = self._sign * found, (self._positions[0], self._positions[-1])
-        if not first - slack <= position <= last + slack and self.outside is not None:
+        along, (first, last) = self._sign * found, (self._positions[0], self._positions[-1])
+        if not first - slack <= along <= last + slack and self.outside is not None:
             return self.outside
-        if position >= last:
+        if along >= last:
             return self.points[-1][1]
-        if position <= first:
+        if along <= first:
             return self.points[0][1]
-        after = bisect_right(self._positions, position)
+        after = bisect_right(self._positions, along)
         low, high = self._positions[after - 1], self._positions[after]
-        share = (position - low) / (high - low)
+        share = (along - low) / (high - low)
         return self._between(self.points[after - 1][1], self.points[after][1], share)
 
     def _between(self, a: float, b: float, share: float) -> float:
@@ -125,6 +176,16 @@ class Points:
             share = share**self.exponent
         return a + (b - a) * share
 
+    @property
+    def knots(self) -> list[float]:
+        """The points' positions."""
+        return [position for position, _ in self.points]
+
+    @property
+    def depends_on(self) -> frozenset[str]:
+        """Its axis."""
+        return frozenset({self.axis})
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         values: dict[str, Any] = {"axis": self.axis, "interpolation": self.interpolation}
@@ -133,12 +194,46 @@ class Points:
         values["points"] = [list(point) for point in self.points]
         return values if self.outside is None else values | {"outside": self.outside}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Points:
+        """From its JSON form."""
+        points, exponent = values["points"], values.get("exponent", 2.0)
+        pairs = isinstance(points, list) and all(
+            isinstance(point, list) and len(point) == 2 for point in points
+        )
+        if not pairs:
+            raise ScheduleError(
+                f"points is {shortened(points)}; expected a list of [position, scale]."
+            )
+        axis, interpolation = values.get("axis", "percent"), values.get("interpolation", "linear")
+        return cls(
+            axis, tuple((a, b) for a, b in points), interpolation, values.get("outside"), exponent
+        )
+
+    def describe(self) -> str:
+        """ "4 for percent 0.2 to 0.8, else 1"."""
+        scales = {scale for _, scale in self.points}
+        if len(scales) == 1 and self.outside is None:
+            return f"{scales.pop():g} everywhere"
+        if len(scales) == 1 and len(self.points) > 1:
+            start, end = self.points[0][0], self.points[-1][0]
+            text = f"{scales.pop():g} for {self.axis} {start:g} to {end:g}"
+        else:
+            pairs = [f"{scale:g} at {position:g}" for position, scale in self.points]
+            kinds = {"linear": "", "power": f"power {self.exponent:g}, "}
+            kind = kinds.get(self.interpolation, f"{self.interpolation}, ")
+            text = f"{kind}{self.axis}: {listed(pairs)}"
+        return text if self.outside is None else f"{text}, else {self.outside:g}"
+
 
 @dataclass(frozen=True)
-class StepList:
+class StepList(Curve):
     """A scale for each step of the run; between two steps, the earlier one's."""
 
     values: tuple[float, ...]
+
+    key: ClassVar[str] = "values"
+    keys: ClassVar[frozenset[str]] = frozenset({"axis", "values"})
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -146,27 +241,54 @@ class StepList:
         for value in self.values:
             _finite("one of values", value)
 
-    def at(self, place: RunPosition) -> float:
+    def at(self, position: RunPosition) -> float:
         """The scale there; ScheduleError when the run has another number of steps."""
-        if place.steps != len(self.values):
+        if position.steps != len(self.values):
             raise ScheduleError(
-                f"values lists {len(self.values)} scales, but this run has {place.steps} steps; "
+                f"values lists {len(self.values)} scales, but this run has {position.steps} steps; "
                 "list one for each, or use points, which fit any number."
             )
-        return self.values[int(place.step + SLACK)]
+        return self.values[int(position.step + SLACK)]
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {"axis": "step", "values": list(self.values)}
 
+    @property
+    def depends_on(self) -> frozenset[str]:
+        """The step."""
+        return frozenset({"step"})
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        """As many as there are values."""
+        return len(self.values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StepList:
+        """From its JSON form."""
+        _check_axis_is_step(values)
+        if not isinstance(values["values"], list):
+            raise ScheduleError(
+                f"values is {shortened(values['values'])}; expected a list of scales."
+            )
+        return cls(tuple(values["values"]))
+
+    def describe(self) -> str:
+        """ "step by step 7, 7, 5, 1"."""
+        return f"step by step {listed([f'{value:g}' for value in self.values])}"
+
 
 @dataclass(frozen=True)
-class LastSteps:
+class LastSteps(Curve):
     """`scale` in the last `last` steps of the run, `outside` before them."""
 
     last: int
     scale: float
     outside: float = 1.0
+
+    key: ClassVar[str] = "last"
+    keys: ClassVar[frozenset[str]] = frozenset({"axis", "last", "scale", "outside"})
 
     def __post_init__(self) -> None:
         if isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1:
@@ -174,18 +296,40 @@ class LastSteps:
         _finite("scale", self.scale)
         _finite("outside", self.outside)
 
-    def at(self, place: RunPosition) -> float:
+    def at(self, position: RunPosition) -> float:
         """The scale there."""
-        inside = place.step + SLACK >= place.steps - self.last
+        inside = position.step + SLACK >= position.steps - self.last
         return self.scale if inside else self.outside
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
         return {"axis": "step", "last": self.last, "scale": self.scale, "outside": self.outside}
 
+    @property
+    def depends_on(self) -> frozenset[str]:
+        """The step."""
+        return frozenset({"step"})
 
-class Formula:
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LastSteps:
+        """From its JSON form."""
+        _check_axis_is_step(values)
+        if "scale" not in values:
+            raise ScheduleError(
+                "schedule has 'last' and no 'scale'; give the scale of those steps."
+            )
+        return cls(values["last"], values["scale"], values.get("outside", 1.0))
+
+    def describe(self) -> str:
+        """ "4 in the last 5 steps, else 1"."""
+        return f"{self.scale:g} in the last {self.last} steps, else {self.outside:g}"
+
+
+class Formula(Curve):
     """An expression in percent, step, steps and sigma."""
+
+    key: ClassVar[str] = "expression"
+    keys: ClassVar[frozenset[str]] = frozenset({"expression"})
 
     def __init__(self, text: str):
         try:
@@ -196,14 +340,14 @@ class Formula:
             raise ScheduleError(str(error)) from error
 
     @property
-    def reads(self) -> frozenset[str]:
-        """Which of percent, step, steps and sigma decide on the scale."""
-        return self._expression.reads
+    def depends_on(self) -> frozenset[str]:
+        """Those of percent, step and sigma that it has."""
+        return self._expression.reads & {"percent", "step", "sigma"}
 
-    def at(self, place: RunPosition) -> float:
+    def at(self, position: RunPosition) -> float:
         """The scale there; ScheduleError where there is none."""
         try:
-            return self._expression(**{name: float(getattr(place, name)) for name in VARIABLES})
+            return self._expression(**{name: float(getattr(position, name)) for name in VARIABLES})
         except ExpressionError as error:
             raise ScheduleError(str(error)) from error
 
@@ -217,19 +361,52 @@ class Formula:
         """The JSON form."""
         return {"expression": self._expression.text}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Formula:
+        """From its JSON form."""
+        text = values["expression"]
+        if not isinstance(text, str):
+            raise ScheduleError(f"expression is {shortened(text)}; expected text.")
+        return cls(text)
+
+    def describe(self) -> str:
+        """The expression."""
+        return self._expression.text
+
+
+CURVES: tuple[type[Curve], ...] = (Points, StepList, LastSteps, Formula)
+FORMS = (
+    'a number, {"axis": ..., "points": [[position, scale], ...]}, {"axis": "step", "values": '
+    '[...]}, {"axis": "step", "last": k, "scale": ...} or {"expression": "..."}'
+)
+
+
+def _check_axis_is_step(values: dict[str, Any]) -> None:
+    if values.get("axis", "step") != "step":
+        raise ScheduleError(
+            f"axis is {shortened(values['axis'])}; a list of steps is on the axis step."
+        )
+
+
+def listed(parts: list[str]) -> str:
+    """The first few and the last."""
+    if len(parts) > MOST_LISTED:
+        parts = [*parts[: MOST_LISTED - 2], "...", parts[-1]]
+    return ", ".join(parts)
+
 
 def _finite(name: str, value: Any) -> None:
-    if not is_finite(value):
-        raise ScheduleError(f"The {name} is {brief(value)}; it must be a finite number.")
+    if not is_finite_number(value):
+        raise ScheduleError(f"The {name} is {shortened(value)}; it must be a finite number.")
 
 
-def is_finite(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     """Whether it is a number that a float can hold; an integer may be too large."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and -sys.float_info.max <= value <= sys.float_info.max
 
 
-def brief(value: Any) -> str:
+def shortened(value: Any) -> str:
     """What was found, for an error."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

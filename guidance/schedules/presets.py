@@ -10,7 +10,7 @@ from .schedule import GuidanceSchedule
 
 
 @dataclass(frozen=True)
-class Preset:
+class SchedulePreset:
     """A named schedule: which paper, which models it is meant for, and what it makes of a scale."""
 
     paper: str
@@ -35,24 +35,24 @@ def _power_cosine(scale: float) -> GuidanceSchedule:
     return GuidanceSchedule(Formula(f"1 + {scale - 1:.10g} * (1 - cos(pi * percent ** 4)) / 2"))
 
 
-PRESETS = {
-    "interval for SDXL": Preset(
+SCHEDULE_PRESETS = {
+    "interval for SDXL": SchedulePreset(
         "Kynkaanniemi et al. 2024, Applying Guidance in a Limited Interval Improves Sample and "
         "Distribution Quality in Diffusion Models",
         "SDXL and other EPS or V models with its range of sigma; refuses flow models",
         _interval_sdxl,
     ),
-    "linear rise": Preset(
+    "linear rise": SchedulePreset(
         "Wang et al. 2024, Analysis of Classifier-Free Guidance Weight Schedulers",
         "any model; the mean over the steps is the scale",
         _rise("linear"),
     ),
-    "cosine rise": Preset(
+    "cosine rise": SchedulePreset(
         "Wang et al. 2024, Analysis of Classifier-Free Guidance Weight Schedulers",
         "any model; the mean over the steps is the scale",
         _rise("cosine"),
     ),
-    "power-cosine rise": Preset(
+    "power-cosine rise": SchedulePreset(
         "Gao et al. 2023, Masked Diffusion Transformer is a Strong Image Synthesizer",
         "class-conditional models at high scales",
         _power_cosine,
@@ -62,6 +62,6 @@ PRESETS = {
 
 def preset(name: str, scale: float) -> GuidanceSchedule:
     """The named schedule at that scale; ScheduleError for another name."""
-    if name not in PRESETS:
-        raise ScheduleError(f"preset is {name!r}; expected one of {', '.join(PRESETS)}.")
-    return PRESETS[name].make(scale)
+    if name not in SCHEDULE_PRESETS:
+        raise ScheduleError(f"preset is {name!r}; expected one of {', '.join(SCHEDULE_PRESETS)}.")
+    return SCHEDULE_PRESETS[name].make(scale)

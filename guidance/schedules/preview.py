@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .curves import Formula, LastSteps, Points, ScheduleError, StepList
+from .curves import ScheduleError
 from .run_position import RunPosition
 from .schedule import GuidanceSchedule
 
@@ -46,16 +46,16 @@ def preview(schedule: GuidanceSchedule, steps: int | None = None) -> Preview:
     Raises ScheduleError, a ValueError, for what would end such a run.
     """
     if steps is None:
-        steps = len(schedule.curve.values) if isinstance(schedule.curve, StepList) else STEPS
+        steps = schedule.curve.steps or STEPS
     if not 1 <= steps <= MOST_STEPS:
         raise ScheduleError(f"steps is {steps}; a schedule is drawn for 1 to {MOST_STEPS}.")
     axis, by_sigma = _axis(schedule)
-    spots = _sigmas(schedule, steps) if axis == "sigma" else _run(schedule, steps)
-    readings = _readings(schedule, spots, strict=not by_sigma)
+    points = _sigmas(schedule, steps) if axis == "sigma" else _run(schedule, steps)
+    readings = _readings(schedule, points, strict=not by_sigma)
     scales = [scale for scale, _ in readings]
     active = [active for _, active in readings]
-    passes = sum(2 if on else 1 for spot, on in zip(spots, active, strict=True) if spot.is_step)
-    positions = [spot.position for spot in spots]
+    passes = sum(2 if on else 1 for point, on in zip(points, active, strict=True) if point.is_step)
+    positions = [point.position for point in points]
     return Preview(
         axis=axis,
         positions=positions,
@@ -72,27 +72,16 @@ class PlotPoint:
     """Where a picture has a point: its position on the axis, and where a run is then."""
 
     position: float
-    place: RunPosition
+    run: RunPosition
     is_step: bool = False
 
 
 def _axis(schedule: GuidanceSchedule) -> tuple[str, bool]:
     """What the schedule is drawn over, and whether sigma decides on its scale."""
-    curve = schedule.curve
-    if isinstance(curve, Formula):
-        places = curve.reads & {"percent", "step"}
-        by_sigma = "sigma" in curve.reads
-        if by_sigma and not places:
-            return "sigma", True
-        return ("step" if places == {"step"} else "percent"), by_sigma
-    if isinstance(curve, Points):
-        return curve.axis, curve.axis == "sigma"
-    return ("step" if isinstance(curve, (StepList, LastSteps)) else "percent"), False
-
-
-def _knots(schedule: GuidanceSchedule) -> list[float]:
-    curve = schedule.curve
-    return [position for position, _ in curve.points] if isinstance(curve, Points) else []
+    on = schedule.curve.depends_on
+    if on == {"sigma"}:
+        return "sigma", True
+    return ("step" if on - {"sigma"} == {"step"} else "percent"), "sigma" in on
 
 
 def _run(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
@@ -102,18 +91,18 @@ def _run(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
     at_step = {index / last: index for index in range(steps)}
     between = (index / (last * pieces) for index in range(last * pieces + 1) if index % pieces)
     sigma = _typical_sigma()
-    spots = []
-    for share in sorted({*at_step, *between, 1.0, *_knots(schedule)}):
+    points = []
+    for share in sorted({*at_step, *between, 1.0, *schedule.curve.knots}):
         step = at_step.get(share, share * (steps - 1))
-        place = RunPosition(percent=share, step=float(step), steps=steps, sigma=sigma(share))
-        spots.append(PlotPoint(share, place, share in at_step))
-    return spots
+        run = RunPosition(percent=share, step=float(step), steps=steps, sigma=sigma(share))
+        points.append(PlotPoint(share, run, share in at_step))
+    return points
 
 
 def _sigmas(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
     """Falling: the sigmas of Stable Diffusion, and as far as the schedule's points go."""
     sigma = _typical_sigma()
-    knots = [knot for knot in _knots(schedule) if knot >= LOWEST_SIGMA]
+    knots = [knot for knot in schedule.curve.knots if knot >= LOWEST_SIGMA]
     high, low = max([sigma(0), *knots]), min([sigma(1), *knots])
     found = sorted({*np.geomspace(high, low, CELLS + 1).tolist(), *knots}, reverse=True)
     return [
@@ -132,20 +121,20 @@ def _typical_sigma() -> Callable[[float], float]:
 
 
 def _readings(
-    schedule: GuidanceSchedule, spots: list[PlotPoint], *, strict: bool
+    schedule: GuidanceSchedule, points: list[PlotPoint], *, strict: bool
 ) -> list[tuple[float | None, bool]]:
-    """At each spot the scale, and whether it is another than 1.
+    """At each point the scale, and whether it is another than 1.
 
     Where there is none, None: a sampler may not ask between two steps, and a model may not have
     that sigma. A step without one is an error when strict, and so is a schedule without any.
     """
     found: list[tuple[float | None, bool]] = []
     wrong = None
-    for spot in spots:
+    for point in points:
         try:
-            found.append(_reading(schedule, spot.place))
+            found.append(_reading(schedule, point.run))
         except ScheduleError as error:
-            if strict and spot.is_step:
+            if strict and point.is_step:
                 raise
             wrong = wrong or error
             found.append((None, False))
@@ -154,17 +143,17 @@ def _readings(
     return found
 
 
-def _reading(schedule: GuidanceSchedule, place: RunPosition) -> tuple[float, bool]:
+def _reading(schedule: GuidanceSchedule, run: RunPosition) -> tuple[float, bool]:
     """The scale there, and whether it is another than 1 for an image of the batch."""
     try:
-        scales = schedule.scales(place, len(schedule.per_image))
-        scale = schedule.at(place) if isinstance(scales, list) else scales
+        scales = schedule.scales(run, len(schedule.per_image))
+        scale = schedule.at(run) if isinstance(scales, list) else scales
     except ArithmeticError:
         scales = scale = math.inf
     each = scales if isinstance(scales, list) else [scales]
     if not all(map(math.isfinite, each)):
         raise ScheduleError(
-            f"The scale at percent {place.percent:.4g} is too large for a number; choose smaller "
+            f"The scale at percent {run.percent:.4g} is too large for a number; choose smaller "
             "ones."
         )
     return scale, scales != 1

@@ -8,28 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from .curves import (
-    AXES,
+    FORMS,
     Curve,
-    Formula,
-    LastSteps,
     Points,
     ScheduleError,
-    StepList,
-    brief,
-    is_finite,
+    curve_from_dict,
+    is_finite_number,
+    listed,
+    shortened,
 )
 from .run_position import RunPosition
 
 MODELS = ("any", "ve", "flow")
-FORMS = (
-    'a number, {"axis": ..., "points": [[position, scale], ...]}, {"axis": "step", "values": '
-    '[...]}, {"axis": "step", "last": k, "scale": ...} or {"expression": "..."}'
-)
 
 
 @dataclass(frozen=True)
 class GuidanceSchedule:
-    """A scale for each place in a run: of CFG, or of classifier guidance.
+    """A scale for each position in a run: of CFG, or of classifier guidance.
 
     curve: what is read. per_image: factors, one for each image of a batch, of the curve's scale
     (where it differs from `outside`). models: "ve" (x = x0 + sigma eps) or "flow" when its sigmas
@@ -43,9 +38,9 @@ class GuidanceSchedule:
     def __post_init__(self) -> None:
         if self.models not in MODELS:
             raise ScheduleError(f"models is {self.models!r}; expected {', '.join(MODELS)}.")
-        if not all(map(is_finite, self.per_image)):
+        if not all(map(is_finite_number, self.per_image)):
             raise ScheduleError(
-                f"per_image is {brief(list(self.per_image))}; expected finite numbers."
+                f"per_image is {shortened(list(self.per_image))}; expected finite numbers."
             )
 
     # --- kinds ---
@@ -76,14 +71,14 @@ class GuidanceSchedule:
 
     # --- reading ---
 
-    def at(self, place: RunPosition) -> float:
+    def at(self, position: RunPosition) -> float:
         """The scale there, a finite number."""
-        return float(self.curve.at(place))
+        return float(self.curve.at(position))
 
-    def scales(self, place: RunPosition, batch: int) -> float | list[float]:
+    def scales(self, position: RunPosition, batch: int) -> float | list[float]:
         """The scale there, or one for each image of the batch where they differ."""
-        scale = self.at(place)
-        if not self.per_image or scale == getattr(self.curve, "outside", None):
+        scale = self.at(position)
+        if not self.per_image or scale == self.curve.outside:
             return scale
         if len(self.per_image) not in (1, batch):
             raise ScheduleError(
@@ -97,9 +92,17 @@ class GuidanceSchedule:
         """Raises ScheduleError when its sigmas mean nothing on that kind of model."""
         if self.models not in ("any", "flow" if flow else "ve"):
             raise ScheduleError(_wrong_kind(f"is for {self.models} models", flow))
-        top = self.curve.points[0][0] if isinstance(self.curve, Points) else 0
+        top = max(self.curve.knots, default=0)
         if flow and top > 1:  # on the axis sigma: the others end at 1
             raise ScheduleError(_wrong_kind(f"starts at sigma {top:g}", flow))
+
+    def describe(self) -> str:
+        """ "4 for percent 0.2 to 0.8, else 1"; long lists are shortened: it need not be unique."""
+        text = self.curve.describe()
+        if self.per_image:
+            factors = listed([f"{factor:g}" for factor in self.per_image])
+            text += f", per image times {factors}"
+        return text
 
     # --- JSON ---
 
@@ -134,13 +137,13 @@ class GuidanceSchedule:
         if isinstance(values, list):
             values = {"axis": "percent", "points": values}
         if not isinstance(values, dict):
-            raise ScheduleError(f"schedule is {brief(values)}; expected {FORMS}.")
+            raise ScheduleError(f"schedule is {shortened(values)}; expected {FORMS}.")
         values = dict(values)
         per_image = values.pop("per_image", [])
         if not isinstance(per_image, list):
-            raise ScheduleError(f"per_image is {brief(per_image)}; expected a list of numbers.")
+            raise ScheduleError(f"per_image is {shortened(per_image)}; expected a list of numbers.")
         models = values.pop("models", "any")
-        return cls(_curve(values), tuple(per_image), models)
+        return cls(curve_from_dict(values), tuple(per_image), models)
 
 
 def _no_constant(name: str) -> float:
@@ -158,72 +161,3 @@ def _wrong_kind(what: str, flow: bool) -> str:
         else "a model whose sigma is a standard deviation of noise and goes far above 1"
     )
     return f"The schedule {what}, but this is {reason}; use the axis percent or step instead."
-
-
-def _curve(values: dict[str, Any]) -> Curve:
-    """The curve of a JSON object, recognised by the key that only its kind has."""
-    for key, (allowed, read) in KINDS.items():
-        if key in values:
-            unknown = sorted(values.keys() - allowed)
-            if unknown:
-                raise ScheduleError(
-                    f"schedule has {unknown[0]!r}, which does not go with {key!r}; "
-                    f"it may have {', '.join(sorted(allowed))}."
-                )
-            return read(values)
-    raise ScheduleError(f"schedule is {brief(values)}; expected {FORMS}.")
-
-
-def _points(values: dict[str, Any]) -> Curve:
-    points = values["points"]
-    pairs = isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)
-    if not pairs:
-        raise ScheduleError(f"points is {brief(points)}; expected a list of [position, scale].")
-    exponent = values.get("exponent", 2.0)
-    if not _is_number(exponent):
-        raise ScheduleError(f"exponent is {brief(exponent)}; it must be a number above 0.")
-    return Points(
-        values.get("axis", "percent"),
-        tuple((p[0], p[1]) for p in points),
-        values.get("interpolation", "linear"),
-        values.get("outside"),
-        exponent,
-    )
-
-
-def _step_list(values: dict[str, Any]) -> Curve:
-    _on_steps(values)
-    if not isinstance(values["values"], list):
-        raise ScheduleError(f"values is {brief(values['values'])}; expected a list of scales.")
-    return StepList(tuple(values["values"]))
-
-
-def _last_steps(values: dict[str, Any]) -> Curve:
-    _on_steps(values)
-    if "scale" not in values:
-        raise ScheduleError("schedule has 'last' and no 'scale'; give the scale of those steps.")
-    return LastSteps(values["last"], values["scale"], values.get("outside", 1.0))
-
-
-def _on_steps(values: dict[str, Any]) -> None:
-    if values.get("axis", "step") != "step":
-        raise ScheduleError(
-            f"axis is {brief(values['axis'])}; a list of steps is on the axis step."
-        )
-
-
-def _formula(values: dict[str, Any]) -> Curve:
-    text = values["expression"]
-    if not isinstance(text, str):
-        raise ScheduleError(f"expression is {brief(text)}; expected text.")
-    return Formula(text)
-
-
-KINDS: dict[str, tuple[set[str], Any]] = {
-    "points": ({"axis", "points", "interpolation", "outside", "exponent"}, _points),
-    "values": ({"axis", "values"}, _step_list),
-    "last": ({"axis", "last", "scale", "outside"}, _last_steps),
-    "expression": ({"expression"}, _formula),
-}
-
-__all__ = ["AXES", "GuidanceSchedule", "RunPosition", "ScheduleError"]

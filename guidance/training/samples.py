@@ -34,7 +34,7 @@ class Sampler:
         """Writes it."""
         model = DiffusionModel(network, self.schedule)
         columns = min(model.num_classes, 10) or ROWS
-        job = SamplingConfig(
+        config = SamplingConfig(
             num_samples=ROWS * columns,
             batch_size=ROWS * columns,
             label=list(range(columns)) if model.num_classes else "random",
@@ -42,6 +42,6 @@ class Sampler:
             respacing=self.respacing,
         )
         with torch.no_grad():
-            images, _ = generate(model, None, job, title=f"samples at step {step}")
+            images, _ = generate(model, None, config, title=f"samples at step {step}")
         with atomic_path(sample_path(self.output, step)) as temporary:
             save_grid(temporary, images, columns)

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.patcher_extension
 import torch
 from torch import Tensor
 
 from ...guidance.core.host_copy import to_device
 from ...guidance.schedules.schedule import GuidanceSchedule
-from ..host import comfy_adapter as adapter
+from ..host import hooks, model_info
+from ..host.run_state import keep_run_state, run_position, run_state
 
 KEY = "cfg_schedule"
 
 
 def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
-    """The MODEL, with its cfg following the schedule; ScheduleError when its kind does not fit."""
-    check_schedule(schedule, model)
+    """The MODEL, its cfg by the schedule; ScheduleError when its sigmas mean nothing on it."""
+    schedule.check_model(model_info.is_flow(model.get_model_object("model_sampling")))
     scheduled = model.clone()
-    wrappers = comfy.patcher_extension.WrappersMP
-    scheduled.add_wrapper_with_key(wrappers.OUTER_SAMPLE, KEY, prepared_for_any_cfg)
-    scheduled.add_wrapper_with_key(wrappers.PREDICT_NOISE, KEY, ScheduledCFG(schedule))
+    keep_run_state(scheduled)
+    hooks.around_run(scheduled, KEY, prepared_for_any_cfg)
+    hooks.around_prediction(scheduled, KEY, ScheduledCFG(schedule))
     return scheduled
 
 
 def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
-    """An OUTER_SAMPLE wrapper: a guider that begins at cfg 1 does not leave the negative out."""
+    """A guider that begins at cfg 1 does not leave the negative out of the whole run."""
     guider = executor.class_obj
     saved = getattr(guider, "cfg", None)
     if saved == 1:
@@ -37,11 +39,6 @@ def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
     finally:
         if saved is not None:
             guider.cfg = saved
-
-
-def check_schedule(schedule: GuidanceSchedule, model: Any) -> None:
-    """Raises ScheduleError when the schedule's sigmas mean nothing on this MODEL."""
-    schedule.check_model(adapter.is_flow(model.get_model_object("model_sampling")))
 
 
 class PerImageScale(Tensor):
@@ -55,7 +52,7 @@ class PerImageScale(Tensor):
 
 @dataclass(frozen=True)
 class ScheduledCFG:
-    """A PREDICT_NOISE wrapper that sets the guider's cfg for one evaluation."""
+    """Sets the guider's cfg for one evaluation."""
 
     schedule: GuidanceSchedule
 
@@ -63,16 +60,16 @@ class ScheduledCFG:
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
     ) -> Tensor:
         """The guider's denoised image at x and sigma (B,)."""
-        guider = executor.class_obj
-        check_guider(guider)
-        place = adapter.place_of(guider, sigma, model_options)
-        scales = self.schedule.scales(place, len(x))
-        saved = guider.cfg
-        guider.cfg = scales if isinstance(scales, float) else _per_image(scales, x)
-        try:
-            return executor(x, sigma, model_options, seed)
-        finally:
-            guider.cfg = saved
+        guider, state = executor.class_obj, run_state(model_options)
+        _check_negative(guider)
+        position = run_position(guider, sigma, model_options)
+        scales = self.schedule.scales(position, len(x))
+        cfg = scales if isinstance(scales, float) else _per_image(scales, x)
+        used = cfg_set if state.cfg_is_followed else cfg_followed
+        with used(guider, cfg):
+            denoised = executor(x, sigma, model_options, seed)
+        state.cfg_is_followed = True
+        return denoised
 
 
 def _per_image(scales: list[float], x: Tensor) -> Tensor:
@@ -81,18 +78,53 @@ def _per_image(scales: list[float], x: Tensor) -> Tensor:
     return values.view(shape).as_subclass(PerImageScale)
 
 
-def check_guider(guider: Any) -> None:
-    """Raises ValueError for a guider that would not follow: without a negative, or a cfg of its."""
-    name = type(guider).__name__
+@contextmanager
+def cfg_set(guider: Any, cfg: Any) -> Iterator[None]:
+    """The guider with that cfg, for the time of the block."""
+    saved = guider.cfg
+    guider.cfg = cfg
+    try:
+        yield
+    finally:
+        guider.cfg = saved
+
+
+@contextmanager
+def cfg_followed(guider: Any, cfg: Any) -> Iterator[None]:
+    """As `cfg_set`; raises ValueError after the block when the guider did not read this cfg.
+
+    Whatever pack the guider comes from, however its methods are wrapped: for the time of the block
+    its class is one in which `cfg` notes who reads and who replaces it.
+    """
+    kind, seen = type(guider), set()
+
+    class Watched(kind):  # type: ignore[misc, valid-type]
+        @property
+        def cfg(self) -> Any:
+            seen.add("read")
+            return cfg
+
+        @cfg.setter
+        def cfg(self, value: Any) -> None:
+            seen.add("replaced")
+
+    Watched.__name__ = Watched.__qualname__ = kind.__name__
+    guider.__class__ = Watched
+    try:
+        yield
+    finally:
+        guider.__class__ = kind
+    if seen != {"read"}:
+        raise ValueError(
+            f"CFG Scale Scheduler sets one scale, but {kind.__name__} keeps scales of its own and "
+            "would not follow; use a guider with one cfg, or take CFG Scale Scheduler away."
+        )
+
+
+def _check_negative(guider: Any) -> None:
+    """Raises ValueError for a guider without a negative: its prediction has no CFG."""
     if "negative" not in guider.conds:
         raise ValueError(
-            f"CFG Scale Scheduler needs a negative conditioning, and {name} has none; use "
-            "Classifier-Free Guidance or CFGGuider, or take CFG Scale Scheduler away."
-        )
-    # what its prediction reads, in whatever pack it was written
-    read = type(guider).predict_noise.__code__.co_names
-    if "cfg" not in read and "super" not in read:
-        raise ValueError(
-            f"CFG Scale Scheduler sets one scale, but {name} keeps scales of its own and would "
-            "not follow; use a guider with one cfg, or take CFG Scale Scheduler away."
+            f"CFG Scale Scheduler needs a negative conditioning, and {type(guider).__name__} has "
+            "none; use Classifier-Free Guidance or CFGGuider, or take CFG Scale Scheduler away."
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,197 +9,116 @@ import torch
 from torch import Tensor
 
 from ...guidance.adm import EncoderUNet
-from ...guidance.classifiers.gradient_cache import CachedClassifier, Memory
+from ...guidance.classifiers.base import SamplingPoint
+from ...guidance.classifiers.gradient_cache import GradientCache
 from ...guidance.core.host_copy import to_device
 from ...guidance.core.labels import spread_labels
 from ...guidance.core.noise import per_image
-from ...guidance.sampling.classifier_guidance import Report, classifier_term
+from ...guidance.sampling.classifier_guidance import Guide, Report
 from ...guidance.sampling.strength import Strength
 from ...guidance.sampling.trace import Trace
 from ...guidance.schedules.schedule import GuidanceSchedule
-from ..host import comfy_adapter as adapter
+from ..host import hooks, model_info
+from ..host.autograd import check_differentiable, predict_with_graph
+from ..host.classifiers import PlacedClassifier
+from ..host.memory import reserve_gradient_memory
+from ..host.patcher import attach
+from ..host.run_state import RunState, keep_run_state, run_position, run_state
+from ..host.side_outputs import requested
+from .fit import check_fit
 
 KEY = "classifier_guidance"
 NAME = "label of Classifier Guidance"
 
 
-def check_fit(placed: adapter.PlacedClassifier, model: Any) -> None:
-    """Raises ValueError when the classifier cannot steer this MODEL: other channels, no noise."""
-    if adapter.starts_from_an_image(model.get_model_object("model_sampling")):
-        raise ValueError(
-            "model turns an image into another one without noise, so there is no noisy image for "
-            "Classifier Guidance to read; use it on a model that samples from noise."
-        )
+def guided(
+    model: Any,
+    placed: PlacedClassifier,
+    labels: list[int],
+    strength: Strength,
+    schedule: GuidanceSchedule | None = None,
+    gradient_interval: int = 1,
+) -> Any:
+    """The MODEL, steered; raises ValueError where the classifier cannot steer it."""
+    check_fit(placed, model)
     if placed.classifier.through_model:
-        adapter.check_differentiable(model)
-    if placed.classifier.reads_images and adapter.space_of(model) != adapter.PIXELS:
-        _check_decoded(placed, model)
-        return
-    wanted, found = placed.classifier.channels, adapter.latent_channels(model)
-    if wanted is not None and wanted != found:
-        raise ValueError(
-            f"{placed.file_name} was trained on {wanted}-channel images, but this model's latents "
-            f"have {found} channels; use a classifier trained for this model's space."
-        )
-    space, here = placed.classifier.space, adapter.space_of(model)
-    if space is not None and space != here:
-        raise ValueError(
-            f"{placed.file_name} was trained in the space {space}, but this model works in {here}; "
-            "use a classifier trained for this model's space."
-        )
-
-
-def _check_decoded(placed: adapter.PlacedClassifier, model: Any) -> None:
-    """Raises ValueError when images cannot be had from this MODEL's latents."""
-    space, channels = adapter.space_of(model), adapter.latent_channels(model)
-    dimensions = adapter.latent_dimensions(model)
-    if dimensions != 2:
-        raise ValueError(
-            f"model works on {space} latents, which are {'video' if dimensions == 3 else 'sound'}; "
-            "Classifier Guidance steers images."
-        )
-    if placed.vae is None:
-        raise ValueError(
-            f"{placed.file_name} reads images, but this model works on {space} latents; connect "
-            "the model's VAE to vae on Load Image Classifier."
-        )
-    if placed.vae.channels != channels:
-        raise ValueError(
-            f"vae on Load Image Classifier decodes {placed.vae.channels}-channel latents, but this "
-            f"model's have {channels} channels; connect the VAE that belongs to the model."
-        )
-
-
-class GuidanceSum:
-    """What the guides of one evaluation have added so far, innermost first.
-
-    Guides in a row wrap each other, and each gets what those inside it have guided. All of them
-    are to judge the model's own prediction, so that they add up: this is what to take away.
-    """
-
-    def __init__(self) -> None:
-        self.terms: Tensor | float = 0.0
-
-    def taken_from(self, denoised: Tensor) -> Tensor:
-        """The model's own prediction, in the graph that `denoised` is in."""
-        if isinstance(self.terms, float):
-            return denoised
-        with torch.inference_mode(False), torch.set_grad_enabled(denoised.requires_grad):
-            return denoised - self.terms
-
-
-@contextmanager
-def shared_guidance_sum(options: dict) -> Iterator[GuidanceSum]:
-    """The sum that all guides of this evaluation share; the outermost begins and ends it."""
-    if adapter.ADDED_KEY in options:
-        yield options[adapter.ADDED_KEY]
-        return
-    options[adapter.ADDED_KEY] = GuidanceSum()
-    try:
-        yield options[adapter.ADDED_KEY]
-    finally:
-        del options[adapter.ADDED_KEY]
+        check_differentiable(model)
+    if schedule is not None:
+        schedule.check_model(model_info.is_flow(model.get_model_object("model_sampling")))
+    if schedule is None and not strength.is_on:
+        return model
+    steered = model.clone()
+    # a number of its own for each node in a row, so that they add up
+    key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
+    attach(steered, key, placed.patchers(model))
+    reserve_gradient_memory(steered)
+    keep_run_state(steered)
+    wrapper = ClassifierGuide(placed, labels, strength, key, schedule, gradient_interval)
+    hooks.around_prediction(steered, key, wrapper)
+    return steered
 
 
 @dataclass(frozen=True)
 class ClassifierGuide:
-    """A PREDICT_NOISE wrapper that adds what `classifier_term` gives to the denoised image."""
+    """Adds the classifier's term to the denoised image of each evaluation."""
 
-    placed: adapter.PlacedClassifier
+    placed: PlacedClassifier
     labels: list[int]
     strength: Strength
     key: str
     schedule: GuidanceSchedule | None = None
-    every: int = 1
+    gradient_interval: int = 1
 
     def __call__(
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
     ) -> Tensor:
         """The guider's denoised image (B, C, H, W) at x and sigma (B,), guided."""
         # before the big model runs: a label or size that does not fit is said at once
-        labels = to_device(x.device, torch.tensor(spread_labels(self.labels, len(x), NAME)))
+        labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
-        strength = self._strength_at(executor.class_obj, x, sigma, model_options)
-        if strength is None:
+        state, options = run_state(model_options), hooks.options_of(model_options)
+        guide = self._guide(executor.class_obj, x, sigma, labels, model_options)
+        if guide is None:
             return executor(x, sigma, model_options, seed)
-        options = model_options.setdefault("transformer_options", {})
-        with shared_guidance_sum(options) as added:
-            added.terms = 0.0  # a wrapper further out may evaluate more than once
-            memory = self._memory(options)
-            x_in, denoised = self._predicted(executor, x, sigma, model_options, seed, memory)
-            own = added.taken_from(denoised)
-            about = (labels, strength, options, memory)
-            term = self._term(executor.class_obj, x_in, own, sigma, *about)
-            # whoever differentiates further out needs the graph; nobody else may keep it
+        with state.guidance_sum() as total:
+            total.terms = 0.0  # a wrapper further out may evaluate more than once
+            call = (executor, x, sigma, model_options, seed)
+            x_in, denoised = predict_with_graph(*call) if guide.needs_graph(x) else (x, _run(*call))
+            model = executor.class_obj.inner_model
+            level, alpha = model_info.levels_of(model.model_sampling, sigma)
+            point = SamplingPoint.at(x_in, total.removed_from(denoised), level, alpha)
+            term = self._term(guide, point, state, options)
+            # who differentiates further out needs the graph; nobody else may keep it
             denoised = denoised if x.requires_grad else denoised.detach()
-            asked = options.get(adapter.GRADIENT_KEY)
-            if asked is not None:
-                # the gradient that gives this term: algorithm 1 weighs it by another variance
-                level, alpha = self._levels(executor.class_obj, sigma)
-                asked.items.append(term * per_image(alpha / level**2, term))
+            side_outputs = requested(options)
+            if side_outputs is not None:
+                # the gradient that gives this term: algorithm 1 weights it by another variance
+                side_outputs.gradients.append(term * per_image(alpha / level**2, term))
                 return denoised
-            added.terms = added.terms + term
+            total.terms = total.terms + term
             return denoised + term
 
-    def _predicted(
-        self,
-        executor: Any,
-        x: Tensor,
-        sigma: Tensor,
-        model_options: dict,
-        seed: Any,
-        memory: Memory,
-    ) -> tuple[Tensor, Tensor]:
-        """x and the guider's denoised image; connected where the classifier asks for it."""
-        if self.placed.classifier.through_model and memory.due:
-            return adapter.predict_with_graph(executor, x, sigma, model_options, seed)
-        return x, executor(x, sigma, model_options, seed)
-
-    def _term(
-        self,
-        guider: Any,
-        x: Tensor,
-        denoised: Tensor,
-        sigma: Tensor,
-        labels: Tensor,
-        strength: Strength,
-        options: dict,
-        memory: Memory,
-    ) -> Tensor:
-        """What is added to the denoised image."""
-        patchers = guider.model_patcher.get_additional_models_with_key(self.key)
+    def _guide(
+        self, guider: Any, x: Tensor, sigma: Tensor, labels: Tensor, model_options: dict
+    ) -> Guide | None:
+        """The guide of this run, at its scale here; None where it is off."""
+        position = None
+        if self.schedule is not None:
+            position = run_position(guider, sigma, model_options)
         # looked up by key: cloning a MODEL clones what is attached to it, too
-        classifier = CachedClassifier(self.placed.bind(patchers, guider.inner_model), memory)
-        level, alpha = self._levels(guider, sigma)
-        report = _reporting(options.get(adapter.TRACE_KEY, ()), labels)
-        return classifier_term(
-            classifier,
-            x,
-            denoised,
-            level,
-            labels,
-            strength,
-            alpha,
-            report,
-            options.get(adapter.WATCH_KEY),
-        ).detach()
+        patchers = guider.model_patcher.get_additional_models_with_key(self.key)
+        return Guide(
+            self.placed.bind(patchers, guider.inner_model),
+            to_device(x.device, labels),
+            self.strength,
+            self.schedule,
+            run_state(model_options).cache(self.key, lambda: GradientCache(self.gradient_interval)),
+        ).at(position, len(x))
 
-    def _memory(self, options: dict) -> Memory:
-        """This run's; the options are the run's own."""
-        kept = options.setdefault(adapter.HELD_KEY, {})
-        return kept.setdefault(self.key, Memory(self.every))
-
-    def _levels(self, guider: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        return adapter.levels_of(guider.inner_model.model_sampling, sigma)
-
-    def _strength_at(
-        self, guider: Any, x: Tensor, sigma: Tensor, model_options: dict
-    ) -> Strength | None:
-        """How strongly the classifier is followed here; None where it is off."""
-        if self.schedule is None:
-            return self.strength
-        place = adapter.place_of(guider, sigma, model_options)
-        return self.strength.at(self.schedule, place, len(x))
+    def _term(self, guide: Guide, point: SamplingPoint, state: RunState, options: dict) -> Tensor:
+        """What is added to the denoised image."""
+        report = _reporting(options.get(hooks.TRACES, ()), guide.labels)
+        return guide.term(point, state.nan_guard, report).detach()
 
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 4:
@@ -214,6 +131,10 @@ class ClassifierGuide:
             network.check_size(x.shape[-2:])
 
 
+def _run(executor: Any, *arguments: Any) -> Tensor:
+    return executor(*arguments)
+
+
 def _kind(x: Tensor) -> str:
     """What a latent that is no image is: core packs several into (B, 1, N)."""
     if x.ndim == 5:
@@ -222,13 +143,13 @@ def _kind(x: Tensor) -> str:
 
 
 def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:
-    """What tells the traces; nothing where there are none."""
+    """Tells the traces; None where there are none."""
     if not traces:
         return None
 
     def report(scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
-        chosen = labels[:, None]
+        chosen = log_probs.gather(1, labels[:, None])[:, 0]
         for trace in traces:
-            trace.classifier(scales, term, log_probs.gather(1, chosen)[:, 0])
+            trace.classifier(scales, term, chosen)
 
     return report

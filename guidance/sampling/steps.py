@@ -1,0 +1,104 @@
+"""DDPM and DDIM steps in VP coordinates.
+
+DDPM: Ho et al. 2020, eq. 6-7, with the learned variance of Nichol & Dhariwal 2021, eq. 15.
+DDIM: Song et al. 2021, eq. 12 and 16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reverse step of a (respaced) chain, from alpha_bar to alpha_bar_prev > alpha_bar.
+
+    `floor` is the variance used where the posterior's own is zero, in the chain's last step:
+    the posterior variance one step earlier.
+    """
+
+    timestep: int
+    alpha_bar: float
+    alpha_bar_prev: float
+    floor: float
+
+    @property
+    def last(self) -> bool:
+        return self.alpha_bar_prev >= 1.0
+
+    @property
+    def beta(self) -> float:
+        return 1 - self.alpha_bar / self.alpha_bar_prev
+
+    @property
+    def log_variance_range(self) -> tuple[float, float]:
+        """log beta_tilde (clipped) and log beta: the ends of the learned range."""
+        low = posterior_variance(self.alpha_bar, self.alpha_bar_prev) or self.floor
+        return math.log(low), math.log(self.beta)
+
+
+def posterior_variance(alpha_bar: float, alpha_bar_prev: float) -> float:
+    """beta_tilde = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta (Ho et al. 2020, eq. 7)."""
+    return (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
+
+
+def chain(alpha_bar: Sequence[float], timesteps: Sequence[int]) -> list[Step]:
+    """The steps through ascending `timesteps` of the schedule `alpha_bar`, noisiest first.
+
+    Raises ValueError for timesteps that do not rise, or lie outside the schedule.
+    """
+    rising = all(low < high for low, high in zip(timesteps, timesteps[1:], strict=False))
+    if not timesteps or not rising or not 0 <= timesteps[0] <= timesteps[-1] < len(alpha_bar):
+        raise ValueError(
+            f"timesteps are {_shortened(timesteps)}; expected at least one, rising, from 0 to "
+            f"{len(alpha_bar) - 1}."
+        )
+    values = [float(alpha_bar[t]) for t in timesteps]
+    previous = [1.0, *values[:-1]]
+    floor = posterior_variance(values[1], values[0]) if len(values) > 1 else 1 - values[0]
+    steps = [
+        Step(t, now, prev, floor) for t, now, prev in zip(timesteps, values, previous, strict=True)
+    ]
+    return steps[::-1]
+
+
+def _shortened(timesteps: Sequence[int]) -> str:
+    return str(list(timesteps[:8])) + ("..." if len(timesteps) > 8 else "")
+
+
+def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
+    """(x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
+    return x * (1 / alpha_bar) ** 0.5 - eps * (1 / alpha_bar - 1) ** 0.5
+
+
+def ddpm_variance(step: Step, v: Tensor | None, like: Tensor) -> Tensor:
+    """Sigma: between beta_tilde and beta as the network's `v` in [-1, 1] says; beta without it."""
+    low, high = step.log_variance_range
+    if v is None:
+        return torch.full_like(like[:1], step.floor if step.last else step.beta)
+    share = (v + 1) / 2
+    return (share * high + (1 - share) * low).exp()
+
+
+def ddpm_step(
+    x: Tensor, x0: Tensor, variance: Tensor, step: Step, shift: Tensor | float, noise: Tensor
+) -> Tensor:
+    """x_{t-1} ~ N(mu_tilde(x_t, x0) + shift, variance); without noise in the last step."""
+    ab, prev, beta = step.alpha_bar, step.alpha_bar_prev, step.beta
+    mean = (beta * prev**0.5 / (1 - ab)) * x0 + ((1 - prev) * (1 - beta) ** 0.5 / (1 - ab)) * x
+    mean = mean + shift
+    return mean if step.last else mean + variance.sqrt() * noise
+
+
+def ddim_step(x: Tensor, x0: Tensor, step: Step, eta: float, noise: Tensor) -> Tensor:
+    """The implicit step at eta 0, with the variance of DDPM's posterior at eta 1."""
+    ab, prev = step.alpha_bar, step.alpha_bar_prev
+    eps = (x * (1 / ab) ** 0.5 - x0) / (1 / ab - 1) ** 0.5
+    sigma = eta * posterior_variance(ab, prev) ** 0.5
+    mean = x0 * prev**0.5 + eps * (1 - prev - sigma**2) ** 0.5
+    return mean if step.last or sigma == 0 else mean + sigma * noise

@@ -1,0 +1,89 @@
+"""Nodes that say what an ADM model is to draw: its class, and an upsampler's small image."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..guidance.core.labels import parse_labels
+from .host.adm_model import adm_model
+from .label_input import label_input
+from .sockets import CATEGORY
+
+
+class ADMClassLabel(io.ComfyNode):
+    """The class that a conditional ADM model is asked for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADMClassLabel",
+            display_name="ADM Class Label",
+            category=CATEGORY,
+            description="Conditioning for an ADM model. Empty: no class, for unconditional models "
+            "and for models trained with label dropout (the negative of CFG).",
+            search_aliases=["class label", "class conditioning", "ImageNet class"],
+            inputs=[
+                io.Model.Input("model", tooltip="The ADM model whose classes are meant."),
+                label_input("", " Empty: no class."),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="The class.")],
+        )
+
+    @classmethod
+    def execute(cls, model, label) -> io.NodeOutput:
+        adm = adm_model(model)
+        if adm is None:
+            raise ValueError(
+                "model is not an ADM model, so it takes no class labels; use Load ADM Model for it."
+            )
+        # core expects a text embedding beside the options; an ADM model never reads it
+        return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
+
+
+def _labels(adm, label: str) -> list[int] | None:
+    layout, text = adm.layout, label.strip()
+    if layout.num_classes is None:
+        if text:
+            raise ValueError(
+                f"label is {text!r}, but {adm.file_name} is unconditional; "
+                "leave the label empty and choose the class on Classifier Guidance."
+            )
+        return None
+    if text:
+        return parse_labels(text, layout.class_count, adm.labels)
+    if layout.null_class is None:
+        raise ValueError(
+            f"label is empty, but {adm.file_name} was trained without label dropout and has no "
+            "null class: give a class and set cfg to 1. Classifier Guidance still applies."
+        )
+    return [layout.null_class]
+
+
+class ADMUpscaleConditioning(io.ComfyNode):
+    """The small image that an ADM upsampler enlarges."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADMUpscaleConditioning",
+            display_name="ADM Upscale Conditioning",
+            category=CATEGORY,
+            description="Adds the small image to the conditioning of an ADM upsampler (64 to 256, "
+            "128 to 512). The latent to draw is four times the image's width and height.",
+            search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning", tooltip="The upsampler's own ADM Class Label."
+                ),
+                io.Image.Input("image", tooltip="One for the whole batch, or one for each image."),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="The same with the small image.")],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, image) -> io.NodeOutput:
+        # images are 0..1 (B, H, W, C), with alpha or without; pixel models read -1..1 (B, C, H, W)
+        low_res = image[..., :3].movedim(-1, 1) * 2 - 1
+        given = [[text, {**options, "adm_low_res": low_res}] for text, options in conditioning]
+        return io.NodeOutput(given)

@@ -1,0 +1,75 @@
+"""Gradients through ComfyUI's own models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...guidance.core.autograd import use_ordinary_weights
+from .patcher import is_streamed
+
+
+def use_ordinary_attributes(owner: Any) -> None:
+    """As `use_ordinary_weights`, of an object that is no module."""
+    for name, value in vars(owner).items():
+        if isinstance(value, Tensor) and value.is_inference():
+            setattr(owner, name, value.clone())
+
+
+USE_CHEAP = "set gradient to cheap on Load Image Classifier"
+
+
+def check_differentiable(*patchers: Any) -> None:
+    """Raises ValueError for a MODEL, or what runs with it, that gradients cannot go through."""
+    if any(map(is_streamed, patchers)):
+        raise ValueError(
+            "model has weights that are streamed (dynamic VRAM), which an exact gradient cannot go "
+            f"through; {USE_CHEAP}, or start ComfyUI with --disable-dynamic-vram."
+        )
+
+
+def _check_whole(networks: list[torch.nn.Module], device: torch.device) -> None:
+    weights = (weight for network in networks for weight in network.parameters())
+    if any(weight.device != device for weight in weights):
+        raise ValueError(
+            "model is only partly on the device for lack of memory, and an exact gradient cannot "
+            f"go through that; {USE_CHEAP}, or make the image or the batch smaller."
+        )
+
+
+def predict_with_graph(
+    executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any
+) -> tuple[Tensor, Tensor]:
+    """x and the guider's denoised image, both (B, C, H, W), connected in torch's graph.
+
+    An x that somebody further out differentiates by is kept.
+    """
+    guider = executor.class_obj
+    model, others = guider.inner_model, getattr(guider, "loaded_models", ())
+    check_differentiable(guider.model_patcher, *others)
+    found = (model, *(other.model for other in others))
+    networks = [network for network in found if isinstance(network, torch.nn.Module)]
+    _check_whole(networks, x.device)
+    with torch.inference_mode(False), torch.enable_grad():
+        for network in networks:
+            use_ordinary_weights(network)
+        use_ordinary_attributes(model.latent_format)
+        x_in = x if x.requires_grad else x.detach().clone().requires_grad_(True)
+        try:
+            # a copy: some patches write into the x they are given
+            denoised = executor(x_in.clone(), sigma.clone(), model_options, seed)
+        except RuntimeError as error:
+            if "nference tensor" not in str(error):
+                raise
+            raise ValueError(
+                "model, or a patch on it, uses tensors that torch cannot differentiate by "
+                f"(inference tensors); {USE_CHEAP}, or take the patch away."
+            ) from error
+    if not denoised.requires_grad:
+        raise ValueError(
+            "model, or a patch on it, predicts without torch's graph, so there is no exact "
+            f"gradient; {USE_CHEAP}."
+        )
+    return x_in, denoised

@@ -1,0 +1,101 @@
+"""Classifiers as ComfyUI keeps them: loaded, placed, bound to the networks of a run."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sd
+import torch
+
+from ...guidance.checkpoints.checkpoint import DTYPES, Description
+from ...guidance.checkpoints.loading import build_classifier
+from ...guidance.classifiers.image import ImageClassifier
+from ...guidance.classifiers.noisy import NoisyClassifier
+from .files import read_file, weight_dtype
+from .memory import memory_plan
+from .model_info import PIXELS, space_of
+from .patcher import placed
+from .paths import CLASSIFIERS, image_classifier_path
+from .vae import PlacedVAE
+
+
+@dataclass(frozen=True)
+class PlacedClassifier:
+    """What a NOISY_CLASSIFIER socket carries: the classifier and who places its network.
+
+    vae: what decodes a model's latents for a classifier of images.
+    """
+
+    classifier: NoisyClassifier | ImageClassifier
+    patcher: Any
+    file_name: str
+    description: Description | None = None
+    vae: PlacedVAE | None = None
+
+    def patchers(self, model: Any) -> list[Any]:
+        """What has to be placed together with that MODEL."""
+        decoded = self.classifier.reads_images and space_of(model) != PIXELS
+        return [self.patcher, self.vae.patcher] if decoded and self.vae else [self.patcher]
+
+    def bind(self, patchers: list[Any], model: Any) -> NoisyClassifier | ImageClassifier:
+        """The classifier with the networks of these `patchers`, for the latents of a base model."""
+        network, *vae = (patcher.model for patcher in patchers)
+        if isinstance(self.classifier, NoisyClassifier):
+            saving = self.classifier.with_network(network)
+            return saving.with_memory_plan(functools.partial(memory_plan, network))
+        if self.vae is None or not vae:
+            return self.classifier.with_network(network)
+        return self.classifier.with_network(network, self.vae.decoder(vae[0], model))
+
+    def on_device(self) -> NoisyClassifier | ImageClassifier:
+        """Loads the network onto the compute device; for use outside a sampling run."""
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
+        return self.classifier
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.patcher.load_device
+
+
+def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier:
+    """The classifier of that name, in main memory until it is used."""
+    checkpoint = read_file(CLASSIFIERS, name, "classifier", overrides)
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    weights = weight_dtype(checkpoint, dtype)
+    compute = comfy.model_management.unet_manual_cast(weights, device)
+    # gradients flow through these weights: they must not be inference tensors
+    with torch.inference_mode(False):
+        classifier = build_classifier(checkpoint, weights, offload, compute_dtype=compute)
+    network = classifier.network
+    return PlacedClassifier(classifier, placed(network), name, checkpoint.description)
+
+
+def place_trained(network: Any, description: Description) -> PlacedClassifier:
+    """A classifier that was trained just now."""
+    about = description
+    classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
+    network.to(comfy.model_management.unet_offload_device())
+    return PlacedClassifier(classifier, placed(network), "The trained classifier", description)
+
+
+def load_image_classifier(
+    name: str, gradient: str, dtype: str, vae: comfy.sd.VAE | None = None
+) -> PlacedClassifier:
+    """A classifier of clean images, in main memory until it is used."""
+    from ...guidance.checkpoints.image_classifiers import open_image_classifier
+
+    opened = open_image_classifier(image_classifier_path(name))
+    device = comfy.model_management.get_torch_device()
+    weights = opened.dtype if dtype == "auto" else DTYPES[dtype]
+    # its layers are plain torch modules: they are kept in what the device computes in
+    compute = comfy.model_management.unet_manual_cast(weights, device) or weights
+    with torch.inference_mode(False):
+        opened.network.to(comfy.model_management.unet_offload_device(), compute)
+    placed_vae = None if vae is None else PlacedVAE.of(vae)
+    patcher = placed(opened.network)
+    return PlacedClassifier(opened.classifier(gradient), patcher, name, vae=placed_vae)

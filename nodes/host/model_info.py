@@ -1,0 +1,56 @@
+"""What a MODEL carries: its coordinates, its noise, its latent space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.latent_formats
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+PIXELS = "rgb"
+
+
+def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """sigma, alpha of x = alpha x0 + sigma eps, for the sigma that a sampler counts in.
+
+    Flow models carry x = (1 - sigma) x0 + sigma noise_scale eps, the others x = x0 + sigma eps.
+    """
+    if is_flow(model_sampling):
+        return sigma * getattr(model_sampling, "noise_scale", 1.0), 1 - sigma
+    return sigma, torch.ones_like(sigma)
+
+
+def is_flow(model_sampling: Any) -> bool:
+    """Whether the sampler carries x = (1 - sigma) x0 + sigma eps."""
+    return isinstance(model_sampling, comfy.model_sampling.CONST)
+
+
+def starts_from_an_image(model_sampling: Any) -> bool:
+    """Whether the sampler carries an image to be translated, and no noise."""
+    kinds = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
+    return isinstance(model_sampling, kinds)
+
+
+def latent_channels(patcher: Any) -> int:
+    """Channels of what the sampler carries for this MODEL."""
+    return patcher.get_model_object("latent_format").latent_channels
+
+
+def latent_dimensions(patcher: Any) -> int:
+    """2 for images, 3 for video, 1 for sound."""
+    return getattr(patcher.get_model_object("latent_format"), "latent_dimensions", 2)
+
+
+def space_of(patcher: Any) -> str:
+    """What the space that the sampler works in is called: "rgb", or its latent format."""
+    found = patcher.get_model_object("latent_format")
+    return (
+        PIXELS if isinstance(found, comfy.latent_formats.ChromaRadiance) else type(found).__name__
+    )
+
+
+def to_model_space(patcher: Any, samples: Tensor) -> Tensor:
+    """Latents of a VAE (N, C, H, W) as the sampler carries them."""
+    return patcher.get_model_object("latent_format").process_in(samples.clone()).float()

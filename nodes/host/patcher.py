@@ -1,0 +1,69 @@
+"""How ComfyUI places the networks that guidance brings with a MODEL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+
+from . import hooks
+
+
+class AllOrNothingPatcher(comfy.model_patcher.ModelPatcher):
+    """Places a model whole or not at all.
+
+    A classifier is small, and its layers are plain torch modules: half of it on another device
+    would break its backward pass.
+    """
+
+    def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> Any:
+        """Loads everything, whatever is left for it."""
+        return super().partially_load(device_to, 1e32, **options)
+
+    def partially_unload(self, device_to: Any, memory_to_free: float = 0, **options: Any) -> int:
+        """Frees nothing, which makes ComfyUI unload the whole model instead."""
+        return 0
+
+    def deepclone_multigpu(self, new_load_device: Any = None, models_cache: Any = None) -> Any:
+        """The same network where it is: what is steered may compute on any device."""
+        return self.clone()
+
+
+def placed(network: Any) -> AllOrNothingPatcher:
+    """The network, kept where ComfyUI keeps what is not in use."""
+    device = comfy.model_management.get_torch_device()
+    offload = comfy.model_management.unet_offload_device()
+    return AllOrNothingPatcher(network, load_device=device, offload_device=offload)
+
+
+def attach(model: Any, key: str, patchers: list[Any]) -> None:
+    """Has ComfyUI place these models whenever it places the MODEL."""
+    model.set_additional_models(key, patchers)
+    hooks.on_multigpu_clone(model, _without_classifiers)
+
+
+def _without_classifiers(model: Any, clone: Any) -> None:
+    """A clone for another GPU computes the MODEL's prediction alone; the first one guides."""
+    for key, patchers in list(clone.additional_models.items()):
+        if any(isinstance(patcher, AllOrNothingPatcher) for patcher in patchers):
+            clone.remove_additional_models(key)
+
+
+def is_streamed(patcher: Any) -> bool:
+    """Whether ComfyUI brings the weights layer by layer (dynamic VRAM)."""
+    asked = getattr(patcher, "is_dynamic", None)
+    return asked is not None and asked()
+
+
+def not_streamed(patcher: Any) -> Any:
+    """The patcher, or of a streamed one the ordinary one that core makes for such cases."""
+    if not is_streamed(patcher):
+        return patcher
+    try:
+        return patcher.get_non_dynamic_delegate()
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            "vae has weights that are streamed, which gradients cannot go through; load it with "
+            "core's Load VAE, or start ComfyUI with --disable-dynamic-vram."
+        ) from error

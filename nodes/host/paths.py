@@ -1,0 +1,179 @@
+"""Where ComfyUI keeps files: model folders, the input folder, names that can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import folder_paths
+
+from ...guidance.checkpoints.checkpoint import SUFFIXES, CheckpointError
+from ...guidance.core.bounded_read import is_within
+
+PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
+CLASSIFIERS = "classifiers"
+DIFFUSION_MODELS = "diffusion_models"
+CONFIG = "config.json"  # of a Hugging Face folder
+
+
+def register_model_folders() -> None:
+    """models/classifiers as a model folder of its own, and the demo models in both lists."""
+    user_folder = Path(folder_paths.models_dir) / CLASSIFIERS
+    folder_paths.add_model_folder_path(CLASSIFIERS, str(user_folder))
+    folder_paths.add_model_folder_path(CLASSIFIERS, str(PACK_MODELS / CLASSIFIERS))
+    saved = Path(folder_paths.get_output_directory()) / CLASSIFIERS
+    folder_paths.add_model_folder_path(CLASSIFIERS, str(saved))
+    folder_paths.add_model_folder_path(DIFFUSION_MODELS, str(PACK_MODELS / DIFFUSION_MODELS))
+    # an empty set would mean every file; ComfyUI's own set includes .pkl
+    paths, _ = folder_paths.folder_names_and_paths[CLASSIFIERS]
+    folder_paths.folder_names_and_paths[CLASSIFIERS] = (paths, set(SUFFIXES))
+
+
+def model_names(folder: str) -> list[str]:
+    """What a loader offers."""
+    return folder_paths.get_filename_list(folder)
+
+
+def model_path(folder: str, name: str) -> str:
+    """Where the chosen file is, looked up anew: a linked input or a script can send any name.
+
+    Raises CheckpointError when it is gone, or is, links followed, in none of ComfyUI's folders of
+    that kind.
+    """
+    roots = folder_paths.get_folder_paths(folder)
+    path = folder_paths.get_full_path(folder, name) if _is_plain(name) else None
+    if path is None:
+        raise CheckpointError(
+            f"There is no model file {str(name)[:200]!r}; put it into {' or '.join(roots)}."
+        )
+    _check_within(path, roots, CheckpointError)
+    return path
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether it is a path below a folder, and says so."""
+    if not isinstance(name, str) or "\0" in name or PureWindowsPath(name).drive:
+        return False
+    return not Path(name).is_absolute() and ".." not in PureWindowsPath(name).parts
+
+
+def _check_within(path: str | Path, roots: list[str], error: type[ValueError]) -> None:
+    """Raises `error` for a link out of all of the folders."""
+    if not is_within(Path(path), roots):
+        raise error(
+            f"{path} is a link to {os.path.realpath(path)}, outside of {' and '.join(roots)}; "
+            "move the file itself there, or add its folder to extra_model_paths.yaml."
+        )
+
+
+def file_fingerprint(folder: str, name: str) -> str:
+    """Changes when the file is replaced, so that the node runs again."""
+    try:
+        path = model_path(folder, name)
+    except CheckpointError:
+        return "missing"
+    return _version(Path(path))
+
+
+def _version(path: Path) -> str:
+    """Changes with the file, also where its size and the time that it shows stay the same."""
+    stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere
+    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def image_classifier_names() -> list[str]:
+    """Folders with a config.json in models/classifiers, and the files that are in none of them."""
+    folders = _config_folders()
+    files = [
+        name
+        for name in model_names(CLASSIFIERS)
+        if not any(parent.as_posix() in folders for parent in Path(name).parents)
+    ]
+    return sorted([*folders, *files])
+
+
+def _config_folders() -> set[str]:
+    """Relative to the folder of models/classifiers that they are in; at most three deep."""
+    found = set()
+    for root in map(Path, folder_paths.get_folder_paths(CLASSIFIERS)):
+        for depth in ("*", "*/*", "*/*/*"):
+            for config in root.glob(f"{depth}/{CONFIG}"):
+                found.add(config.parent.relative_to(root).as_posix())
+    return found
+
+
+def image_classifier_path(name: str) -> Path:
+    """Where the chosen file or folder is; CheckpointError when it is gone, or is elsewhere."""
+    if _is_plain(name) and name in _config_folders():
+        roots = folder_paths.get_folder_paths(CLASSIFIERS)
+        path = next(
+            path for path in (Path(root) / name for root in roots) if (path / CONFIG).is_file()
+        )
+        for found in (path, *path.iterdir()):
+            _check_within(found, roots, CheckpointError)
+        return path
+    return Path(model_path(CLASSIFIERS, name))
+
+
+def image_classifier_fingerprint(name: str) -> str:
+    """Changes when the file, or one in the folder, is replaced."""
+    try:
+        path = image_classifier_path(name)
+    except CheckpointError:
+        return "missing"
+    return _fingerprint(path) if path.is_dir() else file_fingerprint(CLASSIFIERS, name)
+
+
+def class_folder_names() -> list[str]:
+    """Folders of the input folder that hold folders."""
+    root = Path(folder_paths.get_input_directory())
+    if not root.is_dir():
+        return []
+    found = {
+        path.parent for depth in ("*/*", "*/*/*") for path in root.glob(depth) if path.is_dir()
+    }
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def class_folder_path(name: str) -> Path:
+    """Where that folder is; raises ValueError when it is gone, or not in the input folder."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = root / name if _is_plain(name) else root
+    if path == root or not is_within(path, [root]) or not path.is_dir():
+        raise ValueError(
+            f"folder is {str(name)[:200]!r}, which is no folder in {root}; put a folder with a "
+            "folder for each class there."
+        )
+    for found in path.rglob("*"):
+        if found.is_symlink() and not is_within(found, [root]):
+            raise ValueError(
+                f"{found} is a link to {os.path.realpath(found)}, outside of {root}; put the "
+                "pictures themselves there."
+            )
+    return path.resolve()
+
+
+def class_folder_fingerprint(name: str) -> str:
+    """Changes with the pictures."""
+    try:
+        return _fingerprint(class_folder_path(name))
+    except ValueError:
+        return "missing"
+
+
+def _fingerprint(root: Path) -> str:
+    """Changes with any file below the folder."""
+    seen = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        seen.update(_version(path).encode())
+    return seen.hexdigest()
+
+
+def new_output_path(prefix: str) -> Path:
+    """The next free name in the output folder."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(
+        prefix, folder_paths.get_output_directory()
+    )
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"

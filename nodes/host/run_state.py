@@ -1,0 +1,146 @@
+"""What one sampling run keeps: made when it begins, shared by reference, gone when it ends.
+
+It stands in the run's transformer_options. Core copies these for each run, and some samplers copy
+them for each step; all copies lead to the same object.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...guidance.core.host_copy import HostCopy
+from ...guidance.sampling.nan_guard import NaNGuard
+from ...guidance.schedules.run_position import RunPosition, step_of
+from . import hooks
+
+T = TypeVar("T")
+
+
+class SigmaSchedule:
+    """The sigmas of a run, and the way from a sigma to a position in it."""
+
+    def __init__(self, model_sampling: Any, sigmas: Tensor):
+        self.sampling = model_sampling
+        table = getattr(model_sampling, "log_sigmas", None)
+        self._sigmas = HostCopy(sigmas)
+        self._log_sigmas = None if table is None else HostCopy(table.float())
+
+    @functools.cached_property
+    def sigmas(self) -> list[float]:
+        """Of its steps."""
+        return self._sigmas.wait().tolist()
+
+    @functools.cached_property
+    def log_sigmas(self) -> np.ndarray | None:
+        """Of the model's timesteps, where it has a table of them."""
+        return None if self._log_sigmas is None else self._log_sigmas.wait().numpy()
+
+    def position(self, sigma: float) -> RunPosition:
+        """Also for a sigma between two steps, where second-order samplers evaluate."""
+        steps = max(len(self.sigmas) - 1, 1)
+        step = min(step_of(self.sigmas, sigma), steps - 1)
+        return RunPosition(percent=self._percent(sigma), step=step, steps=steps, sigma=sigma)
+
+    def _percent(self, sigma: float) -> float:
+        """The inverse of core's percent_to_sigma."""
+        if sigma <= 0:
+            return 1.0
+        if self.log_sigmas is not None:
+            timestep = np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas)))
+            return min(max(1 - float(timestep) / 999.0, 0.0), 1.0)  # 999: as core has it
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            if float(self.sampling.percent_to_sigma(middle)) > sigma:
+                low = middle
+            else:
+                high = middle
+        return high
+
+
+class GuidanceSum:
+    """What the classifiers of one evaluation have added so far, the innermost first.
+
+    Guides in a row wrap each other, and each gets what those inside it have guided. All of them
+    judge the model's own prediction, so that they add up: this is what to take away.
+    """
+
+    def __init__(self) -> None:
+        self.terms: Tensor | float = 0.0
+
+    def removed_from(self, denoised: Tensor) -> Tensor:
+        """The model's own prediction, in the graph that `denoised` is in."""
+        if isinstance(self.terms, float):
+            return denoised
+        with torch.inference_mode(False), torch.set_grad_enabled(denoised.requires_grad):
+            return denoised - self.terms
+
+
+class RunState:
+    """The state of one run. nan_guard: over the gradients of all its classifiers."""
+
+    def __init__(self) -> None:
+        self.nan_guard = NaNGuard()
+        self.cfg_is_followed = False  # whether the guider was seen to read its cfg
+        self._caches: dict[Any, Any] = {}
+        self._sigmas: SigmaSchedule | None = None
+        self._sum: GuidanceSum | None = None
+
+    def sigmas(self, model: Any, model_options: dict) -> SigmaSchedule:
+        """The run's sigmas; `model` is the base model that it samples."""
+        if self._sigmas is None:
+            sigmas = hooks.options_of(model_options)["sample_sigmas"]
+            self._sigmas = SigmaSchedule(model.model_sampling, sigmas)
+        return self._sigmas
+
+    def cache(self, key: Any, make: Callable[[], T]) -> T:
+        """What was made for that key in this run, or is made now."""
+        if key not in self._caches:
+            self._caches[key] = make()
+        return self._caches[key]
+
+    @contextmanager
+    def guidance_sum(self) -> Iterator[GuidanceSum]:
+        """The sum that all guides of an evaluation share; the outermost begins and ends it."""
+        if self._sum is not None:
+            yield self._sum
+            return
+        self._sum = GuidanceSum()
+        try:
+            yield self._sum
+        finally:
+            self._sum = None
+
+
+def keep_run_state(model: Any) -> None:
+    """Gives each run of the MODEL a state of its own; for all nodes that need one."""
+    if not hooks.has_run_wrapper(model, hooks.RUN_STATE):
+        hooks.around_run(model, hooks.RUN_STATE, _run_with_state)
+
+
+def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:
+    state = RunState()
+    # the guider's options are a copy for this run
+    hooks.options_of(executor.class_obj.model_options)[hooks.RUN_STATE] = state
+    result = executor(*arguments, **options)
+    state.nan_guard.finish()
+    return result
+
+
+def run_state(model_options: dict) -> RunState:
+    """The state of the run that these options of an evaluation belong to."""
+    return hooks.options_of(model_options).setdefault(hooks.RUN_STATE, RunState())
+
+
+def run_position(guider: Any, sigma: Tensor, model_options: dict) -> RunPosition:
+    """Where a run is when its sampler evaluates at sigma (B,); waits for the device to tell it."""
+    sigmas = run_state(model_options).sigmas(guider.inner_model, model_options)
+    return sigmas.position(float(sigma.flatten()[0]))

@@ -1,0 +1,113 @@
+"""ComfyUI's server: events to the page, and what the page asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ...guidance.checkpoints.checkpoint import CheckpointError, read_checkpoint
+from ...guidance.core.labels import class_names
+from .paths import (
+    CLASSIFIERS,
+    DIFFUSION_MODELS,
+    file_fingerprint,
+    image_classifier_fingerprint,
+    image_classifier_names,
+    image_classifier_path,
+    model_names,
+    model_path,
+)
+
+IMAGE_CLASSIFIERS = "image_classifiers"  # not a folder: those of CLASSIFIERS that read images
+MOST_BYTES = 2**18  # of a schedule that the page asks about
+
+
+def _server() -> Any:
+    """ComfyUI's server, or None without one: in its process it is imported, elsewhere not."""
+    prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
+    return getattr(prompt_server, "instance", None)
+
+
+def send_event(event: str, about: dict[str, Any]) -> None:
+    """Sends an event to the page that queued what runs; nowhere without a server."""
+    server = _server()
+    if server is not None:
+        server.send_sync(event, about, server.client_id)
+
+
+def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
+    """GET /classifier_guidance/classes?kind=classifiers&name=...: what its classes are called.
+
+    POST /classifier_guidance/schedule: what draw_schedule answers to the text that is sent.
+    """
+    server = _server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    @server.routes.get("/classifier_guidance/classes")
+    async def classes(request: Any) -> Any:
+        kind, name = request.query.get("kind", ""), request.query.get("name", "")
+        # folders are listed and files read there: the server goes on meanwhile
+        loop = asyncio.get_running_loop()
+        names = await loop.run_in_executor(None, classes_of, kind, name)
+        return web.json_response({"classes": names or []}, status=404 if names is None else 200)
+
+    @server.routes.post("/classifier_guidance/schedule")
+    async def schedule(request: Any) -> Any:
+        text = await _text_of(request, MOST_BYTES)
+        if text is None:
+            return web.json_response({"error": f"A schedule has at most {MOST_BYTES} bytes."})
+        loop = asyncio.get_running_loop()
+        return web.json_response(await loop.run_in_executor(None, draw_schedule, text))
+
+
+async def _text_of(request: Any, most: int) -> str | None:
+    """What was sent, or None of more than so many bytes; no more than them is kept."""
+    body = bytearray()
+    async for chunk in request.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            return None
+    return body.decode("utf-8", "replace")
+
+
+# what the page may ask for the classes of, and what there is of each
+CLASS_LISTS: dict[str, Callable[[], Any]] = {
+    CLASSIFIERS: lambda: model_names(CLASSIFIERS),
+    DIFFUSION_MODELS: lambda: model_names(DIFFUSION_MODELS),
+    IMAGE_CLASSIFIERS: image_classifier_names,
+}
+
+
+def classes_of(kind: str, name: str) -> tuple[str, ...] | None:
+    """The names of a file's classes, or their numbers; none of a file that cannot be used.
+
+    None for a file that no loader offers.
+    """
+    if name not in CLASS_LISTS.get(kind, tuple)():
+        return None
+    try:
+        if kind == IMAGE_CLASSIFIERS:
+            return _image_classes_of(name, image_classifier_fingerprint(name))
+        return _classes_of(kind, name, file_fingerprint(kind, name))
+    except CheckpointError:
+        return ()
+
+
+@functools.lru_cache(maxsize=32)
+def _classes_of(kind: str, name: str, fingerprint: str) -> tuple[str, ...]:
+    about = read_checkpoint(model_path(kind, name)).description
+    count = about.layout.class_count or 0
+    return class_names(count, about.labels) or tuple(str(index) for index in range(count))
+
+
+@functools.lru_cache(maxsize=32)
+def _image_classes_of(name: str, fingerprint: str) -> tuple[str, ...]:
+    from ...guidance.checkpoints.image_classifiers import classes_of_image_classifier
+
+    count, labels = classes_of_image_classifier(image_classifier_path(name))
+    return class_names(count, labels) or tuple(str(index) for index in range(count))

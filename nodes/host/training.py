@@ -1,0 +1,69 @@
+"""What a training needs of ComfyUI: the device, memory, progress, a place to resume from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+
+if TYPE_CHECKING:  # loaded when something is trained
+    from ...guidance.training.resume import ResumeFile
+
+
+def check_room(size: int, what: str) -> None:
+    """Raises ValueError when main memory has no room for that many bytes."""
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
+    if size > free:
+        raise ValueError(
+            f"{what} take {size / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free; choose a "
+            "smaller size or fewer pictures."
+        )
+
+
+def warn(text: str) -> None:
+    """Into ComfyUI's log."""
+    logging.warning("Classifier Guidance: %s", text)
+
+
+def train_in_bf16(precision: str) -> bool:
+    """The asked one; "auto": where the accelerator computes in it."""
+    device = comfy.model_management.get_torch_device()
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type != "cpu" and comfy.model_management.should_use_bf16(device)
+
+
+def prepare_training() -> torch.device:
+    """The device, with room made on it."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cpu":
+        comfy.model_management.unload_all_models()
+    return device
+
+
+def training_progress(steps: int) -> Callable[[int, float], None]:
+    """Called after each step: moves the node's progress bar, and ends what was cancelled."""
+    bar = comfy.utils.ProgressBar(steps)
+
+    def on_step(step: int, loss: float) -> None:
+        bar.update_absolute(step, steps)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    return on_step
+
+
+def training_resume(settings: dict[str, Any]) -> ResumeFile:
+    """Where a training of these settings is kept while it lasts."""
+    from ...guidance.training.resume import ResumeFile
+
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
+    folder = Path(folder_paths.get_user_directory()) / "classifier_guidance"
+    return ResumeFile(folder / f"{key}.resume", settings)

@@ -1,0 +1,61 @@
+"""A VAE that gradients flow through: from a model's latents to what a classifier reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ...guidance.classifiers.image import Decode
+from ...guidance.core.autograd import use_ordinary_weights
+from ...guidance.core.host_copy import device_of
+from .autograd import use_ordinary_attributes
+from .patcher import AllOrNothingPatcher, not_streamed
+
+
+@dataclass(frozen=True)
+class PlacedVAE:
+    """A VAE whose decoder gradients flow through, and who places it.
+
+    slope, offset: from what it decodes to pixels in [-1, 1].
+    """
+
+    patcher: Any
+    channels: int
+    dtype: torch.dtype
+    slope: float
+    offset: float
+
+    @classmethod
+    def of(cls, vae: comfy.sd.VAE) -> PlacedVAE:
+        """Raises ValueError for a VAE that decodes no images, or whose weights are streamed."""
+        vae.throw_exception_if_invalid()
+        if vae.latent_dim != 2 or vae.output_channels != 3:
+            kind = {1: "sound", 3: "video"}.get(vae.latent_dim, "something else")
+            raise ValueError(
+                f"vae decodes {kind if vae.latent_dim != 2 else 'no RGB images'}; an image "
+                "classifier needs the VAE of an image model."
+            )
+        patcher = not_streamed(vae.patcher)
+        whole = AllOrNothingPatcher(
+            patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device
+        )
+        # what core makes of it is between 0 and 1: (v + 1) / 2 for most, some have it already
+        low, high = vae.process_output(torch.tensor([0.0, 0.5])).tolist()
+        slope = (high - low) / 0.5
+        return cls(whole, vae.latent_channels, vae.vae_dtype, 2 * slope, 2 * low - 1)
+
+    def decoder(self, network: Any, model: Any) -> Decode:
+        """From a base model's x0 (B, C, H, W) to RGB in [-1, 1]; `network` is the placed VAE."""
+
+        def decode(x0: Tensor) -> Tensor:
+            use_ordinary_weights(network)
+            use_ordinary_attributes(model.latent_format)
+            latents = model.process_latent_out(x0).to(device_of(network, x0.device), self.dtype)
+            pixels = network.decode(latents)
+            return pixels * self.slope + self.offset
+
+        return decode

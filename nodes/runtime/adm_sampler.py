@@ -1,0 +1,116 @@
+"""The original's two samplers, as a k-diffusion style function of ComfyUI's."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...guidance.core.noise import alpha_bar_from_sigma
+from ...guidance.sampling.classifier_guidance import mean_shift
+from ...guidance.sampling.steps import (
+    Step,
+    ddim_step,
+    ddpm_step,
+    ddpm_variance,
+    posterior_variance,
+)
+from ..host import hooks, model_info
+from ..host.samplers import noise_of_seed
+from ..host.side_outputs import SideOutputs
+
+
+@torch.no_grad()
+def sample_adm(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict | None = None,
+    callback: Any = None,
+    disable: bool | None = None,
+    method: str = "ddpm",
+    eta: float = 0.0,
+    noise_sampler: Any = None,
+) -> Tensor:
+    """x = x0 + sigma eps (B, C, H, W) at sigmas[0] to x0; sigmas falling (steps + 1,)."""
+    if model_info.is_flow(model.inner_model.inner_model.model_sampling):
+        raise ValueError(
+            "ADM Sampler steps through the noise of EPS and V models, but this is a flow model; "
+            "use a core sampler (euler) instead: Classifier Guidance works with all of them."
+        )
+    extra_args = extra_args or {}
+    draw = noise_sampler or noise_of_seed(x, extra_args.get("seed"))
+    side_outputs, evaluation_args = SideOutputs(model.inner_model), extra_args
+    if method == "ddpm":
+        evaluation_args = _leaving(side_outputs, extra_args)
+    for index, step in enumerate(steps_of(sigmas)):
+        sigma, following = sigmas[index], sigmas[index + 1]
+        side_outputs.begin()
+        denoised = model(x, sigma * x.new_ones(len(x)), **evaluation_args)
+        if callback is not None:
+            state = {"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
+            callback(state)
+        to_vp = (1 + sigma**2).sqrt()
+        x_vp = x / to_vp
+        if method == "ddpm":
+            variance = ddpm_variance(step, side_outputs.v, x)
+            gradient = side_outputs.gradient(x) * to_vp * _mask(model, sigma, extra_args)
+            noise = _noise(draw, step.last, sigma, following, x)
+            shift = mean_shift(gradient, variance)
+            x_vp = ddpm_step(x_vp, denoised, variance, step, shift, noise)
+        else:
+            noise = _noise(draw, step.last or eta == 0, sigma, following, x)
+            x_vp = ddim_step(x_vp, denoised, step, eta, noise)
+        x = x_vp * (1 + following**2).sqrt()
+    return x
+
+
+def _leaving(side_outputs: SideOutputs, extra_args: dict) -> dict:
+    """Arguments of evaluations that leave the learned variance and the bare gradients."""
+    options = extra_args.get("model_options", {})
+    options = hooks.with_side_outputs(options, side_outputs, side_outputs.blend)
+    return {**extra_args, "model_options": options}
+
+
+def _mask(model: Any, sigma: Tensor, extra_args: dict) -> Tensor | float:
+    """Of inpainting: what is masked out must not be guided either."""
+    mask = extra_args.get("denoise_mask")
+    if mask is None:
+        return 1.0
+    # Differential Diffusion has another mask at every sigma
+    of_sigma = extra_args.get("model_options", {}).get("denoise_mask_function")
+    if of_sigma is None:
+        return mask
+    options = {"model": model.inner_model, "sigmas": model.sigmas}
+    return of_sigma(sigma[None], mask, extra_options=options)
+
+
+def _noise(draw: Any, unused: bool, sigma: Tensor, following: Tensor, x: Tensor) -> Tensor:
+    return torch.zeros_like(x) if unused else draw(sigma, following)
+
+
+def steps_of(sigmas: Tensor) -> list[Step]:
+    """The reverse steps between neighbouring sigmas, none for a single one.
+
+    Raises ValueError for sigmas that do not fall.
+    """
+    if len(sigmas) < 2:
+        return []
+    _check_falling(sigmas.tolist())
+    alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.cpu().double())]
+    floor = 1 - alpha_bar[-2]
+    if len(alpha_bar) > 2:
+        floor = posterior_variance(alpha_bar[-3], alpha_bar[-2])
+    pairs = zip(alpha_bar[:-1], alpha_bar[1:], strict=True)
+    return [Step(-1, now, following, floor) for now, following in pairs]
+
+
+def _check_falling(sigmas: list[float]) -> None:
+    for number, (now, following) in enumerate(itertools.pairwise(sigmas), 1):
+        if following >= now:
+            raise ValueError(
+                f"sigmas go from {now:.5g} to {following:.5g} in step {number}, but ADM Sampler "
+                "needs each below the one before; use sigmas as ADM Scheduler gives them."
+            )

@@ -1,0 +1,86 @@
+"""A MODEL that tells a trace what happens to it, and the page what the trace has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...guidance.sampling.trace import Trace
+from ..host import hooks
+from ..host.run_state import keep_run_state, run_state
+from ..host.server import send_event
+
+KEY = "guidance_trace"
+EVENT = "classifier_guidance.trace"
+
+
+def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
+    """The MODEL, recorded in the trace; the page hears of it where there is a node on it."""
+    model = model.clone()
+    keep_run_state(model)
+    options = hooks.options_of(model.model_options)
+    options[hooks.TRACES] = (*options.get(hooks.TRACES, ()), trace)
+    publisher = TracePublisher(trace, node)
+
+    def run(executor: Any, *args: Any, **options: Any) -> Any:
+        trace.begin()
+        publisher.begin()
+        try:
+            return executor(*args, **options)
+        finally:
+            publisher.publish_rest()
+
+    def prediction(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
+        publisher.publish_arrived()
+        sigmas = run_state(model_options).sigmas(executor.class_obj.inner_model, model_options)
+        trace.evaluation(sigma, sigmas.position)
+        return executor(x, sigma, model_options, seed)
+
+    def network(executor: Any, *inputs: Any, **conds: Any) -> Any:
+        trace.passes(len(inputs[hooks.NETWORK_OPTIONS]["cond_or_uncond"]))
+        return executor(*inputs, **conds)
+
+    def cfg(args: dict) -> Tensor:
+        # where uncond was not computed, core hands out zeros
+        uncond = None if args.get("uncond") is None else args.get("uncond_denoised")
+        if args.get("cond_denoised") is not None:
+            trace.cfg(args["cond_scale"], args["cond_denoised"], uncond)
+        return args["denoised"]
+
+    hooks.around_run(model, KEY, run)
+    hooks.around_prediction(model, KEY, prediction)
+    hooks.around_network(model, KEY, network)
+    model.set_model_sampler_post_cfg_function(cfg)
+    return model
+
+
+class TracePublisher:
+    """Sends a trace's evaluations to the page, each once; nothing without a node on the page."""
+
+    def __init__(self, trace: Trace, node: str | None):
+        self.trace, self.node = trace, node
+        self.count = 0
+
+    def begin(self) -> None:
+        """A new run."""
+        self.count = 0
+
+    def publish_arrived(self) -> None:
+        """The evaluations whose numbers have come from the device."""
+        while self.count < len(self.trace.evaluations):
+            if not self.trace.evaluations[self.count].arrived:
+                return
+            self._publish()
+
+    def publish_rest(self) -> None:
+        """The others; waits for their numbers."""
+        while self.count < len(self.trace.evaluations):
+            self._publish()
+
+    def _publish(self) -> None:
+        number, self.count = self.count, self.count + 1
+        if self.node is not None:
+            seen = self.trace.evaluations[number]
+            about = {"node": self.node, "number": number, "steps": seen.position.steps}
+            send_event(EVENT, about | {"evaluation": seen.to_plain()})
