@@ -12,13 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from drawing import Digits, Job, distance
+from drawing import Digits, SamplingConfig, distance
 from harness import Row, print_rows
 
 from guidance import GuidanceSchedule
 
 SCALE = 4.0
-JOB = Job(num_samples=200, batch_size=50, label="all", cfg=SCALE, respacing="ddim40")
+JOB = SamplingConfig(num_samples=200, batch_size=50, label="all", cfg=SCALE, respacing="ddim40")
 CHOSEN = {"every 4": {"cfg_every": 4}, "tolerance 0.5": {"cfg_tolerance": 0.5}}
 OTHERS = {
     "every 2": {"cfg_every": 2},

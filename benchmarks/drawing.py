@@ -10,8 +10,8 @@ from harness import ROOT, quick_bf16, use_library
 use_library()
 
 from guidance import load_adm, load_classifier  # noqa: E402
-from guidance.evaluation.compute_cost import Work, counted  # noqa: E402
-from guidance.sampling.generate import Job, generate  # noqa: E402
+from guidance.evaluation.compute_cost import ComputeCost, count_compute  # noqa: E402
+from guidance.sampling.generate import SamplingConfig, generate  # noqa: E402
 
 
 class Digits:
@@ -24,10 +24,12 @@ class Digits:
         self.classifier = load_classifier(models / "classifiers/digits_classifier.safetensors")
         self.judge = load_classifier(models / "classifiers/digits_judge.safetensors")
 
-    def drawn(self, job: Job, guided: bool, **options: Any) -> tuple[Any, Any, Work]:
+    def drawn(
+        self, job: SamplingConfig, guided: bool, **options: Any
+    ) -> tuple[Any, Any, ComputeCost]:
         """Images uint8 (N, H, W, C), their labels (N,), and what each of them cost."""
         classifier = self.classifier if guided else None
-        with counted(self.model, classifier) as work:
+        with count_compute(self.model, classifier) as work:
             images, labels = generate(self.model, classifier, replace(job, **options))
         return images, labels, work.per_image(job.num_samples)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from drawing import Digits, Job, distance
+from drawing import Digits, SamplingConfig, distance
 from harness import Row, print_rows
 
 from guidance import GuidanceSchedule
@@ -25,7 +25,7 @@ from guidance.sampling import loop as sampling
 
 SCALE = 8.0
 IMAGES, SEEDS = 20, 5
-JOB = Job(
+JOB = SamplingConfig(
     num_samples=IMAGES, batch_size=IMAGES, label="all", cfg=0.0, scale=SCALE, respacing="ddim50"
 )
 FULL = "every evaluation"

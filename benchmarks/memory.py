@@ -26,10 +26,10 @@ def of_gradient(how: str) -> float:
     from loading import give_back, resident
 
     from guidance import NoisyClassifier
-    from guidance.classifiers.gradient_memory import WHOLE, Economy
+    from guidance.classifiers.gradient_memory import WHOLE, GradientMemoryPlan
 
     pair = Pair()
-    economy = Economy(recompute=True) if how == "recomputed" else WHOLE
+    economy = GradientMemoryPlan(recompute=True) if how == "recomputed" else WHOLE
     classifier = NoisyClassifier(pair.ours, "cosine", economy=economy)
     run = pair.original if how == "original" else lambda: classifier.gradient(pair.x, 1.0, pair.y)
     run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
-from ..guidance.adm import HalfUNet
+from ..guidance.adm import EncoderUNet
 from ..guidance.classifiers.image import ImageClassifier
 from ..guidance.classifiers.noisy import NoisyClassifier
 from .sockets import CATEGORY, NoisyClassifierType
@@ -45,7 +45,7 @@ class ClassifyImage(io.ComfyNode):
             )
         # images are 0..1 (B, H, W, C); classifiers of pixel models read -1..1 (B, C, H, W)
         x = image.movedim(-1, 1) * 2 - 1
-        if isinstance(inner.network, HalfUNet):
+        if isinstance(inner.network, EncoderUNet):
             inner.network.check_size(x.shape[-2:])
         log_probs = classifier.on_device().image_log_probs(x.to(classifier.device))
         text = describe(inner, log_probs.exp().cpu(), top_k)

@@ -8,10 +8,10 @@ import torch
 from comfy_api.latest import io
 
 from ..guidance.core.labels import parse_labels
-from ..guidance.sampling.cfg_cache import Reuse
+from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.sampling.strength import Strength
 from .host import comfy_adapter as adapter
-from .runtime.cfg_cache import reuse_cfg, reuse_inputs
+from .runtime.cfg_cache import cache_cfg, cfg_cache_inputs
 from .runtime.cfg_schedule import check_schedule, schedule_cfg
 from .runtime.classifier_guide import KEY, ClassifierGuide, check_fit
 from .sockets import CATEGORY, GuidanceScheduleType, NoisyClassifierType
@@ -266,7 +266,7 @@ class ClassifierFreeGuidance(io.ComfyNode):
                     tooltip="0 is unconditional, 1 conditional only, larger follows more.",
                 ),
                 _schedule_input("cfg", "Where it is exactly 1, the negative is not computed."),
-                *reuse_inputs(),
+                *cfg_cache_inputs(),
             ],
             outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
         )
@@ -277,7 +277,7 @@ class ClassifierFreeGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         if schedule is not None:
             model = schedule_cfg(model, schedule)
-        model = reuse_cfg(model, Reuse(every, tolerance))
+        model = cache_cfg(model, CFGCacheConfig(every, tolerance))
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)

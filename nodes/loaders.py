@@ -23,14 +23,15 @@ DTYPE_TOOLTIP = (
 def attention_inputs() -> list[io.Input]:
     """What a file's tensors cannot tell about its attention; appended, advanced."""
     hidden = {"optional": True, "advanced": True}
-    untold = " The tensors cannot tell; needed only for files that are none of OpenAI's."
+    only_for_others = " The tensors cannot tell; needed only for files that are none of OpenAI's."
     return [
         io.Int.Input(
             "num_heads",
             default=0,
             min=0,
             max=256,
-            tooltip="Attention heads in every block. 0: what the file or the rule says." + untold,
+            tooltip="Attention heads in every block. 0: what the file or the rule says."
+            + only_for_others,
             **hidden,
         ),
         io.Int.Input(
@@ -38,7 +39,8 @@ def attention_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=4096,
-            tooltip="Instead of num_heads: channels in each head. 0: as for num_heads." + untold,
+            tooltip="Instead of num_heads: channels in each head. 0: as for num_heads."
+            + only_for_others,
             **hidden,
         ),
         io.Combo.Input(
@@ -46,7 +48,7 @@ def attention_inputs() -> list[io.Input]:
             options=list(ATTENTION_ORDERS),
             default="auto",
             tooltip="How q, k and v lie in memory: old is head by head, new (the original's "
-            "use_new_attention_order) is q, k, v first." + untold,
+            "use_new_attention_order) is q, k, v first." + only_for_others,
             **hidden,
         ),
     ]

@@ -124,7 +124,7 @@ def sample_adm(
     )
     for index, step in enumerate(steps_of(sigmas)):
         sigma, following = sigmas[index], sigmas[index + 1]
-        asked = Asked(model.inner_model, extra_args, method)
+        asked = SideOutputRequest(model.inner_model, extra_args, method)
         denoised = model(x, sigma * x.new_ones(len(x)), **asked.extra_args)
         if callback is not None:
             state = {"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
@@ -185,16 +185,16 @@ def _check_falling(sigmas: list[float]) -> None:
             )
 
 
-class Asked:
+class SideOutputRequest:
     """Asks one evaluation for the learned variance and, for ddpm, the bare classifier gradient."""
 
     def __init__(self, guider: Any, extra_args: dict, method: str):
-        self.variance, self.gradients = adapter.LearnedVariance(guider), adapter.Captured()
+        self.variance, self.gradients = adapter.LearnedVariance(guider), adapter.SideOutputs()
         self.extra_args = extra_args
         if method == "ddpm":
             options = extra_args.get("model_options", {})
-            asking = adapter.asking(options, self.variance, self.gradients)
-            self.extra_args = {**extra_args, "model_options": asking}
+            requested = adapter.request_side_outputs(options, self.variance, self.gradients)
+            self.extra_args = {**extra_args, "model_options": requested}
 
     def gradient(self, x: Tensor) -> Tensor:
         """Sum of scale * grad log p(y | x) of all classifiers, in the sampler's coordinates."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..guidance.sampling.cfg_cache import Reuse
+from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.schedules.curves import AXES, Formula, LastSteps, ScheduleError, brief, is_finite
 from ..guidance.schedules.keyframes import parse_keyframes
 from ..guidance.schedules.presets import PRESETS, preset
 from ..guidance.schedules.preview import preview
 from ..guidance.schedules.schedule import GuidanceSchedule as Schedule
-from .runtime.cfg_cache import reuse_cfg, reuse_inputs
+from .runtime.cfg_cache import cache_cfg, cfg_cache_inputs
 from .runtime.cfg_schedule import schedule_cfg
 from .sockets import CATEGORY, GuidanceScheduleType
 
@@ -241,7 +241,7 @@ class CFGScaleScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Any model."),
                 GuidanceScheduleType.Input("schedule", tooltip="The cfg over the run."),
-                *reuse_inputs(),
+                *cfg_cache_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The MODEL, its cfg by the schedule.")],
         )
@@ -249,4 +249,4 @@ class CFGScaleScheduler(io.ComfyNode):
     @classmethod
     def execute(cls, model, schedule, every=1, tolerance=0.0) -> io.NodeOutput:
         scheduled = schedule_cfg(model, schedule)
-        return io.NodeOutput(reuse_cfg(scheduled, Reuse(every, tolerance)))
+        return io.NodeOutput(cache_cfg(scheduled, CFGCacheConfig(every, tolerance)))

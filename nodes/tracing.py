@@ -52,7 +52,7 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
     options = model.model_options["transformer_options"]
     options[adapter.TRACE_KEY] = (*options.get(adapter.TRACE_KEY, ()), trace)
 
-    told = Told(trace, node)
+    told = TracePublisher(trace, node)
 
     def begin(executor: Any, *args: Any, **options: Any) -> Any:
         trace.begin()
@@ -85,7 +85,7 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
     return model
 
 
-class Told:
+class TracePublisher:
     """What the page has been told of a trace; there is none to tell without a node on it."""
 
     def __init__(self, trace: Trace, node: str | None):
@@ -113,7 +113,7 @@ class Told:
         if self.node is not None:
             seen = self.trace.evaluations[number]
             about = {"node": self.node, "number": number, "steps": seen.place.steps}
-            adapter.tell_page(EVENT, about | {"evaluation": seen.to_plain()})
+            adapter.send_event(EVENT, about | {"evaluation": seen.to_plain()})
 
 
 class GuidancePlot(io.ComfyNode):

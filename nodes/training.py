@@ -238,8 +238,8 @@ class TrainNoisyClassifier(io.ComfyNode):
         patience=0,
     ) -> io.NodeOutput:
         from ..guidance.training.data import Augment
-        from ..guidance.training.loop import Recipe
-        from ..guidance.training.new_classifier import Plan
+        from ..guidance.training.loop import OptimizerConfig
+        from ..guidance.training.new_classifier import TrainingConfig
         from ..guidance.training.plot import plot_training  # matplotlib, on first use
 
         # gradients flow through what is made here: no inference tensors
@@ -253,7 +253,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                 classes=len(data.names),
                 pool=pool,
             )
-            recipe = Recipe(
+            recipe = OptimizerConfig(
                 steps=steps,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
@@ -263,7 +263,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                 bf16=adapter.train_in_bf16(precision),
                 accumulate=accumulate,
             )
-            plan = Plan(
+            plan = TrainingConfig(
                 data=data,
                 layout=layout,
                 recipe=recipe,
@@ -279,12 +279,12 @@ class TrainNoisyClassifier(io.ComfyNode):
 
 
 def _train(plan: Any) -> Any:
-    from ..guidance.training.loop import Run
+    from ..guidance.training.loop import TrainingContext
     from ..guidance.training.new_classifier import new_classifier
 
     resume = adapter.training_resume(plan.settings())
     device = adapter.prepare_training()
-    run = Run(
+    run = TrainingContext(
         title="Train Noisy Classifier",
         device=str(device),
         resume=resume,

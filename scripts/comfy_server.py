@@ -35,7 +35,7 @@ no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run of a workflow."""
 
     prompt_id: str
@@ -201,7 +201,7 @@ class ComfyServer:
         *,
         progress: Progress | None = None,
         silence_seconds: int = 600,
-    ) -> Run:
+    ) -> FinishedRun:
         """Run a workflow, saved by the page or in API form, to its end.
 
         Raises WorkflowRejected or WorkflowFailed, or ComfyUIError where the server says nothing
@@ -236,7 +236,7 @@ class ComfyServer:
         path.write_text(json.dumps(workflow), "utf-8")
         return path
 
-    def _finished(self, prompt_id: str) -> Run:
+    def _finished(self, prompt_id: str) -> FinishedRun:
         # The history also has what cached nodes show, and text, which comfy-cli leaves out.
         _, history = self.request(f"/history/{prompt_id}")
         outputs = history[prompt_id]["outputs"]
@@ -246,7 +246,7 @@ class ComfyServer:
             for image in shown.get("images", [])
             if image.get("type") == "output"
         ]
-        return Run(prompt_id, outputs, images)
+        return FinishedRun(prompt_id, outputs, images)
 
 
 def make_base_directory(base: Path) -> Path:

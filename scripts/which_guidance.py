@@ -110,8 +110,8 @@ class Drawn:
 def drawer(steps: str = STEPS, labels: Sequence[int] = LABELS) -> Callable[[Guided], Drawn]:
     """A function that draws a row, and remembers the rows that it has drawn."""
     import guidance
-    from guidance.evaluation.compute_cost import counted
-    from guidance.sampling.generate import Job, generate
+    from guidance.evaluation.compute_cost import count_compute
+    from guidance.sampling.generate import SamplingConfig, generate
 
     model, steering = guidance.load_adm(MODEL), guidance.load_classifier(CLASSIFIER)
     known: dict[str, Drawn] = {}
@@ -120,7 +120,7 @@ def drawer(steps: str = STEPS, labels: Sequence[int] = LABELS) -> Callable[[Guid
         if row.words in known:
             return known[row.words]
         read = guidance.GuidanceSchedule.from_json
-        job = Job(
+        job = SamplingConfig(
             num_samples=len(labels),
             batch_size=len(labels),
             label=labels,
@@ -130,7 +130,7 @@ def drawer(steps: str = STEPS, labels: Sequence[int] = LABELS) -> Callable[[Guid
             cfg_schedule=read(row.cfg_schedule) if row.cfg_schedule else None,
             **row.options,
         )
-        with counted(model, steering) as work:
+        with count_compute(model, steering) as work:
             images, _ = generate(model, steering, job, title=row.words)
         each = work.per_image(len(images))
         known[row.words] = Drawn(images, each.passes, each.gradients)

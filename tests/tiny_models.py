@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.adm import ClassifierLayout, EncoderUNet, UNet, UNetLayout
 from guidance.checkpoints.checkpoint import Description, save_checkpoint
 
 CLASSES = 4
@@ -53,7 +53,7 @@ def write_classifier(
     about = Description(
         kind="classifier", layout=layout, noise_schedule="linear", labels=labels, space=space
     )
-    network = randomised(HalfUNet(layout), seed, 0.2)
+    network = randomised(EncoderUNet(layout), seed, 0.2)
     save_checkpoint(path, network.state_dict(), about, dtype)
 
 
@@ -80,4 +80,4 @@ def write_released_classifier(path, seed=1):
         attention_levels=(0,),
         image_size=32,
     )
-    torch.save(randomised(HalfUNet(layout), seed, 0.1).state_dict(), path)
+    torch.save(randomised(EncoderUNet(layout), seed, 0.1).state_dict(), path)

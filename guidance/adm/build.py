@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .encoder_unet import HalfUNet
+from .encoder_unet import EncoderUNet
 from .layout import ADMLayout, ClassifierLayout
 from .unet import UNet
 
 
 def build_network(layout: ADMLayout, operations: Any = None, device: Any = None) -> Any:
     """A HalfUNet for a ClassifierLayout, a UNet for a UNetLayout; arguments as for these two."""
-    network = HalfUNet if isinstance(layout, ClassifierLayout) else UNet
+    network = EncoderUNet if isinstance(layout, ClassifierLayout) else UNet
     return network(layout, operations, device=device)  # type: ignore[arg-type]
 
 

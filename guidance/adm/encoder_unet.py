@@ -15,7 +15,7 @@ from .encoder import check_halvings, encoder_stages, middle_stage, time_embeddin
 from .layout import ClassifierLayout
 
 
-class HalfUNet(nn.Module):
+class EncoderUNet(nn.Module):
     """Class logits from x_t and t: the U-Net's encoder and middle, then a pool.
 
     Computes in the dtype of its input. `operations` as for the U-Net.

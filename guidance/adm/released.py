@@ -207,12 +207,12 @@ def released_like(layout: ADMLayout) -> Released | None:
 
 def _signature(layout: ADMLayout) -> ADMLayout:
     """The layout as far as tensors tell it, without its classes."""
-    untold: dict[str, Any] = {
+    undetected: dict[str, Any] = {
         "num_heads": 1,
         "num_head_channels": None,
         "new_attention_order": False,
         "dropout": 0.0,
     }
     if isinstance(layout, UNetLayout):
-        return replace(layout, **untold, image_size=None, num_classes=None, null_class=None)
-    return replace(layout, **untold, out_channels=IMAGENET_CLASSES)
+        return replace(layout, **undetected, image_size=None, num_classes=None, null_class=None)
+    return replace(layout, **undetected, out_channels=IMAGENET_CLASSES)

@@ -172,7 +172,7 @@ def _numbers_in(path: Path) -> int:
 # --- transformers ----------------------------------------------------------------------------
 
 
-class Logits(nn.Module):
+class LogitsWrapper(nn.Module):
     """A model of transformers as an ordinary network."""
 
     def __init__(self, model: Any):
@@ -202,7 +202,7 @@ def _of_transformers(
     classes = int(model.config.num_labels)
     labels = _labels(config)
     return OpenedClassifier(
-        network=Logits(model),
+        network=LogitsWrapper(model),
         num_classes=classes,
         preprocessing=_processing(folder, config, preprocessor),
         labels=labels if labels and len(labels) == classes else None,

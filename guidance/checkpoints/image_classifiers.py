@@ -85,7 +85,7 @@ def _of_file(path: Path) -> OpenedClassifier:
     return open_state_dict(path, tensors)
 
 
-class AtZero(nn.Module):
+class ZeroNoiseWrapper(nn.Module):
     """A network of noisy images, read where there is no noise."""
 
     def __init__(self, network: Any):
@@ -103,7 +103,7 @@ def _of_pack(checkpoint: Checkpoint) -> OpenedClassifier:
     network = checkpoint.network()
     side = about.layout.image_size
     return OpenedClassifier(
-        network=AtZero(network),
+        network=ZeroNoiseWrapper(network),
         num_classes=network.layout.class_count,
         preprocessing=Preprocessing(resize=(side, side) if side else None),
         labels=about.labels,

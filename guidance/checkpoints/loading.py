@@ -9,7 +9,7 @@ import torch
 
 from ..adm import layers
 from ..classifiers.compiling import compile_network
-from ..classifiers.gradient_memory import WHOLE, Economy
+from ..classifiers.gradient_memory import WHOLE, GradientMemoryPlan
 from ..classifiers.noisy import NoisyClassifier
 from ..sampling.model import DiffusionModel
 from .checkpoint import Checkpoint, dtype_named, read_checkpoint
@@ -23,7 +23,7 @@ def load_classifier(
     device: torch.device | str = "cpu",
     operations: Any = None,
     compile: bool = False,
-    economy: Economy = WHOLE,
+    economy: GradientMemoryPlan = WHOLE,
     **overrides: Any,
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.

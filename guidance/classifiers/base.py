@@ -8,13 +8,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..core.host_copy import onto
+from ..core.host_copy import to_device
 from ..core.labels import class_names
 from ..sampling.strength import smoothed_target
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ClassifierOutput:
     """What a classifier says at x = alpha x0 + sigma eps.
 
     log_probs (B, classes): log p(y | x). gradient (B, ...): of the label's log-likelihood, with the
@@ -63,10 +63,10 @@ class Classifier(Protocol):
         label: Tensor | int,
         alpha: Tensor,
         label_smoothing: float = 0.0,
-    ) -> Evidence:
+    ) -> ClassifierOutput:
         """What it says at x (B, ...), where the model predicts `denoised`; sigma, alpha (B,)."""
 
-    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """What it said, for another noise level; sigma, alpha (B,)."""
 
 
@@ -98,7 +98,7 @@ def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
     if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
         found = torch.as_tensor(label).tolist()
         raise ValueError(f"label is {found}, but the classes go from 0 to {classes - 1}.")
-    return onto(log_probs.device, index)[:, None]
+    return to_device(log_probs.device, index)[:, None]
 
 
 def class_name(index: int, num_classes: int | None, labels: tuple[str, ...] | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .base import Classifier, Evidence
+from .base import Classifier, ClassifierOutput
 
 
 class Memory:
@@ -14,7 +14,7 @@ class Memory:
         if every < 1:
             raise ValueError(f"every is {every}; it must be at least 1.")
         self.every = every
-        self.evidence: Evidence | None = None
+        self.evidence: ClassifierOutput | None = None
         self.count = 0
 
     @property
@@ -22,12 +22,12 @@ class Memory:
         """Whether the next evaluation asks."""
         return self.evidence is None or self.count % self.every == 0
 
-    def serves(self, x: Tensor) -> bool:
+    def matches_shape(self, x: Tensor) -> bool:
         """Whether the last answer is one about such images."""
         return self.evidence is not None and self.evidence.gradient.shape == x.shape
 
 
-class Remembering:
+class CachedClassifier:
     """The classifier with a memory of this run, in its place.
 
     Between two questions the gradient stays as it is in the classifier's own coordinates, and is
@@ -67,10 +67,10 @@ class Remembering:
         label: Tensor | int,
         alpha: Tensor,
         label_smoothing: float = 0.0,
-    ) -> Evidence:
+    ) -> ClassifierOutput:
         """What it says at x, or said last, for this noise level."""
         memory = self.memory
-        if memory.due or not memory.serves(x):
+        if memory.due or not memory.matches_shape(x):
             memory.evidence = self.classifier.evidence(
                 x, denoised, sigma, label, alpha, label_smoothing
             )
@@ -79,14 +79,14 @@ class Remembering:
         assert memory.evidence is not None
         if memory.count == 1:
             return memory.evidence
-        return self.classifier.again(memory.evidence, sigma, alpha)
+        return self.classifier.rescale(memory.evidence, sigma, alpha)
 
-    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """See `Classifier.again`."""
-        return self.classifier.again(seen, sigma, alpha)
+        return self.classifier.rescale(seen, sigma, alpha)
 
 
-def remembering(classifier: Classifier, every: int) -> Classifier:
+def cached_classifier(classifier: Classifier, every: int) -> Classifier:
     """The classifier, asked in each `every`-th evaluation of one run."""
     memory = Memory(every)
-    return classifier if every == 1 else Remembering(classifier, memory)
+    return classifier if every == 1 else CachedClassifier(classifier, memory)

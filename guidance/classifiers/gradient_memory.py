@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..adm import ClassifierLayout, HalfUNet
+from ..adm import ClassifierLayout, EncoderUNet
 
 
 @dataclass(frozen=True)
-class Economy:
+class GradientMemoryPlan:
     """How a classifier's gradient saves memory; the gradient is the same.
 
     images: so many of the batch at once; 0 is all. recompute: keep each stage's input alone and
@@ -31,7 +31,7 @@ class Economy:
 
     def check(self, network: nn.Module) -> None:
         """Raises ValueError when the network has no stages that could be computed again."""
-        if self.recompute and not isinstance(network, HalfUNet):
+        if self.recompute and not isinstance(network, EncoderUNet):
             raise ValueError(
                 f"recompute needs an ADM classifier; this network is a {type(network).__name__}. "
                 "Set images to 1 instead, which saves memory with any network."
@@ -43,12 +43,12 @@ class Economy:
         return (slice(start, start + size) for start in range(0, max(batch, 1), size))
 
 
-WHOLE = Economy()
+WHOLE = GradientMemoryPlan()
 
 
-def economy_within(
+def memory_plan_within(
     free: float, layout: ClassifierLayout, shape: Sequence[int], dtype: torch.dtype
-) -> Economy:
+) -> GradientMemoryPlan:
     """The quickest way to a gradient that takes at most `free` bytes, of images (B, C, H, W).
 
     All at once; recomputed; recomputed in parts, of one image where even that is too much. dtype is
@@ -58,7 +58,7 @@ def economy_within(
     if batch * gradient_bytes(layout, size, dtype) <= free:
         return WHOLE
     images = int(free // gradient_bytes(layout, size, dtype, recompute=True))
-    return Economy(0 if images >= batch else max(images, 1), recompute=True)
+    return GradientMemoryPlan(0 if images >= batch else max(images, 1), recompute=True)
 
 
 def gradient_bytes(

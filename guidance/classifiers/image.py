@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..core.host_copy import home_of
+from ..core.host_copy import device_of
 from ..core.noise import per_image, within_range
-from .base import Evidence, class_name, log_likelihood
+from .base import ClassifierOutput, class_name, log_likelihood
 from .noisy import FP16_LOSS_SCALE, compute_dtype, use_ordinary_weights
 from .preprocessing import Preprocessing
 
@@ -101,7 +101,7 @@ class ImageClassifier:
         label: Tensor | int,
         alpha: Tensor,
         label_smoothing: float = 0.0,
-    ) -> Evidence:
+    ) -> ClassifierOutput:
         """What it says about the predicted x0 `denoised` (B, ...) at x; sigma, alpha (B,).
 
         exact: raises ValueError when `denoised` was not computed from x under torch.enable_grad;
@@ -109,11 +109,11 @@ class ImageClassifier:
         """
         gradient, log_probs = self.image_gradient(denoised, label, label_smoothing)
         if not self.through_model:
-            return Evidence(gradient, log_probs, *self._spread(sigma, alpha))
+            return ClassifierOutput(gradient, log_probs, *self._spread(sigma, alpha))
         near = within_range(sigma, alpha, MAX_RATIO)
-        return Evidence(jacobian_product(denoised, x, gradient), log_probs, *near)
+        return ClassifierOutput(jacobian_product(denoised, x, gradient), log_probs, *near)
 
-    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """What it said, for another noise level.
 
         cheap: g stays as it is; exact: Cov(x0 | x) g, which is what guidance adds.
@@ -134,7 +134,7 @@ class ImageClassifier:
         """g = grad_x0 log p(label | x0), of x0's shape, and log p(y | x0) (B, classes)."""
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
-            x_in = x0.detach().to(home_of(self.network, x0.device)).clone().requires_grad_(True)
+            x_in = x0.detach().to(device_of(self.network, x0.device)).clone().requires_grad_(True)
             pixels = x_in if self.decode is None else self.decode(x_in)
             log_probs = self._log_probs(pixels)
             chosen = log_likelihood(log_probs, label, label_smoothing)
@@ -144,7 +144,7 @@ class ImageClassifier:
         return (gradient / scale).to(x0.device), log_probs.detach().to(x0.device)
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(home_of(self.network, pixels.device))
+        pixels = pixels.to(device_of(self.network, pixels.device))
         # resizing and normalising in half precision would round the image to its 256 levels
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))

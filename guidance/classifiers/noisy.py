@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.host_copy import home_of
+from ..core.host_copy import device_of
 from ..core.noise import NoiseSchedule, levels_like, per_image, vp_scale, within_range
-from .base import Evidence, class_name, label_of_each, log_likelihood
+from .base import ClassifierOutput, class_name, label_of_each, log_likelihood
 from .compiling import compiled_if_possible, uncompiled
-from .gradient_memory import WHOLE, Economy
+from .gradient_memory import WHOLE, GradientMemoryPlan
 
 # fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
 FP16_LOSS_SCALE = 1024.0
@@ -39,7 +39,7 @@ class NoisyClassifier:
         noise_schedule: str | Tensor | NoiseSchedule,
         labels: Sequence[str] | None = None,
         space: str | None = None,
-        economy: Economy | Callable[[Tensor], Economy] = WHOLE,
+        economy: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan] = WHOLE,
     ):
         if not isinstance(noise_schedule, NoiseSchedule):
             noise_schedule = NoiseSchedule(noise_schedule)
@@ -47,7 +47,7 @@ class NoisyClassifier:
         self.network = network
         self.labels = tuple(labels) if labels is not None else None
         self.space = space
-        if isinstance(economy, Economy):
+        if isinstance(economy, GradientMemoryPlan):
             economy.check(network)
         self.economy = economy
         if labels is not None and self.layout is not None:
@@ -59,7 +59,9 @@ class NoisyClassifier:
         """The same classifier computed by another copy of its network."""
         return NoisyClassifier(network, self.schedule, self.labels, self.space, self.economy)
 
-    def with_economy(self, economy: Economy | Callable[[Tensor], Economy]) -> NoisyClassifier:
+    def with_economy(
+        self, economy: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan]
+    ) -> NoisyClassifier:
         """The same classifier, whose gradient saves memory in another way."""
         return NoisyClassifier(self.network, self.schedule, self.labels, self.space, economy)
 
@@ -91,7 +93,7 @@ class NoisyClassifier:
         x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,). Computed where
         the network is, and brought to x's device.
         """
-        x_in = x.to(home_of(self.network, x.device))
+        x_in = x.to(device_of(self.network, x.device))
         with uncompiled(self.network):  # another graph than the gradient's
             sigma, alpha = levels_like(x_in, sigma, alpha)
             return self._log_probs(x_in, sigma, alpha).to(x.device)
@@ -124,10 +126,10 @@ class NoisyClassifier:
         label_smoothing: see `guidance.strength.smoothed_target`.
         """
         labels = label_of_each(label, len(x))
-        economy = self.economy if isinstance(self.economy, Economy) else self.economy(x)
+        economy = self.economy if isinstance(self.economy, GradientMemoryPlan) else self.economy(x)
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
-            x_in = x.detach().to(home_of(self.network, x.device))
+            x_in = x.detach().to(device_of(self.network, x.device))
             sigma, alpha = levels_like(x_in, sigma, alpha)
 
             def gradient_of(part: slice) -> tuple[Tensor, Tensor]:
@@ -171,7 +173,7 @@ class NoisyClassifier:
         label: Tensor | int,
         alpha: Tensor,
         label_smoothing: float = 0.0,
-    ) -> Evidence:
+    ) -> ClassifierOutput:
         """The gradient at x itself; sigma / alpha at most what the schedule reaches.
 
         `denoised` is not looked at. Above its range the classifier answers for the range's end,
@@ -181,14 +183,14 @@ class NoisyClassifier:
         gradient, log_probs = self.gradient_and_log_probs(
             x, near[0], label, near[1], label_smoothing
         )
-        return Evidence(gradient, log_probs, *near)
+        return ClassifierOutput(gradient, log_probs, *near)
 
-    def again(self, seen: Evidence, sigma: Tensor, alpha: Tensor) -> Evidence:
+    def rescale(self, seen: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """What it said, for another noise level: the gradient in x_vp stays as it is."""
         near = within_range(sigma, alpha, self.schedule.max_ratio)
         change = vp_scale(seen.sigma, seen.alpha) / vp_scale(*near)
         gradient = seen.gradient * per_image(change.to(seen.gradient), seen.gradient)
-        return Evidence(gradient, seen.log_probs, *near)
+        return ClassifierOutput(gradient, seen.log_probs, *near)
 
     def image_log_probs(self, images: Tensor) -> Tensor:
         """log p(y | image) of every class (B, classes), of finished images (B, C, H, W)."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.host_copy import onto
+from ..core.host_copy import to_device
 
 HALF = (0.5, 0.5, 0.5)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -46,7 +46,7 @@ class Preprocessing:
         pixels = _cropped(self._resized((x + 1) / 2), self.crop)
         pixels = pixels.flip(1) if self.bgr else pixels
         mean, std = (
-            onto(pixels.device, torch.tensor(v, dtype=pixels.dtype)).view(-1, 1, 1)
+            to_device(pixels.device, torch.tensor(v, dtype=pixels.dtype)).view(-1, 1, 1)
             for v in (self.mean, self.std)
         )
         return (pixels - mean) / std

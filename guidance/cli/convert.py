@@ -15,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a .pt, .pth or .safetensors file")
     parser.add_argument("target", help="the .safetensors file to write")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default: as in the source")
-    options.add_untold(parser)
+    options.add_architecture_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     check_target(args.target, ".safetensors")
-    checkpoint = read_checkpoint(args.source, **options.untold(args))
+    checkpoint = read_checkpoint(args.source, **options.architecture_overrides(args))
     checkpoint.network()  # a file that does not fit its network is refused here, not at use
     save_checkpoint(args.target, checkpoint.tensors, checkpoint.description, args.dtype)
     about = checkpoint.description

@@ -14,21 +14,21 @@ from PIL import Image
 from ..checkpoints.loading import load_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.noisy import NoisyClassifier
-from ..core.atomic_write import check_folder, check_target, replaced
-from ..core.distributed import Processes, started
+from ..core.atomic_write import atomic_path, check_folder, check_target
+from ..core.distributed import Processes, process_group
 from ..core.images import load_samples, save_samples
-from ..evaluation.compute_cost import Work, counted
+from ..evaluation.compute_cost import ComputeCost, count_compute
 from ..evaluation.judge import Reference, Score, check_judge, judge_samples, judged
 from ..evaluation.metrics import check_enough
 from ..evaluation.report import Row, table
 from ..evaluation.report_plot import plot_rows
-from ..sampling.generate import Job, check_schedules, generate
+from ..sampling.generate import SamplingConfig, check_schedules, generate
 from ..sampling.model import DiffusionModel
 from ..training.data import load_images
 from . import options
-from .runs import Run, planned
+from .runs import EvaluationRun, planned
 from .sample import add_sampling, load_models
-from .training import say_skipped
+from .training import warn_skipped
 
 HELP = "judge how well samples follow their class over a range of scales and schedules"
 ASK_FOR_REFERENCE = (
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     options.set_threads(args)
     saved: list[str] = []
     try:
-        with started() as processes:
+        with process_group() as processes:
             rows, reference = _rows(args, processes, saved)
             if processes.first:
                 _report(args, rows, reference)
@@ -131,12 +131,12 @@ def _draw(
     args: argparse.Namespace,
     model: DiffusionModel,
     classifier: Classifier | None,
-    job: Job,
+    job: SamplingConfig,
     title: str,
     processes: Processes,
-) -> tuple[np.ndarray, np.ndarray, Work]:
+) -> tuple[np.ndarray, np.ndarray, ComputeCost]:
     """Images, labels, and what they cost, per image."""
-    with counted(model, classifier) as work:
+    with count_compute(model, classifier) as work:
         images, labels = generate(
             model, classifier, job, args.image_size, title, processes=processes
         )
@@ -150,7 +150,7 @@ def _reference(
     sizes = (args.image_size, model.layout.image_size if model else None, judge.layout.image_size)
     folder = Path(args.reference).is_dir()
     real = load_images(args.reference, next(filter(None, sizes), None) if folder else None)
-    say_skipped(real.skipped)
+    warn_skipped(real.skipped)
     check_enough(len(real), f"{args.reference} has {len(real)} images")
     images = real.images.permute(0, 2, 3, 1).numpy()
     reference = Reference(judged(judge, images)[1], images.shape[1:], args.reference)
@@ -163,7 +163,7 @@ def _check_runs(
     args: argparse.Namespace,
     judge: NoisyClassifier,
     model: DiffusionModel,
-    runs: list[Run],
+    runs: list[EvaluationRun],
 ) -> None:
     """Raises ValueError for what would stop one of the runs, before the first."""
     for one in runs:
@@ -187,13 +187,17 @@ def _file_row(judge: NoisyClassifier, file: str, reference: Reference | None) ->
     return Row("file", Path(file).name, None, score, len(images), samples=file)
 
 
-def _drawn_row(one: Run, score: Score, images: int, work: Work, file: str | None) -> Row:
+def _drawn_row(
+    one: EvaluationRun, score: Score, images: int, work: ComputeCost, file: str | None
+) -> Row:
     schedule = one.schedule.to_dict() if one.schedule else None
     about = (one.kind, one.guidance, one.scale)
     return Row(*about, score, images, schedule, work, file)
 
 
-def _save(folder: str, number: int, one: Run, images: np.ndarray, labels: np.ndarray) -> str:
+def _save(
+    folder: str, number: int, one: EvaluationRun, images: np.ndarray, labels: np.ndarray
+) -> str:
     """Writes what was drawn; the file's name."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "_", one.title).strip("_")[:60]
     file = Path(folder) / f"{number:02d}_{words}.npz"
@@ -208,10 +212,10 @@ def _report(args: argparse.Namespace, rows: list[Row], reference: Reference | No
         print(f"\n{note}")
     with contextlib.ExitStack() as files:
         if args.output:
-            file = files.enter_context(replaced(args.output))
+            file = files.enter_context(atomic_path(args.output))
             file.write_text(json.dumps([row.to_dict() for row in rows], indent=1))
         if args.plot:
-            file = files.enter_context(replaced(args.plot))
+            file = files.enter_context(atomic_path(args.plot))
             Image.fromarray(plot_rows(rows)).save(file, format="PNG")
 
 

@@ -14,11 +14,11 @@ HELP = "say what a model file is"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a .safetensors, .pt or .pth file")
-    options.add_untold(parser)
+    options.add_architecture_overrides(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    checkpoint = read_checkpoint(args.file, **options.untold(args))
+    checkpoint = read_checkpoint(args.file, **options.architecture_overrides(args))
     about = checkpoint.description
     network = checkpoint.network()
     millions = sum(p.numel() for p in network.parameters()) / 1e6

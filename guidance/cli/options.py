@@ -13,7 +13,7 @@ from ..checkpoints.checkpoint import ATTENTION_ORDERS
 from ..core.atomic_write import check_target
 from ..core.bounded_read import brief, read_text
 from ..schedules.schedule import GuidanceSchedule
-from ..training.loop import Recipe
+from ..training.loop import OptimizerConfig
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -81,7 +81,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
 
 
-def add_untold(parser: argparse.ArgumentParser) -> None:
+def add_architecture_overrides(parser: argparse.ArgumentParser) -> None:
     """What a file's tensors cannot tell."""
     group = parser.add_argument_group("what a file's tensors cannot tell")
     group.add_argument("--noise-schedule", choices=("auto", "linear", "cosine"), default="auto")
@@ -90,8 +90,8 @@ def add_untold(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--attention-order", choices=ATTENTION_ORDERS, default="auto")
 
 
-def untold(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `read_checkpoint` from the options of `add_untold`."""
+def architecture_overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `read_checkpoint` from the options of `add_architecture_overrides`."""
     names = ("noise_schedule", "num_heads", "num_head_channels", "attention_order")
     return {name: getattr(args, name) for name in names}
 
@@ -167,9 +167,9 @@ def check_training_targets(args: argparse.Namespace) -> None:
         check_target(args.history, ".json")
 
 
-def recipe(args: argparse.Namespace) -> Recipe:
+def recipe(args: argparse.Namespace) -> OptimizerConfig:
     """The optimisation that `add_training` asked for."""
-    return Recipe(
+    return OptimizerConfig(
         steps=args.steps,
         batch_size=args.batch_size,
         learning_rate=args.lr,

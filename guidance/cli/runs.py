@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, fields, replace
 
 from ..classifiers.base import Classifier
-from ..sampling.generate import Job, with_scales
+from ..sampling.generate import SamplingConfig, replace_scales
 from ..sampling.model import DiffusionModel
 from ..sampling.strength import Strength
 from ..schedules.schedule import GuidanceSchedule
@@ -16,12 +16,12 @@ from .sample import sampling_options
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """One row that is drawn: what guides it, at which scale or by which schedule."""
 
     kind: str
     guidance: str
-    job: Job
+    job: SamplingConfig
     scale: float | None = None
     schedule: GuidanceSchedule | None = None
 
@@ -33,13 +33,13 @@ class Run:
 
 def planned(
     args: argparse.Namespace, model: DiffusionModel, classifier: Classifier | None
-) -> list[Run]:
+) -> list[EvaluationRun]:
     """Every scale and schedule asked for; without guidance both kinds are the same, drawn once.
 
     Raises ValueError where there is nothing to go through, or nothing to do it with.
     """
-    job = Job(num_samples=args.num_samples, label="all", **sampling_options(args))
-    plain = with_scales(job, 0.0, 0.0 if model.layout.null_class is not None else 1.0)
+    job = SamplingConfig(num_samples=args.num_samples, label="all", **sampling_options(args))
+    plain = replace_scales(job, 0.0, 0.0 if model.layout.null_class is not None else 1.0)
     runs = _of_classifier(args, classifier, plain) + _of_cfg(args, model, plain)
     if not runs:
         raise ValueError(
@@ -47,12 +47,12 @@ def planned(
             "dropout."
         )
     guided = [run for run in runs if run.job != plain]
-    return [Run("none", "none", plain, 0.0)] * (len(guided) < len(runs)) + guided
+    return [EvaluationRun("none", "none", plain, 0.0)] * (len(guided) < len(runs)) + guided
 
 
 def _of_classifier(
-    args: argparse.Namespace, classifier: Classifier | None, plain: Job
-) -> list[Run]:
+    args: argparse.Namespace, classifier: Classifier | None, plain: SamplingConfig
+) -> list[EvaluationRun]:
     if classifier is None and args.schedules:
         raise ValueError(
             "--schedules need a --classifier that follows them; those of CFG go to --cfg-schedules."
@@ -60,14 +60,19 @@ def _of_classifier(
     if classifier is None:
         return []
     name = with_options(plain)
-    runs = [Run("classifier", name, replace(plain, scale=scale), scale) for scale in args.scales]
+    runs = [
+        EvaluationRun("classifier", name, replace(plain, scale=scale), scale)
+        for scale in args.scales
+    ]
     for words, schedule in map(named_schedule, args.schedules):
         job = replace(plain, schedule=schedule)
-        runs.append(Run("classifier", f"{name}, {words}", job, schedule=schedule))
+        runs.append(EvaluationRun("classifier", f"{name}, {words}", job, schedule=schedule))
     return runs
 
 
-def _of_cfg(args: argparse.Namespace, model: DiffusionModel, plain: Job) -> list[Run]:
+def _of_cfg(
+    args: argparse.Namespace, model: DiffusionModel, plain: SamplingConfig
+) -> list[EvaluationRun]:
     if model.layout.null_class is None and args.cfg_schedules:
         raise ValueError(
             "--cfg-schedules need a model trained with label dropout, and this one was not; "
@@ -75,10 +80,12 @@ def _of_cfg(args: argparse.Namespace, model: DiffusionModel, plain: Job) -> list
         )
     if model.layout.null_class is None:
         return []
-    runs = [Run("CFG", "CFG", replace(plain, cfg=scale), scale) for scale in args.cfg_scales]
+    runs = [
+        EvaluationRun("CFG", "CFG", replace(plain, cfg=scale), scale) for scale in args.cfg_scales
+    ]
     for words, schedule in map(named_schedule, args.cfg_schedules):
         job = replace(plain, cfg_schedule=schedule)
-        runs.append(Run("CFG", f"CFG, {words}", job, schedule=schedule))
+        runs.append(EvaluationRun("CFG", f"CFG, {words}", job, schedule=schedule))
     return runs
 
 
@@ -88,7 +95,7 @@ def named_schedule(text: str) -> tuple[str, GuidanceSchedule]:
     return file.stem if file else short_form(schedule), schedule
 
 
-def with_options(job: Job) -> str:
+def with_options(job: SamplingConfig) -> str:
     """What the rows of classifier guidance are called."""
     values = {option: getattr(job.strength, option.name) for option in fields(Strength)}
     chosen = [

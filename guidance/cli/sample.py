@@ -11,9 +11,9 @@ from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
-from ..core.distributed import Processes, started
+from ..core.distributed import Processes, process_group
 from ..core.images import check_output, save_samples
-from ..sampling.generate import Job, generate
+from ..sampling.generate import SamplingConfig, generate
 from ..sampling.loop import METHODS
 from ..sampling.low_res import read_low_res
 from ..sampling.model import DiffusionModel
@@ -120,14 +120,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_output(args.output)
     options.set_threads(args)
-    with started() as processes:
+    with process_group() as processes:
         _sample(args, processes)
 
 
 def _sample(args: argparse.Namespace, processes: Processes) -> None:
     low_res, shown = read_low_res(args.low_res) if args.low_res else (None, None)
     model, classifier = load_models(args)
-    job = Job(
+    job = SamplingConfig(
         num_samples=_num_samples(args.num_samples, low_res),
         label=_label(args.label, shown, model, classifier),
         scale=args.scale,

@@ -8,12 +8,12 @@ from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
 from ..adm.presets import PRESETS, classifier_layout
 from ..checkpoints.checkpoint import save_checkpoint
-from ..core.atomic_write import check_target, replaced
+from ..core.atomic_write import atomic_path, check_target
 from ..training.data import Augment, LabelledImages, load_images
 from ..training.loop import Trained
-from ..training.new_classifier import Plan, new_classifier
+from ..training.new_classifier import TrainingConfig, new_classifier
 from . import options
-from .training import running, say_skipped, write_log
+from .training import running, warn_skipped, write_log
 
 HELP = "train a classifier on noisy images (or a clean one, to judge with)"
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
         check_target(args.plot, ".png")
     options.set_threads(args)
     data = load_images(args.data, args.image_size)
-    plan = Plan(
+    plan = TrainingConfig(
         data=data,
         layout=_layout(args, data),
         recipe=options.recipe(args),
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     )
     with running(args, plan.settings(), "train-classifier") as where:
         if where.processes.first:
-            say_skipped(data.skipped)
+            warn_skipped(data.skipped)
         trained, description = new_classifier(plan, where)
         if not where.processes.first:
             return
@@ -76,7 +76,7 @@ def _plot(path: str, trained: Trained) -> None:
 
     from ..training.plot import plot_training  # matplotlib, on first use
 
-    with replaced(path) as temporary:
+    with atomic_path(path) as temporary:
         picture = Image.fromarray(plot_training(trained.losses, trained.validations))
         picture.save(temporary, format="PNG")
 

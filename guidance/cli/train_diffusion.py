@@ -10,11 +10,11 @@ from ..adm import UNetLayout
 from ..checkpoints.checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
 from ..core.noise import NoiseSchedule
 from ..training.data import Augment, LabelledImages, load_images
-from ..training.loop import Run
+from ..training.loop import TrainingContext
 from ..training.samples import Sampler
 from ..training.train_diffusion import train_diffusion
 from . import options
-from .training import running, say_skipped, write_log
+from .training import running, warn_skipped, write_log
 
 HELP = "train a diffusion model, with label dropout so that CFG works"
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     started = time.monotonic()
     with running(args, settings, "train-diffusion") as where:
         if where.processes.first:
-            say_skipped(data.skipped)
+            warn_skipped(data.skipped)
         trained = train_diffusion(
             data,
             layout,
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
 
 
-def _with_samples(args: argparse.Namespace, run: Run) -> Run:
+def _with_samples(args: argparse.Namespace, run: TrainingContext) -> TrainingContext:
     """The run, its images drawn as --sample-every asks."""
     if not args.sample_every:
         return run

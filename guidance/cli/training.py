@@ -8,24 +8,26 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ..core.atomic_write import replaced
-from ..core.distributed import started
-from ..training.loop import Run, Trained
+from ..core.atomic_write import atomic_path
+from ..core.distributed import process_group
+from ..training.loop import Trained, TrainingContext
 from ..training.resume import ResumeFile
 from . import options
 
 
 @contextlib.contextmanager
-def running(args: argparse.Namespace, settings: dict[str, Any], title: str) -> Iterator[Run]:
+def running(
+    args: argparse.Namespace, settings: dict[str, Any], title: str
+) -> Iterator[TrainingContext]:
     """Where the training happens; its resume file goes when the block succeeds."""
-    with started() as processes:
+    with process_group() as processes:
         resume = ResumeFile.beside(args.output, settings)
         if args.fresh and processes.first:
             resume.delete()
         processes.from_first(None)  # nobody looks for the file before it is gone
         device = str(options.device(args.device))
         try:
-            yield Run(title=title, device=device, processes=processes, resume=resume)
+            yield TrainingContext(title=title, device=device, processes=processes, resume=resume)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_go_on(resume)) from None
         if processes.first:
@@ -42,12 +44,12 @@ def write_log(path: str | None, trained: Trained) -> None:
     """The loss of each step and what validation saw, as JSON, where that was asked for."""
     if path is None:
         return
-    with replaced(path) as temporary:
+    with atomic_path(path) as temporary:
         about = {"losses": trained.losses, "validations": trained.validations}
         temporary.write_text(json.dumps(about))
 
 
-def say_skipped(skipped: tuple[str, ...]) -> None:
+def warn_skipped(skipped: tuple[str, ...]) -> None:
     """Names pictures that could not be read."""
     if skipped:
         some = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")

@@ -40,7 +40,7 @@ def _check_writable(path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def replaced(path: str | Path, suffix: str | None = None) -> Iterator[Path]:
+def atomic_path(path: str | Path, suffix: str | None = None) -> Iterator[Path]:
     """Yields a temporary path beside `path`; moves it there when the block succeeds.
 
     A process that is killed leaves it there: `suffix` keeps it from being taken for a whole file.
@@ -70,7 +70,7 @@ def _umask() -> int:
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Writes a .safetensors file; atomic. Raises OSError, whose sentence names the file."""
     try:
-        with replaced(path, UNFINISHED) as temporary:
+        with atomic_path(path, UNFINISHED) as temporary:
             save_file(tensors, temporary, metadata)
     except SafetensorError as error:  # how safetensors says that the disk is full
         raise OSError(

@@ -78,7 +78,7 @@ ALONE = Processes()
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Processes]:
+def process_group() -> Iterator[Processes]:
     """The processes that torchrun started, joined for the time of the block; else this one."""
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE

@@ -11,7 +11,7 @@ from torch import Tensor
 WITH_EVENTS = ("cuda", "xpu")
 
 
-class Later:
+class HostCopy:
     """Values of a device, on their way to main memory while the device goes on computing."""
 
     def __init__(self, values: Tensor):
@@ -37,12 +37,12 @@ class Later:
         return self._values.cpu()
 
 
-def home_of(network: torch.nn.Module, otherwise: torch.device) -> torch.device:
+def device_of(network: torch.nn.Module, otherwise: torch.device) -> torch.device:
     """Where a network computes: where its weights are."""
     return next((weight.device for weight in network.parameters()), otherwise)
 
 
-def onto(device: torch.device, values: Tensor) -> Tensor:
+def to_device(device: torch.device, values: Tensor) -> Tensor:
     """The values on that device; nobody waits for the copy.
 
     To main memory the copy is waited for: there it would be read before it has arrived.

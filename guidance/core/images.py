@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .atomic_write import check_target, replaced
+from .atomic_write import atomic_path, check_target
 from .bounded_read import MOST_CLASSES, open_zip
 
 SMALL_IMAGE = 64
@@ -60,7 +60,7 @@ def save_samples(
 ) -> None:
     """Writes .npz (arr_0 images, arr_1 labels) or a .png grid, by the name's ending; atomic."""
     path = Path(path)
-    with replaced(path) as temporary:
+    with atomic_path(path) as temporary:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:
                 np.savez_compressed(file, arr_0=images, arr_1=labels)

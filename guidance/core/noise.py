@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .host_copy import onto
+from .host_copy import to_device
 
 # kinds of devices that do not have it, or not all of whom do
 WITHOUT_FLOAT64 = ("mps", "xpu", "npu", "privateuseone")
@@ -98,7 +98,7 @@ class NoiseSchedule:
     def _log_ratios(self, like: Tensor) -> Tensor:
         key = (like.device, like.dtype)
         if key not in self._tables:
-            self._tables[key] = onto(like.device, self.ratios.log().to(like.dtype))
+            self._tables[key] = to_device(like.device, self.ratios.log().to(like.dtype))
         return self._tables[key]
 
 
@@ -153,4 +153,4 @@ def _on_device(level: Tensor | float, dtype: torch.dtype, device: torch.device) 
     # clone: a sampler's sigma may be an inference tensor
     if level.device.type not in WITHOUT_FLOAT64:
         level = level.to(dtype)
-    return onto(device, level).to(dtype).clone()
+    return to_device(device, level).to(dtype).clone()

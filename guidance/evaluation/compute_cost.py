@@ -16,7 +16,7 @@ from ..sampling.model import DiffusionModel
 
 
 @dataclass
-class Work:
+class ComputeCost:
     """passes: conditionings that the diffusion network was run for, one for each image in each
     call and two where CFG needs both. gradients: of the classifier, one for each image. seconds:
     of the whole block.
@@ -26,14 +26,14 @@ class Work:
     gradients: float = 0
     seconds: float = 0.0
 
-    def per_image(self, images: int) -> Work:
+    def per_image(self, images: int) -> ComputeCost:
         """The share of one of so many images."""
-        return Work(self.passes / images, self.gradients / images, self.seconds / images)
+        return ComputeCost(self.passes / images, self.gradients / images, self.seconds / images)
 
-    def of_all(self, processes: Processes) -> Work:
+    def of_all(self, processes: Processes) -> ComputeCost:
         """The counts of all processes together, and the time of the slowest."""
         shares = processes.gathered(self)
-        return Work(
+        return ComputeCost(
             passes=sum(share.passes for share in shares),
             gradients=sum(share.gradients for share in shares),
             seconds=max(share.seconds for share in shares),
@@ -41,9 +41,9 @@ class Work:
 
 
 @contextmanager
-def counted(model: DiffusionModel, classifier: Classifier | None) -> Iterator[Work]:
+def count_compute(model: DiffusionModel, classifier: Classifier | None) -> Iterator[ComputeCost]:
     """Yields a Work that counts what the two networks do in the block; seconds come at its end."""
-    work = Work()
+    work = ComputeCost()
 
     def passed(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         work.passes += len(output)

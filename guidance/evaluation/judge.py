@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..adm import HalfUNet
+from ..adm import EncoderUNet
 from ..classifiers.noisy import NoisyClassifier
 from ..core.images import from_uint8
 from .metrics import frechet_distance, precision_recall
@@ -94,9 +94,9 @@ def check_judge(judge: NoisyClassifier, shape: tuple[int, ...]) -> None:
     _network(judge, shape)
 
 
-def _network(judge: NoisyClassifier, shape: tuple[int, ...]) -> HalfUNet:
+def _network(judge: NoisyClassifier, shape: tuple[int, ...]) -> EncoderUNet:
     network = judge.network
-    if not isinstance(network, HalfUNet):
+    if not isinstance(network, EncoderUNet):
         raise ValueError("The judge must be a classifier trained by train-classifier.")
     if shape[2] != judge.channels:
         raise ValueError(

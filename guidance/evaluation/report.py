@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .compute_cost import Work
+from .compute_cost import ComputeCost
 from .judge import Score
 
 # key, heading, format
@@ -39,7 +39,7 @@ class Row:
     score: Score
     images: int
     schedule: dict[str, Any] | None = None
-    work: Work | None = None
+    work: ComputeCost | None = None
     samples: str | None = None
 
     def to_dict(self) -> dict[str, Any]:

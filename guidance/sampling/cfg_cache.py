@@ -21,7 +21,7 @@ FIRST, LONGEST = 4, 6
 
 
 @dataclass(frozen=True)
-class Reuse:
+class CFGCacheConfig:
     """When the term is computed.
 
     every: at each so-many-th evaluation. tolerance: above 0, at growing distances while the last
@@ -45,10 +45,10 @@ class Reuse:
         return self.every == 1 and self.tolerance == 0
 
 
-ALWAYS = Reuse()
+ALWAYS = CFGCacheConfig()
 
 
-class HeldTerm:
+class CFGCache:
     """The last term of a run, and how long it may serve.
 
     Held in proportion to sigma / sqrt(alpha^2 + sigma^2): constant where there is mostly noise,
@@ -56,7 +56,7 @@ class HeldTerm:
     where there is little.
     """
 
-    def __init__(self, reuse: Reuse):
+    def __init__(self, reuse: CFGCacheConfig):
         self.reuse = reuse
         self._term: Tensor | None = None
         self._distance = max(FIRST, reuse.every) if reuse.tolerance > 0 else reuse.every
@@ -80,7 +80,7 @@ class HeldTerm:
         assert self._term is not None
         return self._term * per_image(_share(sigma, alpha).to(self._term), self._term)
 
-    def fits(self, x: Tensor) -> bool:
+    def matches_shape(self, x: Tensor) -> bool:
         """Whether the term is one of such images."""
         return self._term is not None and self._term.shape == x.shape
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..classifiers.base import Classifier
 from ..core.noise import levels_like, per_image
-from .nan_guard import Watch
+from .nan_guard import NaNGuard
 from .strength import Strength
 
 Report = Callable[[Tensor, Tensor, Tensor], None]
@@ -24,7 +24,7 @@ def classifier_term(
     strength: Strength,
     alpha: Tensor | float = 1.0,
     report: Report | None = None,
-    watch: Watch | None = None,
+    watch: NaNGuard | None = None,
 ) -> Tensor:
     """What guidance adds to the denoised image (B, ...) at x = alpha x0 + sigma eps.
 
@@ -37,8 +37,8 @@ def classifier_term(
     """
     sigma, alpha = levels_like(x, sigma, alpha)
     seen = classifier.evidence(x, denoised, sigma, label, alpha, strength.label_smoothing)
-    looking = watch or Watch()
-    looking.look(seen.gradient, x, sigma)
+    looking = watch or NaNGuard()
+    looking.check(seen.gradient, x, sigma)
     if watch is None:
         looking.finish()
     scales = strength.scales(seen.log_probs)

@@ -12,12 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..classifiers.base import Classifier
-from ..classifiers.gradient_cache import Memory, remembering
+from ..classifiers.gradient_cache import Memory, cached_classifier
 from ..core.distributed import ALONE, Processes
 from ..core.images import to_uint8
 from ..core.labels import parse_labels
 from ..schedules.schedule import GuidanceSchedule
-from .cfg_cache import Reuse
+from .cfg_cache import CFGCacheConfig
 from .loop import Guide, Step, chain, place_of, sample
 from .low_res import UPSCALE
 from .model import DiffusionModel
@@ -26,7 +26,7 @@ from .strength import Strength
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SamplingConfig:
     """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier.
 
     Their
@@ -64,9 +64,9 @@ class Job:
         )
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> CFGCacheConfig:
         """When CFG's term is computed."""
-        return Reuse(self.cfg_every, self.cfg_tolerance)
+        return CFGCacheConfig(self.cfg_every, self.cfg_tolerance)
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or self.batch_size < 1:
@@ -82,7 +82,7 @@ class Job:
 def generate(
     model: DiffusionModel,
     classifier: Classifier | None,
-    job: Job,
+    job: SamplingConfig,
     image_size: int | None = None,
     title: str = "sample",
     low_res: Tensor | None = None,
@@ -124,7 +124,7 @@ def generate(
     return whole, np.array(labels, dtype=np.int64)
 
 
-def check_schedules(model: DiffusionModel, job: Job) -> None:
+def check_schedules(model: DiffusionModel, job: SamplingConfig) -> None:
     """Raises ScheduleError for a schedule that does not fit the job's run, before it starts."""
     steps = _steps(model, job)
     whole = min(job.batch_size, job.num_samples)
@@ -137,7 +137,7 @@ def check_schedules(model: DiffusionModel, job: Job) -> None:
                 schedule.scales(place, batch)
 
 
-def _steps(model: DiffusionModel, job: Job) -> list[Step]:
+def _steps(model: DiffusionModel, job: SamplingConfig) -> list[Step]:
     timesteps = respaced_timesteps(job.respacing, len(model.schedule))
     return chain(model.schedule.alpha_bar.tolist(), timesteps)
 
@@ -172,7 +172,7 @@ def _size(model: DiffusionModel, image_size: int | None, low_res: Tensor | None)
 def _draw(
     model: DiffusionModel,
     classifier: Classifier | None,
-    job: Job,
+    job: SamplingConfig,
     steps: Sequence[Step],
     labels: Tensor | None,
     low_res: Tensor | None,
@@ -188,7 +188,7 @@ def _draw(
 
     guides = []
     if classifier is not None and labels is not None:
-        asked = remembering(classifier, job.every)
+        asked = cached_classifier(classifier, job.every)
         guides.append(Guide(asked, labels, job.strength, job.schedule))
     return sample(
         model,
@@ -224,7 +224,7 @@ def _classes(model: DiffusionModel, classifier: Classifier | None) -> int:
 
 
 def _fixed_labels(
-    model: DiffusionModel, classifier: Classifier | None, job: Job
+    model: DiffusionModel, classifier: Classifier | None, job: SamplingConfig
 ) -> list[int] | None:
     """The classes to go through in turn, or None for random ones."""
     classes = _classes(model, classifier)
@@ -267,6 +267,6 @@ def _batch_labels(
     return torch.randint(0, classes, (count,), generator=generator, device=model.device)
 
 
-def with_scales(job: Job, scale: float, cfg: float) -> Job:
+def replace_scales(job: SamplingConfig, scale: float, cfg: float) -> SamplingConfig:
     """The same job at other strengths."""
     return replace(job, scale=scale, cfg=cfg)

@@ -17,13 +17,13 @@ from torch import Tensor
 from ..classifiers.base import Classifier
 from ..core.autograd import tracked
 from ..core.noise import levels_like
-from ..schedules.run_position import Place
+from ..schedules.run_position import RunPosition
 from ..schedules.schedule import GuidanceSchedule
 from .cfg import classifier_free
-from .cfg_cache import ALWAYS, HeldTerm, Reuse
+from .cfg_cache import ALWAYS, CFGCache, CFGCacheConfig
 from .classifier_guidance import classifier_term, mean_shift
 from .model import DiffusionModel
-from .nan_guard import Watch
+from .nan_guard import NaNGuard
 from .strength import Strength
 
 METHODS = ("ddim", "ddpm")
@@ -132,7 +132,7 @@ class Guide:
     strength: Strength | float
     schedule: GuidanceSchedule | None = None
 
-    def at(self, place: Place, batch: int) -> Guide | None:
+    def at(self, place: RunPosition, batch: int) -> Guide | None:
         """The guide with the scale that it has there; None where it changes nothing."""
         if self.schedule is None:
             return self if self._strength.scale != 0 else None
@@ -145,7 +145,7 @@ class Guide:
             return self.strength
         return Strength(scale=self.strength)
 
-    def term(self, x: Tensor, x0: Tensor, step: Step, watch: Watch | None = None) -> Tensor:
+    def term(self, x: Tensor, x0: Tensor, step: Step, watch: NaNGuard | None = None) -> Tensor:
         """What algorithm 2 adds to x0 (B, ...), at x_t (B, ...) in VP coordinates.
 
         x0 must be computed from x in torch's graph where the classifier's `through_model` is set.
@@ -154,14 +154,14 @@ class Guide:
         about = ((1 - ab) ** 0.5, self.labels, self._strength, ab**0.5)
         return classifier_term(self.classifier, x, x0, *about, watch=watch)
 
-    def pull(
-        self, method: str, x: Tensor, x0: Tensor, step: Step, watch: Watch | None = None
+    def guidance_update(
+        self, method: str, x: Tensor, x0: Tensor, step: Step, watch: NaNGuard | None = None
     ) -> Tensor:
         """What a step of "ddim" (`term`) or "ddpm" (`gradient`) is guided by."""
         asked = self.gradient if method == "ddpm" else self.term
         return asked(x, x0, step, watch)
 
-    def gradient(self, x: Tensor, x0: Tensor, step: Step, watch: Watch | None = None) -> Tensor:
+    def gradient(self, x: Tensor, x0: Tensor, step: Step, watch: NaNGuard | None = None) -> Tensor:
         """scale * grad log p(y | x_t), as algorithm 1 wants it: the term without its factor."""
         return self.term(x, x0, step, watch) * (step.alpha_bar**0.5 / (1 - step.alpha_bar))
 
@@ -176,7 +176,7 @@ def sample(
     eta: float = 0.0,
     labels: Tensor | None = None,
     cfg: float | GuidanceSchedule = 1.0,
-    reuse: Reuse = ALWAYS,
+    reuse: CFGCacheConfig = ALWAYS,
     guides: Sequence[Guide] = (),
     low_res: Tensor | None = None,
     clip_denoised: bool = True,
@@ -196,7 +196,7 @@ def sample(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
     steps = list(steps)
-    held, watch = HeldTerm(reuse), Watch()
+    held, watch = CFGCache(reuse), NaNGuard()
     for index, step in enumerate(steps):
         place = place_of(step, index, len(steps), len(model.schedule))
         active = [guide for each in guides if (guide := each.at(place, len(x))) is not None]
@@ -205,15 +205,15 @@ def sample(
         with tracked(x, through) as x_in:
             x0, v = _denoised(model, x_in, step, labels, scale, low_res, held)
             x0 = x0.clamp(-1, 1) if clip_denoised else x0
-            pulls = [guide.pull(method, x_in, x0, step, watch) for guide in active]
+            updates = [guide.guidance_update(method, x_in, x0, step, watch) for guide in active]
         x0, v = _cut(x0, v)
         drawn = noise(x)
         if method == "ddpm":
             variance = ddpm_variance(step, v, x)
-            pull = sum(pulls, torch.zeros_like(x))
-            x = ddpm_step(x, x0, variance, step, mean_shift(pull, variance, 1.0), drawn)
+            guidance_update = sum(updates, torch.zeros_like(x))
+            x = ddpm_step(x, x0, variance, step, mean_shift(guidance_update, variance, 1.0), drawn)
         else:
-            x = ddim_step(x, sum(pulls, x0), step, eta, drawn)
+            x = ddim_step(x, sum(updates, x0), step, eta, drawn)
     watch.finish()
     return x
 
@@ -223,9 +223,9 @@ def _cut(x0: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x0.detach(), None if v is None else v.detach()
 
 
-def place_of(step: Step, index: int, steps: int, timesteps: int) -> Place:
+def place_of(step: Step, index: int, steps: int, timesteps: int) -> RunPosition:
     """Where the run of `steps` steps through a chain of `timesteps` is, at its index-th step."""
-    return Place(
+    return RunPosition(
         percent=1 - step.timestep / max(timesteps - 1, 1),
         step=index,
         steps=steps,
@@ -240,12 +240,12 @@ def _denoised(
     labels: Tensor | None,
     cfg: float | list[float],
     low_res: Tensor | None,
-    held: HeldTerm,
+    held: CFGCache,
 ) -> tuple[Tensor, Any]:
     """x0 and the variance that `_predict` gives, or x0 by the term of CFG that is held."""
     due = held.due()
     scaled = labels is not None and cfg not in (0, 1)
-    if not scaled or due or not held.fits(x):
+    if not scaled or due or not held.matches_shape(x):
         eps, v, term = _predict(model, x, step, labels, cfg, low_res)
         if term is not None:
             held.renew(-term.detach() * (1 / step.alpha_bar - 1) ** 0.5, *_levels(x, step))

@@ -7,36 +7,36 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from ..core.host_copy import Later
+from ..core.host_copy import HostCopy
 
 # So many looks are kept at most where nobody can say when a copy has arrived.
 MOST_PENDING = 100
 
 
-class Watch:
+class NaNGuard:
     """Over the evaluations of one run.
 
-    What `look` finds is told by a later `look`, once it has come from the device, or by `finish`;
+    What `check` finds is told by a later `check`, once it has come from the device, or by `finish`;
     on a CPU at once.
     """
 
     def __init__(self) -> None:
-        self._pending: deque[Later] = deque()
+        self._pending: deque[HostCopy] = deque()
 
-    def look(self, gradient: Tensor, x: Tensor, sigma: Tensor) -> None:
+    def check(self, gradient: Tensor, x: Tensor, sigma: Tensor) -> None:
         """At a gradient (B, ...) that was computed at x (B, ...) and sigma (B,).
 
         Raises ValueError for this one or for one before.
         """
         facts = torch.stack([_nan_unless_finite(gradient), _nan_unless_finite(x), sigma.float()])
-        self._pending.append(Later(facts))
+        self._pending.append(HostCopy(facts))
         if len(self._pending) >= MOST_PENDING:
             self.finish()
         while self._pending and self._pending[0].arrived:
             _check(self._pending.popleft().wait())
 
     def finish(self) -> None:
-        """Waits for all that were looked at. Raises ValueError as `look`."""
+        """Waits for all that were looked at. Raises ValueError as `check`."""
         while self._pending:
             _check(self._pending.popleft().wait())
 

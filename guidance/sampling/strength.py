@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.host_copy import onto
+from ..core.host_copy import to_device
 from ..core.noise import per_image
-from ..schedules.run_position import Place
+from ..schedules.run_position import RunPosition
 from ..schedules.schedule import GuidanceSchedule
 
 
@@ -50,7 +50,7 @@ class Strength:
             return scales
         return scales * entropy_factor(log_probs, self.entropy_limit)
 
-    def at(self, schedule: GuidanceSchedule, place: Place, batch: int) -> Strength | None:
+    def at(self, schedule: GuidanceSchedule, place: RunPosition, batch: int) -> Strength | None:
         """The same with the scale that the schedule has there; None where that is 0."""
         scales = schedule.scales(place, batch)
         each = tuple(scales) if isinstance(scales, list) else (scales,)
@@ -66,7 +66,7 @@ class Strength:
 def _like(values: Tensor, scale: float | tuple[float, ...]) -> Tensor:
     """The scale with the dtype and on the device of `values`; nobody waits for it."""
     if isinstance(scale, tuple):
-        return onto(values.device, torch.tensor(scale, dtype=values.dtype))
+        return to_device(values.device, torch.tensor(scale, dtype=values.dtype))
     return values.new_full((), scale)
 
 

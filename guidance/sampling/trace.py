@@ -10,17 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.host_copy import Later
-from ..schedules.run_position import Place
+from ..core.host_copy import HostCopy
+from ..schedules.run_position import RunPosition
 
 
 @dataclass
 class ClassifierRecord:
     """What one classifier did; lengths are means over the batch."""
 
-    scale: Later
-    norm: Later
-    log_probs: Later
+    scale: HostCopy
+    norm: HostCopy
+    log_probs: HostCopy
 
     @property
     def arrived(self) -> bool:
@@ -46,16 +46,16 @@ class Evaluation:
     computed on its device: `place_at` tells the place once its sigma has come from there.
     """
 
-    sigma: Later
-    place_at: Callable[[float], Place]
-    cfg: float | Later | None = None
-    cfg_norm: Later | None = None
+    sigma: HostCopy
+    place_at: Callable[[float], RunPosition]
+    cfg: float | HostCopy | None = None
+    cfg_norm: HostCopy | None = None
     passes: int = 0
     saved: int = 0
     classifiers: list[ClassifierRecord] = field(default_factory=list)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> RunPosition:
         """Where in the run it was."""
         return self.place_at(float(self.sigma.wait()))
 
@@ -63,7 +63,7 @@ class Evaluation:
     def arrived(self) -> bool:
         """Whether nobody has to wait for its numbers."""
         numbers = (self.sigma, self.cfg, self.cfg_norm)
-        return all(one.arrived for one in numbers if isinstance(one, Later)) and all(
+        return all(one.arrived for one in numbers if isinstance(one, HostCopy)) and all(
             record.arrived for record in self.classifiers
         )
 
@@ -74,7 +74,7 @@ class Evaluation:
             "sigma": place.sigma,
             "step": place.step,
             "percent": place.percent,
-            "cfg": float(self.cfg.wait()) if isinstance(self.cfg, Later) else self.cfg,
+            "cfg": float(self.cfg.wait()) if isinstance(self.cfg, HostCopy) else self.cfg,
             "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm.wait()),
             "passes": self.passes,
             "saved": self.saved,
@@ -97,9 +97,9 @@ class Trace:
         """A new run: what was seen before goes."""
         self.evaluations = []
 
-    def evaluation(self, sigma: Tensor, place_at: Callable[[float], Place]) -> Evaluation:
+    def evaluation(self, sigma: Tensor, place_at: Callable[[float], RunPosition]) -> Evaluation:
         """The next one, at sigma (B,); `place_at` tells where a sigma is in the run."""
-        self.evaluations.append(Evaluation(Later(sigma.flatten()[0]), place_at))
+        self.evaluations.append(Evaluation(HostCopy(sigma.flatten()[0]), place_at))
         return self.evaluations[-1]
 
     def passes(self, count: int) -> None:
@@ -120,12 +120,12 @@ class Trace:
         current = self.evaluations[-1]
         current.cfg = _mean(scale)
         if uncond is not None:
-            current.cfg_norm = Later(mean_norm((scale - 1) * (cond - uncond)))
+            current.cfg_norm = HostCopy(mean_norm((scale - 1) * (cond - uncond)))
 
     def classifier(self, scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
         """A classifier added `term` (B, ...); its scales and log p(label | x) are (B,)."""
         if self.evaluations:
-            seen = (Later(values) for values in (scales.mean(), mean_norm(term), log_probs))
+            seen = (HostCopy(values) for values in (scales.mean(), mean_norm(term), log_probs))
             self.evaluations[-1].classifiers.append(ClassifierRecord(*seen))
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,8 +144,8 @@ def mean_norm(values: Tensor) -> Tensor:
     return values.detach().float().flatten(1).norm(dim=1).mean()
 
 
-def _mean(scale: Any) -> float | Later:
-    return Later(scale.as_subclass(Tensor).mean()) if isinstance(scale, Tensor) else float(scale)
+def _mean(scale: Any) -> float | HostCopy:
+    return HostCopy(scale.as_subclass(Tensor).mean()) if isinstance(scale, Tensor) else float(scale)
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from .expression import Expression, ExpressionError
-from .run_position import Place
+from .run_position import RunPosition
 
 AXES = ("percent", "step", "sigma")
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
@@ -30,7 +30,7 @@ class ScheduleError(ValueError):
 class Curve(Protocol):
     """What a schedule is made of."""
 
-    def at(self, place: Place) -> float:
+    def at(self, place: RunPosition) -> float:
         """The scale there."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Points:
     def _positions(self) -> list[float]:
         return [self._sign * position for position, _ in self.points]
 
-    def at(self, place: Place) -> float:
+    def at(self, place: RunPosition) -> float:
         """The scale there."""
         found = place.on(self.axis)
         slack = SLACK * (found if self.axis == "sigma" else 1)
@@ -146,7 +146,7 @@ class StepList:
         for value in self.values:
             _finite("one of values", value)
 
-    def at(self, place: Place) -> float:
+    def at(self, place: RunPosition) -> float:
         """The scale there; ScheduleError when the run has another number of steps."""
         if place.steps != len(self.values):
             raise ScheduleError(
@@ -174,7 +174,7 @@ class LastSteps:
         _finite("scale", self.scale)
         _finite("outside", self.outside)
 
-    def at(self, place: Place) -> float:
+    def at(self, place: RunPosition) -> float:
         """The scale there."""
         inside = place.step + SLACK >= place.steps - self.last
         return self.scale if inside else self.outside
@@ -191,7 +191,7 @@ class Formula:
         try:
             self._expression = Expression(text, VARIABLES)
             # what fails everywhere is said before a run
-            self.at(Place(percent=0.5, step=9.5, steps=20, sigma=0.5))
+            self.at(RunPosition(percent=0.5, step=9.5, steps=20, sigma=0.5))
         except ExpressionError as error:
             raise ScheduleError(str(error)) from error
 
@@ -200,7 +200,7 @@ class Formula:
         """Which of percent, step, steps and sigma decide on the scale."""
         return self._expression.reads
 
-    def at(self, place: Place) -> float:
+    def at(self, place: RunPosition) -> float:
         """The scale there; ScheduleError where there is none."""
         try:
             return self._expression(**{name: float(getattr(place, name)) for name in VARIABLES})

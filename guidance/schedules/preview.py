@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 from .curves import Formula, LastSteps, Points, ScheduleError, StepList
-from .run_position import Place
+from .run_position import RunPosition
 from .schedule import GuidanceSchedule
 
 STEPS = 20  # where nobody says how many
@@ -68,11 +68,11 @@ def preview(schedule: GuidanceSchedule, steps: int | None = None) -> Preview:
 
 
 @dataclass(frozen=True)
-class Spot:
+class PlotPoint:
     """Where a picture has a point: its position on the axis, and where a run is then."""
 
     position: float
-    place: Place
+    place: RunPosition
     is_step: bool = False
 
 
@@ -95,7 +95,7 @@ def _knots(schedule: GuidanceSchedule) -> list[float]:
     return [position for position, _ in curve.points] if isinstance(curve, Points) else []
 
 
-def _run(schedule: GuidanceSchedule, steps: int) -> list[Spot]:
+def _run(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
     """From 0 to 1: the steps, the schedule's points, and enough between them for a line."""
     last = max(steps - 1, 1)
     pieces = max(CELLS // last, 1)  # between two steps
@@ -105,18 +105,20 @@ def _run(schedule: GuidanceSchedule, steps: int) -> list[Spot]:
     spots = []
     for share in sorted({*at_step, *between, 1.0, *_knots(schedule)}):
         step = at_step.get(share, share * (steps - 1))
-        place = Place(percent=share, step=float(step), steps=steps, sigma=sigma(share))
-        spots.append(Spot(share, place, share in at_step))
+        place = RunPosition(percent=share, step=float(step), steps=steps, sigma=sigma(share))
+        spots.append(PlotPoint(share, place, share in at_step))
     return spots
 
 
-def _sigmas(schedule: GuidanceSchedule, steps: int) -> list[Spot]:
+def _sigmas(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
     """Falling: the sigmas of Stable Diffusion, and as far as the schedule's points go."""
     sigma = _typical_sigma()
     knots = [knot for knot in _knots(schedule) if knot >= LOWEST_SIGMA]
     high, low = max([sigma(0), *knots]), min([sigma(1), *knots])
     found = sorted({*np.geomspace(high, low, CELLS + 1).tolist(), *knots}, reverse=True)
-    return [Spot(at, Place(percent=0.0, step=0.0, steps=steps, sigma=at)) for at in found]
+    return [
+        PlotPoint(at, RunPosition(percent=0.0, step=0.0, steps=steps, sigma=at)) for at in found
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +132,7 @@ def _typical_sigma() -> Callable[[float], float]:
 
 
 def _readings(
-    schedule: GuidanceSchedule, spots: list[Spot], *, strict: bool
+    schedule: GuidanceSchedule, spots: list[PlotPoint], *, strict: bool
 ) -> list[tuple[float | None, bool]]:
     """At each spot the scale, and whether it is another than 1.
 
@@ -152,7 +154,7 @@ def _readings(
     return found
 
 
-def _reading(schedule: GuidanceSchedule, place: Place) -> tuple[float, bool]:
+def _reading(schedule: GuidanceSchedule, place: RunPosition) -> tuple[float, bool]:
     """The scale there, and whether it is another than 1 for an image of the batch."""
     try:
         scales = schedule.scales(place, len(schedule.per_image))

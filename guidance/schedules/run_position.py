@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPosition:
     """Where a run is, at one evaluation of the model.
 
     percent: of the model's timesteps, 0 at the noisiest, ComfyUI's convention, whatever part of

@@ -18,7 +18,7 @@ from .curves import (
     brief,
     is_finite,
 )
-from .run_position import Place
+from .run_position import RunPosition
 
 MODELS = ("any", "ve", "flow")
 FORMS = (
@@ -76,11 +76,11 @@ class GuidanceSchedule:
 
     # --- reading ---
 
-    def at(self, place: Place) -> float:
+    def at(self, place: RunPosition) -> float:
         """The scale there, a finite number."""
         return float(self.curve.at(place))
 
-    def scales(self, place: Place, batch: int) -> float | list[float]:
+    def scales(self, place: RunPosition, batch: int) -> float | list[float]:
         """The scale there, or one for each image of the batch where they differ."""
         scale = self.at(place)
         if not self.per_image or scale == getattr(self.curve, "outside", None):
@@ -226,4 +226,4 @@ KINDS: dict[str, tuple[set[str], Any]] = {
     "expression": ({"expression"}, _formula),
 }
 
-__all__ = ["AXES", "GuidanceSchedule", "Place", "ScheduleError"]
+__all__ = ["AXES", "GuidanceSchedule", "RunPosition", "ScheduleError"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.distributed import ALONE, Processes
-from .resume import ResumeFile, State
+from .resume import ResumeFile, TrainingState
 from .rng import NETWORK, seed_of
 
 Draw = Callable[[int], tuple[Tensor, ...]]
@@ -21,7 +21,7 @@ Loss = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class OptimizerConfig:
     """How to optimise. The learning rate falls linearly to zero, as for the paper's classifiers.
 
     A batch is what one step learns from, by all processes together; each goes through its share
@@ -48,7 +48,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrainingContext:
     """Where a training happens, and who hears of it.
 
     on_step(step, loss) is called after each; what it raises ends the training, whose state is kept.
@@ -85,20 +85,24 @@ class Trained:
 
 
 def optimise(
-    network: nn.Module, draw: Draw, loss: Loss, recipe: Recipe, run: Run | None = None
+    network: nn.Module,
+    draw: Draw,
+    loss: Loss,
+    recipe: OptimizerConfig,
+    run: TrainingContext | None = None,
 ) -> Trained:
     """`recipe.steps` steps on loss(network, *draw(step)).
 
     draw(step) gives tensors with a row for each of the batch; loss is a mean over rows. Raises
     ValueError when memory is short or a batch cannot be shared out.
     """
-    run = run or Run()
+    run = run or TrainingContext()
     run.processes.check(recipe.batch_size, recipe.accumulate)
     average = copy.deepcopy(network).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    state = State(network, average, optimizer)
+    state = TrainingState(network, average, optimizer)
     if run.resume is not None and run.resume.read_into(state) and run.processes.first:
         print(f"{run.title} goes on from step {state.step}.")
     with _saved_when_it_ends(state, run), _memory_said(recipe, run), torch.random.fork_rng():
@@ -106,7 +110,9 @@ def optimise(
     return Trained(average, state.losses, state.validations)
 
 
-def _steps(state: State, draw: Draw, loss: Loss, recipe: Recipe, run: Run) -> None:
+def _steps(
+    state: TrainingState, draw: Draw, loss: Loss, recipe: OptimizerConfig, run: TrainingContext
+) -> None:
     network = run.processes.wrapped(state.network)
     network.train()
     bar = tqdm(
@@ -130,7 +136,12 @@ def _steps(state: State, draw: Draw, loss: Loss, recipe: Recipe, run: Run) -> No
 
 
 def _one_step(
-    state: State, network: nn.Module, draw: Draw, loss: Loss, recipe: Recipe, run: Run
+    state: TrainingState,
+    network: nn.Module,
+    draw: Draw,
+    loss: Loss,
+    recipe: OptimizerConfig,
+    run: TrainingContext,
 ) -> None:
     # what is drawn on the device, which is the network's dropout alone
     torch.manual_seed(seed_of(recipe.seed, NETWORK, state.step, run.processes.rank))
@@ -163,7 +174,7 @@ def _together(network: nn.Module, last: bool) -> Any:
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
 
-def _validated(state: State, recipe: Recipe, run: Run) -> None:
+def _validated(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
     due = state.step % run.validate_every == 0 or state.step == recipe.steps
     if run.validate is None or not due:
         return
@@ -171,20 +182,20 @@ def _validated(state: State, recipe: Recipe, run: Run) -> None:
     state.validations.append({"step": state.step} | run.processes.from_first(seen))
 
 
-def _shown(state: State, recipe: Recipe, run: Run) -> None:
+def _shown(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
     due = run.show_every and (state.step % run.show_every == 0 or state.step == recipe.steps)
     if run.show is not None and due and run.processes.first:
         run.show(state.average, state.step)
 
 
-def _settled(state: State, run: Run) -> bool:
+def _settled(state: TrainingState, run: TrainingContext) -> bool:
     """Whether validation's loss has not fallen for too long."""
     losses = [seen["loss"] for seen in state.validations]
     return 0 < run.patience < len(losses) - losses.index(min(losses)) if losses else False
 
 
 @contextlib.contextmanager
-def _saved_when_it_ends(state: State, run: Run) -> Iterator[None]:
+def _saved_when_it_ends(state: TrainingState, run: TrainingContext) -> Iterator[None]:
     """A training that was cancelled or failed can go on later."""
     begun = state.step
     try:
@@ -197,7 +208,7 @@ def _saved_when_it_ends(state: State, run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_said(recipe: Recipe, run: Run) -> Iterator[None]:
+def _memory_said(recipe: OptimizerConfig, run: TrainingContext) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -10,17 +10,17 @@ from ..adm import ClassifierLayout
 from ..checkpoints.checkpoint import Description
 from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
-from .loop import Recipe, Run, Trained
+from .loop import OptimizerConfig, Trained, TrainingContext
 from .train_classifier import train_classifier, validated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingConfig:
     """All that decides what a classifier becomes."""
 
     data: LabelledImages
     layout: ClassifierLayout
-    recipe: Recipe
+    recipe: OptimizerConfig
     noise_schedule: str = "linear"
     clean: bool = False
     augment: Augment = Augment()
@@ -40,7 +40,7 @@ class Plan:
         }
 
 
-def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
+def new_classifier(plan: TrainingConfig, run: TrainingContext) -> tuple[Trained, Description]:
     """Trains it."""
     data, held_out = plan.data.split(plan.held_out, plan.recipe.seed)
     schedule = NoiseSchedule(plan.noise_schedule)
@@ -80,6 +80,6 @@ def new_classifier(plan: Plan, run: Run) -> tuple[Trained, Description]:
     return trained, description
 
 
-def _often(recipe: Recipe) -> int:
+def _often(recipe: OptimizerConfig) -> int:
     """Ten validations in a training, but not more often than each hundredth step."""
     return max(recipe.steps // 10, 100)

@@ -25,7 +25,7 @@ KEY = "training"
 
 
 @dataclass
-class State:
+class TrainingState:
     """All that a training has to remember."""
 
     network: nn.Module
@@ -97,7 +97,7 @@ class ResumeFile:
         """The one of a training that will write `output`."""
         return cls(f"{output}{SUFFIX}", settings)
 
-    def read_into(self, state: State) -> bool:
+    def read_into(self, state: TrainingState) -> bool:
         """Whether there was a state to go on from.
 
         Raises ValueError for a file that is damaged or of another training.
@@ -136,12 +136,12 @@ class ResumeFile:
                 f"{self.settings.get(name)!r}; delete it to begin anew, or ask for the same."
             )
 
-    def save_sometimes(self, state: State) -> None:
+    def save_sometimes(self, state: TrainingState) -> None:
         """Saves when the last time is long enough ago."""
         if time.monotonic() - self._last >= self.seconds:
             self.save(state)
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainingState) -> None:
         """Writes the state; atomic."""
         about = {"settings": self.settings, "step": state.step, "losses": state.losses}
         about["validations"] = state.validations

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..core.atomic_write import replaced
+from ..core.atomic_write import atomic_path
 from ..core.images import save_grid
-from ..sampling.generate import Job, generate
+from ..sampling.generate import SamplingConfig, generate
 from ..sampling.model import DiffusionModel
 
 ROWS = 4
@@ -34,7 +34,7 @@ class Sampler:
         """Writes it."""
         model = DiffusionModel(network, self.schedule)
         columns = min(model.num_classes, 10) or ROWS
-        job = Job(
+        job = SamplingConfig(
             num_samples=ROWS * columns,
             batch_size=ROWS * columns,
             label=list(range(columns)) if model.num_classes else "random",
@@ -43,5 +43,5 @@ class Sampler:
         )
         with torch.no_grad():
             images, _ = generate(model, None, job, title=f"samples at step {step}")
-        with replaced(sample_path(self.output, step)) as temporary:
+        with atomic_path(sample_path(self.output, step)) as temporary:
             save_grid(temporary, images, columns)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adm import ClassifierLayout, HalfUNet
+from ..adm import ClassifierLayout, EncoderUNet
 from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
-from .loop import Draw, Recipe, Run, Trained, optimise
+from .loop import Draw, OptimizerConfig, Trained, TrainingContext, optimise
 from .rng import STEP, VALIDATION, WEIGHTS, Batches, generator, seed_of
 
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # at which accuracy is measured
@@ -26,20 +26,20 @@ def train_classifier(
     data: LabelledImages,
     layout: ClassifierLayout,
     schedule: NoiseSchedule,
-    recipe: Recipe,
+    recipe: OptimizerConfig,
     *,
     clean: bool = False,
     augment: Augment = NOTHING,
     held_out: LabelledImages | None = None,
-    run: Run | None = None,
+    run: TrainingContext | None = None,
 ) -> Trained:
     """Cross-entropy at uniformly drawn timesteps, or at t = 0 without noise when `clean`.
 
     Validates on `held_out` while it trains. Raises ValueError for one class alone.
     """
     check_classes(data)
-    where = run or Run()
-    network = initialised(lambda: HalfUNet(layout, device=where.device), recipe.seed)
+    where = run or TrainingContext()
+    network = initialised(lambda: EncoderUNet(layout, device=where.device), recipe.seed)
     network.check_size(data.images.shape[-2:])
     if held_out is not None and len(held_out) and where.validate is None:
         some = held_out.first(VALIDATED)
@@ -53,7 +53,9 @@ def train_classifier(
     return optimise(network, drawing(data, recipe, len(ab), augment), loss, recipe, where)
 
 
-def drawing(data: LabelledImages, recipe: Recipe, timesteps: int, augment: Augment) -> Draw:
+def drawing(
+    data: LabelledImages, recipe: OptimizerConfig, timesteps: int, augment: Augment
+) -> Draw:
     """What a step sees: x0, noise, t, label of each image."""
     batches = Batches(len(data), recipe.batch_size, recipe.seed)
 

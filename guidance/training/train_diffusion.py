@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..adm import UNet, UNetLayout
 from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
-from .loop import Recipe, Run, Trained, optimise
+from .loop import OptimizerConfig, Trained, TrainingContext, optimise
 from .rng import DROPOUT, generator
 from .train_classifier import NOTHING, diffuse, drawing, initialised
 
@@ -22,11 +22,11 @@ def train_diffusion(
     data: LabelledImages,
     layout: UNetLayout,
     schedule: NoiseSchedule,
-    recipe: Recipe,
+    recipe: OptimizerConfig,
     *,
     p_uncond: float = 0.1,
     augment: Augment = NOTHING,
-    run: Run | None = None,
+    run: TrainingContext | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> Trained:
     """Trains on eps; with probability `p_uncond` a label becomes the layout's null class.
@@ -37,7 +37,7 @@ def train_diffusion(
         raise ValueError(f"p_uncond is {p_uncond}; it is a share, from 0 to 1.")
     if layout.null_class is None and layout.num_classes is not None and p_uncond > 0:
         raise ValueError("p_uncond needs a layout with a null class.")
-    where = run or Run()
+    where = run or TrainingContext()
     network = initialised(lambda: UNet(layout, device=where.device), recipe.seed)
     network.check_size(data.images.shape[-2:])
     if weights is not None:

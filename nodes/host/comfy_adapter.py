@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...guidance.adm import HalfUNet, UNet, UNetLayout
+from ...guidance.adm import EncoderUNet, UNet, UNetLayout
 from ...guidance.checkpoints.checkpoint import (
     DTYPES,
     SUFFIXES,
@@ -43,16 +43,21 @@ from ...guidance.checkpoints.checkpoint import (
 )
 from ...guidance.checkpoints.loading import build_classifier
 from ...guidance.classifiers.compiling import compile_network
-from ...guidance.classifiers.gradient_memory import WHOLE, Economy, economy_within, gradient_bytes
+from ...guidance.classifiers.gradient_memory import (
+    WHOLE,
+    GradientMemoryPlan,
+    gradient_bytes,
+    memory_plan_within,
+)
 from ...guidance.classifiers.image import Decode, ImageClassifier
 from ...guidance.classifiers.noisy import NoisyClassifier, compute_dtype, use_ordinary_weights
 from ...guidance.core.bounded_read import is_within
-from ...guidance.core.host_copy import Later, home_of
+from ...guidance.core.host_copy import HostCopy, device_of
 from ...guidance.core.labels import class_names, spread_labels
 from ...guidance.core.noise import NoiseSchedule, sigma_from_alpha_bar
 from ...guidance.sampling.low_res import check_low_res, enlarged
-from ...guidance.sampling.nan_guard import Watch
-from ...guidance.schedules.run_position import Place, step_of
+from ...guidance.sampling.nan_guard import NaNGuard
+from ...guidance.schedules.run_position import RunPosition, step_of
 
 if TYPE_CHECKING:  # loaded when something is trained
     from ...guidance.training.resume import ResumeFile
@@ -149,7 +154,7 @@ def _version(path: Path) -> str:
 # --- classifiers -----------------------------------------------------------------------------
 
 
-class WholePatcher(comfy.model_patcher.ModelPatcher):
+class AllOrNothingPatcher(comfy.model_patcher.ModelPatcher):
     """Places a model whole or not at all.
 
     A classifier is small, and its layers are plain torch modules: half of it on another device
@@ -187,7 +192,7 @@ class PlacedClassifier:
         decoded = self.classifier.reads_images and space_of(model) != PIXELS
         return [self.patcher, self.vae.patcher] if decoded and self.vae else [self.patcher]
 
-    def in_run(self, patchers: list[Any], model: Any) -> NoisyClassifier | ImageClassifier:
+    def bind(self, patchers: list[Any], model: Any) -> NoisyClassifier | ImageClassifier:
         """The classifier with the networks of these `patchers`, for the latents of a base model."""
         network, *vae = (patcher.model for patcher in patchers)
         if isinstance(self.classifier, NoisyClassifier):
@@ -236,7 +241,7 @@ def attach(model: Any, key: str, patchers: list[Any]) -> None:
 def _without_classifiers(model: Any, clone: Any) -> None:
     """A clone for another GPU computes the MODEL's prediction alone; the first one guides."""
     for key, patchers in list(clone.additional_models.items()):
-        if any(isinstance(patcher, WholePatcher) for patcher in patchers):
+        if any(isinstance(patcher, AllOrNothingPatcher) for patcher in patchers):
             clone.remove_additional_models(key)
 
 
@@ -257,7 +262,7 @@ def _placed(
     """The classifier, its network where ComfyUI keeps what is not in use."""
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
-    patcher = WholePatcher(classifier.network, load_device=device, offload_device=offload)
+    patcher = AllOrNothingPatcher(classifier.network, load_device=device, offload_device=offload)
     return PlacedClassifier(classifier, patcher, name, about, vae)
 
 
@@ -346,13 +351,13 @@ def _weight_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
 SPARE_SHARE = 0.2  # of the free memory: it comes in pieces, and kernels need some of it
 
 
-def _economy(network: torch.nn.Module, x: Tensor) -> Economy:
+def _economy(network: torch.nn.Module, x: Tensor) -> GradientMemoryPlan:
     """The quickest gradient at x (B, C, H, W) that the device has room for now."""
-    if not isinstance(network, HalfUNet):
+    if not isinstance(network, EncoderUNet):
         return WHOLE
-    device = home_of(network, x.device)
+    device = device_of(network, x.device)
     free = comfy.model_management.get_free_memory(device) * (1 - SPARE_SHARE)
-    return economy_within(free, network.layout, x.shape, compute_dtype(network, x))
+    return memory_plan_within(free, network.layout, x.shape, compute_dtype(network, x))
 
 
 def reserve_gradient_memory(model: Any) -> None:
@@ -388,7 +393,7 @@ def _with_room_for_gradients(
 def _gradients_bytes(model: Any, shape: Any, recompute: bool) -> int:
     """Of the classifier that needs most: gradients are computed one after the other."""
     networks = [patcher.model for patcher in model.get_nested_additional_models()]
-    classifiers = [network for network in networks if isinstance(network, HalfUNet)]
+    classifiers = [network for network in networks if isinstance(network, EncoderUNet)]
     size = tuple(shape[-2:])
     return max(
         (
@@ -414,7 +419,7 @@ def watch_gradients(model: Any) -> None:
 
 
 def _watched(executor: Any, *arguments: Any, **options: Any) -> Any:
-    watch = Watch()
+    watch = NaNGuard()
     # the guider's options are a copy for this run
     executor.class_obj.model_options["transformer_options"][WATCH_KEY] = watch
     result = executor(*arguments, **options)
@@ -449,7 +454,7 @@ class PlacedVAE:
                 "classifier needs the VAE of an image model."
             )
         patcher = _not_streamed(vae.patcher)
-        whole = WholePatcher(
+        whole = AllOrNothingPatcher(
             patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device
         )
         # what core makes of it is between 0 and 1: (v + 1) / 2 for most, some have it already
@@ -463,7 +468,7 @@ class PlacedVAE:
         def decode(x0: Tensor) -> Tensor:
             use_ordinary_weights(network)
             _use_ordinary_attributes(model.latent_format)
-            latents = model.process_latent_out(x0).to(home_of(network, x0.device), self.dtype)
+            latents = model.process_latent_out(x0).to(device_of(network, x0.device), self.dtype)
             pixels = network.decode(latents)
             return pixels * self.slope + self.offset
 
@@ -556,14 +561,14 @@ def predict_with_graph(
 # --- ADM models ------------------------------------------------------------------------------
 
 
-class Captured:
+class SideOutputs:
     """What one model evaluation leaves for SamplerADM, beside the denoised image."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
 
 
-class LearnedVariance(Captured):
+class LearnedVariance(SideOutputs):
     """v of the positive conditioning; a CALC_COND_BATCH wrapper that reads what the U-Net leaves.
 
     Guiders order their conditionings in their own ways, patches evaluate the network once more,
@@ -600,7 +605,9 @@ class LearnedVariance(Captured):
         return total / weight
 
 
-def asking(model_options: dict, variance: LearnedVariance, gradients: Captured) -> dict:
+def request_side_outputs(
+    model_options: dict, variance: LearnedVariance, gradients: SideOutputs
+) -> dict:
     """Model options for one evaluation that leaves these two things."""
     options = comfy.model_patcher.create_model_options_clone(model_options)
     comfy.patcher_extension.add_wrapper_with_key(
@@ -795,29 +802,31 @@ def is_flow(model_sampling: Any) -> bool:
     return isinstance(model_sampling, comfy.model_sampling.CONST)
 
 
-def place_of(guider: Any, sigma: Tensor, model_options: dict) -> Place:
+def place_of(guider: Any, sigma: Tensor, model_options: dict) -> RunPosition:
     """Where a run is when its sampler asks for sigma (B,); waits for the device to tell it."""
     return run_of(guider, model_options).place(float(sigma.flatten()[0]))
 
 
-def run_of(guider: Any, model_options: dict) -> Run:
+def run_of(guider: Any, model_options: dict) -> SigmaSchedule:
     """The run that these options of an evaluation belong to."""
     options = model_options["transformer_options"]
     # the options are this run's own: what is kept in them ends with it
     run = options.get(RUN_KEY)
     if run is None:
-        run = options[RUN_KEY] = Run(guider.inner_model.model_sampling, options["sample_sigmas"])
+        run = options[RUN_KEY] = SigmaSchedule(
+            guider.inner_model.model_sampling, options["sample_sigmas"]
+        )
     return run
 
 
-class Run:
+class SigmaSchedule:
     """The sigmas of a sampling run, and the way from a sigma to a place in it."""
 
     def __init__(self, model_sampling: Any, sigmas: Tensor):
         self.sampling = model_sampling
         table = getattr(model_sampling, "log_sigmas", None)
-        self._sigmas = Later(sigmas)
-        self._log_sigmas = None if table is None else Later(table.float())
+        self._sigmas = HostCopy(sigmas)
+        self._log_sigmas = None if table is None else HostCopy(table.float())
 
     @functools.cached_property
     def sigmas(self) -> list[float]:
@@ -829,11 +838,11 @@ class Run:
         """Of the model's timesteps, where it has a table of them."""
         return None if self._log_sigmas is None else self._log_sigmas.wait().numpy()
 
-    def place(self, sigma: float) -> Place:
+    def place(self, sigma: float) -> RunPosition:
         """Also for a sigma between two steps, as second-order samplers ask for."""
         steps = max(len(self.sigmas) - 1, 1)
         step = min(step_of(self.sigmas, sigma), steps - 1)
-        return Place(percent=self._percent(sigma), step=step, steps=steps, sigma=sigma)
+        return RunPosition(percent=self._percent(sigma), step=step, steps=steps, sigma=sigma)
 
     def _percent(self, sigma: float) -> float:
         """The inverse of core's percent_to_sigma."""
@@ -997,7 +1006,7 @@ def _server() -> Any:
     return getattr(prompt_server, "instance", None)
 
 
-def tell_page(event: str, about: dict[str, Any]) -> None:
+def send_event(event: str, about: dict[str, Any]) -> None:
     """Sends an event to the page that queued what runs; nowhere without a server."""
     server = _server()
     if server is not None:

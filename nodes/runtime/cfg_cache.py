@@ -13,13 +13,13 @@ import comfy.patcher_extension
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...guidance.sampling.cfg_cache import HeldTerm, Reuse
+from ...guidance.sampling.cfg_cache import CFGCache, CFGCacheConfig
 from ..host import comfy_adapter as adapter
 
 KEY = "cfg_reuse"
 
 
-def reuse_inputs() -> list[io.Input]:
+def cfg_cache_inputs() -> list[io.Input]:
     """How often CFG's term is computed."""
     return [
         io.Int.Input(
@@ -48,21 +48,21 @@ def reuse_inputs() -> list[io.Input]:
     ]
 
 
-def reuse_cfg(model: Any, reuse: Reuse) -> Any:
+def cache_cfg(model: Any, reuse: CFGCacheConfig) -> Any:
     """The MODEL, its CFG term computed as `reuse` says."""
     if reuse.always:
         return model
     model = model.clone()
     wrappers = comfy.patcher_extension.WrappersMP
-    model.add_wrapper_with_key(wrappers.CALC_COND_BATCH, KEY, ReusedTerm(reuse))
+    model.add_wrapper_with_key(wrappers.CALC_COND_BATCH, KEY, CFGCacheWrapper(reuse))
     return model
 
 
 @dataclass(frozen=True)
-class ReusedTerm:
+class CFGCacheWrapper:
     """A CALC_COND_BATCH wrapper that leaves the negative out where the last term serves."""
 
-    reuse: Reuse
+    reuse: CFGCacheConfig
 
     def __call__(
         self, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
@@ -76,7 +76,7 @@ class ReusedTerm:
         if any(cond is None for cond in conds):
             return executor(model, conds, x, sigma, options)
         levels = adapter.levels_of(model.model_sampling, sigma)
-        if due or not held.fits(x):
+        if due or not held.matches_shape(x):
             output = executor(model, conds, x, sigma, options)
             held.renew((output[0] - output[1]).detach(), *levels)
             return output
@@ -85,7 +85,7 @@ class ReusedTerm:
         cond = executor(model, [conds[0], None], x, sigma, options)[0]
         return [cond, cond - held.at(*levels)]
 
-    def _held(self, options: dict) -> HeldTerm:
+    def _held(self, options: dict) -> CFGCache:
         """This run's; the options are the run's own."""
         kept = options["transformer_options"].setdefault(adapter.HELD_KEY, {})
-        return kept.setdefault(id(self), HeldTerm(self.reuse))
+        return kept.setdefault(id(self), CFGCache(self.reuse))

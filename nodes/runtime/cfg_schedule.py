@@ -9,7 +9,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...guidance.core.host_copy import onto
+from ...guidance.core.host_copy import to_device
 from ...guidance.schedules.schedule import GuidanceSchedule
 from ..host import comfy_adapter as adapter
 
@@ -77,7 +77,7 @@ class ScheduledCFG:
 
 def _per_image(scales: list[float], x: Tensor) -> Tensor:
     shape = (len(x), *[1] * (x.ndim - 1))
-    values = onto(x.device, torch.tensor(scales, dtype=x.dtype))
+    values = to_device(x.device, torch.tensor(scales, dtype=x.dtype))
     return values.view(shape).as_subclass(PerImageScale)
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...guidance.adm import HalfUNet
-from ...guidance.classifiers.gradient_cache import Memory, Remembering
-from ...guidance.core.host_copy import onto
+from ...guidance.adm import EncoderUNet
+from ...guidance.classifiers.gradient_cache import CachedClassifier, Memory
+from ...guidance.core.host_copy import to_device
 from ...guidance.core.labels import spread_labels
 from ...guidance.core.noise import per_image
 from ...guidance.sampling.classifier_guidance import Report, classifier_term
@@ -72,7 +72,7 @@ def _check_decoded(placed: adapter.PlacedClassifier, model: Any) -> None:
         )
 
 
-class Added:
+class GuidanceSum:
     """What the guides of one evaluation have added so far, innermost first.
 
     Guides in a row wrap each other, and each gets what those inside it have guided. All of them
@@ -91,12 +91,12 @@ class Added:
 
 
 @contextmanager
-def added_in(options: dict) -> Iterator[Added]:
+def shared_guidance_sum(options: dict) -> Iterator[GuidanceSum]:
     """The sum that all guides of this evaluation share; the outermost begins and ends it."""
     if adapter.ADDED_KEY in options:
         yield options[adapter.ADDED_KEY]
         return
-    options[adapter.ADDED_KEY] = Added()
+    options[adapter.ADDED_KEY] = GuidanceSum()
     try:
         yield options[adapter.ADDED_KEY]
     finally:
@@ -119,13 +119,13 @@ class ClassifierGuide:
     ) -> Tensor:
         """The guider's denoised image (B, C, H, W) at x and sigma (B,), guided."""
         # before the big model runs: a label or size that does not fit is said at once
-        labels = onto(x.device, torch.tensor(spread_labels(self.labels, len(x), NAME)))
+        labels = to_device(x.device, torch.tensor(spread_labels(self.labels, len(x), NAME)))
         self._check_shape(x)
         strength = self._strength_at(executor.class_obj, x, sigma, model_options)
         if strength is None:
             return executor(x, sigma, model_options, seed)
         options = model_options.setdefault("transformer_options", {})
-        with added_in(options) as added:
+        with shared_guidance_sum(options) as added:
             added.terms = 0.0  # a wrapper further out may evaluate more than once
             memory = self._memory(options)
             x_in, denoised = self._predicted(executor, x, sigma, model_options, seed, memory)
@@ -171,7 +171,7 @@ class ClassifierGuide:
         """What is added to the denoised image."""
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
         # looked up by key: cloning a MODEL clones what is attached to it, too
-        classifier = Remembering(self.placed.in_run(patchers, guider.inner_model), memory)
+        classifier = CachedClassifier(self.placed.bind(patchers, guider.inner_model), memory)
         level, alpha = self._levels(guider, sigma)
         report = _reporting(options.get(adapter.TRACE_KEY, ()), labels)
         return classifier_term(
@@ -210,7 +210,7 @@ class ClassifierGuide:
                 f"{tuple(x.shape)}; take Classifier Guidance away, or sample an image."
             )
         network = self.placed.classifier.network
-        if isinstance(network, HalfUNet):
+        if isinstance(network, EncoderUNet):
             network.check_size(x.shape[-2:])
 
 

@@ -52,7 +52,7 @@ def train(network, steps: int = 400, noise: float = 1.0, shift: int = 2):
     return float((guesses == labels[held_out:]).float().mean())
 
 
-class Logits(torch.nn.Module):
+class LogitsWrapper(torch.nn.Module):
     """A model of transformers as images -> logits."""
 
     def __init__(self, model):
@@ -79,7 +79,7 @@ def write_trained_resnet(folder: Path, **training) -> float:
     )
     torch.manual_seed(0)
     model = ResNetForImageClassification(config)
-    accuracy = train(Logits(model).train(), **training)
+    accuracy = train(LogitsWrapper(model).train(), **training)
     model.save_pretrained(folder)
     processor = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3}
     processor |= {"image_std": [0.5] * 3, "resample": 2, "do_resize": True}

@@ -206,7 +206,7 @@ def place_classifier(pack_module):
         labels = [f"class {index}" for index in range(classes)]
         classifier = pack_module("guidance").NoisyClassifier(network, "linear", labels)
         cpu = torch.device("cpu")
-        patcher = adapter.WholePatcher(network, load_device=cpu, offload_device=cpu)
+        patcher = adapter.AllOrNothingPatcher(network, load_device=cpu, offload_device=cpu)
         return adapter.PlacedClassifier(classifier, patcher, type(network).__name__)
 
     return run

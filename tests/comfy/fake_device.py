@@ -91,14 +91,14 @@ class FakeDevice:
         with self.mode:
             # core's layers leave their weights as they are made
             operations = comfy.ops.disable_weight_init
-            network = adm.HalfUNet(layout, operations, dtype, device)
+            network = adm.EncoderUNet(layout, operations, dtype, device)
             network.eval().requires_grad_(False)
         return self.placed(network, adapter, device)
 
     def placed(self, network, adapter, device):
         """A NOISY_CLASSIFIER of that network."""
         classifier = self.pack_module("guidance").NoisyClassifier(network, "linear")
-        patcher = adapter.WholePatcher(network, load_device=device, offload_device=device)
+        patcher = adapter.AllOrNothingPatcher(network, load_device=device, offload_device=device)
         return adapter.PlacedClassifier(classifier, patcher, "a classifier")
 
     def evaluate(self, model, seen, number=3, watched=True):
@@ -116,7 +116,7 @@ class FakeDevice:
         sigmas = torch.linspace(10, 1, number, device=self.device)
         options = dict(model.model_options["transformer_options"])
         options |= {"sample_sigmas": sigmas}
-        options |= {adapter.WATCH_KEY: finite.Watch()} if watched else {}
+        options |= {adapter.WATCH_KEY: finite.NaNGuard()} if watched else {}
         guider = SimpleNamespace(
             model_patcher=model,
             inner_model=SimpleNamespace(

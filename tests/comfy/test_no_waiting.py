@@ -119,7 +119,7 @@ def test_a_gradient_that_is_not_finite_still_ends_the_run(
     finite = pack_module("guidance.sampling.nan_guard")
     network = Overflowing()
 
-    class Slow(finite.Later):
+    class Slow(finite.HostCopy):
         """As from a device whose copies take their time."""
 
         def __init__(self, values):
@@ -154,7 +154,7 @@ def test_a_trace_tells_the_page_of_every_evaluation_in_order(
     tracing, trace_module = pack_module("nodes.tracing"), pack_module("guidance.sampling.trace")
     told, made = [], []
 
-    class Slow(trace_module.Later):
+    class Slow(trace_module.HostCopy):
         """As from a device whose copies take their time."""
 
         def __init__(self, values):

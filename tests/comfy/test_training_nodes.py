@@ -138,7 +138,7 @@ def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
     model = core_model("EPS")
     seen = []
     module = pack_module("guidance.training.new_classifier")
-    plan_of = module.Plan
+    plan_of = module.TrainingConfig
 
     def noted(**about):
         seen.append(about["data"].images)
@@ -146,7 +146,7 @@ def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
 
     latents = torch.randn(12, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     latents[::2] += 6
-    module.Plan = noted
+    module.TrainingConfig = noted
     try:
         classifier, _ = call(
             "TrainNoisyClassifier",
@@ -156,7 +156,7 @@ def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
             **TRAINING | {"steps": 2, "held_out": 0.0},
         )
     finally:
-        module.Plan = plan_of
+        module.TrainingConfig = plan_of
     assert torch.allclose(seen[0], latents * 0.18215)
     assert classifier.classifier.space == "SD15"
     import comfy.latent_formats

@@ -184,8 +184,8 @@ class Sure(nn.Module):
         self.weight = nn.Parameter(torch.ones(1), requires_grad=False)
 
     def forward(self, x, t):
-        pull = (x * 1e-3 * self.weight).mean(dim=(1, 2, 3))
-        return torch.stack([pull + 9, -pull], dim=1)
+        guidance_update = (x * 1e-3 * self.weight).mean(dim=(1, 2, 3))
+        return torch.stack([guidance_update + 9, -guidance_update], dim=1)
 
 
 def test_small_gradients_do_not_underflow_in_fp16():

@@ -580,7 +580,7 @@ def test_threads_are_set_where_a_number_is_given(monkeypatch):
 
 def test_what_a_file_cannot_tell_goes_to_its_reader():
     args = argparse.Namespace(**UNTOLD | {"num_heads": 4, "more": 1})
-    assert options.untold(args) == UNTOLD | {"num_heads": 4}
+    assert options.architecture_overrides(args) == UNTOLD | {"num_heads": 4}
 
 
 def test_network_options_are_named_as_a_layout_names_them():

@@ -25,15 +25,15 @@ from tiny_networks import (
 )
 
 from guidance import GuidanceSchedule
-from guidance.adm import HalfUNet, UNet
+from guidance.adm import EncoderUNet, UNet
 from guidance.adm.presets import classifier_layout as preset_layout
 from guidance.checkpoints.checkpoint import Description, read_checkpoint
 from guidance.cli.runs import named_schedule, with_options
-from guidance.cli.training import say_skipped
+from guidance.cli.training import warn_skipped
 from guidance.core.distributed import Processes
-from guidance.sampling.generate import Job
+from guidance.sampling.generate import SamplingConfig
 from guidance.training.data import Augment, LabelledImages, load_images, save_latents
-from guidance.training.loop import Recipe, Trained
+from guidance.training.loop import OptimizerConfig, Trained
 
 FOUR = '{"points": [[0, 4]]}'
 
@@ -128,7 +128,7 @@ def asked(guidance, monkeypatch):
 
 def test_sample_asks_for_fifty_random_images(asked):
     seen = asked(*sample("--output", "a.npz"))
-    assert seen["job"] == Job(num_samples=50, label="random", scale=1.0, cfg=1.0)
+    assert seen["job"] == SamplingConfig(num_samples=50, label="random", scale=1.0, cfg=1.0)
     assert (seen["image_size"], seen["low_res"], seen["classifier"]) == (None, None, None)
     assert seen["processes"] == Processes(0, 1)
     assert seen["said"] == "a.npz: 50 images of 6x4\n"
@@ -143,7 +143,7 @@ def test_sample_hands_every_option_on(asked):
         *["--image-size", "16"],
     ]
     seen = asked(*sample(*options))
-    assert seen["job"] == Job(
+    assert seen["job"] == SamplingConfig(
         num_samples=3,
         batch_size=2,
         label="zebra",
@@ -233,7 +233,7 @@ def test_only_the_first_process_writes(guidance, monkeypatch):
     def second():
         yield Processes(1, 2)
 
-    monkeypatch.setattr("guidance.cli.sample.started", second)
+    monkeypatch.setattr("guidance.cli.sample.process_group", second)
     drawn = np.zeros((1, 4, 4, 3), np.uint8), np.zeros(1, np.int64)
     monkeypatch.setattr("guidance.cli.sample.generate", lambda *_, **__: drawn)
     assert guidance(*sample("--output", "a.npz")) == ""
@@ -299,11 +299,11 @@ def runs(guidance, monkeypatch):
         seen = []
 
         def draw(args, model, classifier, job, title, processes):
-            from guidance.evaluation.compute_cost import Work
+            from guidance.evaluation.compute_cost import ComputeCost
 
             seen.append((title, job))
             images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
-            return images, np.arange(4) % 3, Work(1, 2, 3.0)
+            return images, np.arange(4) % 3, ComputeCost(1, 2, 3.0)
 
         monkeypatch.setattr("guidance.cli.evaluate._draw", draw)
         guidance(*arguments, "--output", "rows.json")
@@ -320,12 +320,12 @@ def test_evaluate_goes_through_every_scale_once(runs):
     assert [row["guidance"] for row in rows] == [row["kind"] for row in rows]
     assert [title for title, _ in seen[:2]] == ["1/9 none 0", "2/9 classifier 1"]
     assert seen[-1][0] == "9/9 CFG 8"
-    plain = Job(num_samples=500, label="all", cfg=0.0)
+    plain = SamplingConfig(num_samples=500, label="all", cfg=0.0)
     assert [job for _, job in seen[:2]] == [
         plain,
-        Job(num_samples=500, label="all", scale=1, cfg=0),
+        SamplingConfig(num_samples=500, label="all", scale=1, cfg=0),
     ]
-    assert seen[-1][1] == Job(num_samples=500, label="all", cfg=8.0)
+    assert seen[-1][1] == SamplingConfig(num_samples=500, label="all", cfg=8.0)
 
 
 def test_a_model_without_label_dropout_is_run_with_its_labels(runs, guidance):
@@ -371,7 +371,7 @@ def test_a_row_of_a_schedule_is_called_by_it(runs):
     ],
 )
 def test_rows_of_a_classifier_say_its_options(options, name):
-    assert with_options(Job(num_samples=1, **options)) == name
+    assert with_options(SamplingConfig(num_samples=1, **options)) == name
 
 
 def test_a_schedule_is_called_as_its_file_or_as_what_it_does(tmp_path):
@@ -515,13 +515,13 @@ def test_evaluate_names_pictures_that_cannot_be_read(guidance):
     ("count", "end"), [(1, "0"), (5, "0, 1, 2, 3, 4"), (6, "0, 1, 2, 3, 4, ...")]
 )
 def test_some_of_the_skipped_pictures_are_named(capsys, count, end):
-    say_skipped(tuple(map(str, range(count))))
+    warn_skipped(tuple(map(str, range(count))))
     said = capsys.readouterr().out
     assert said == f"warning: left out {count} unreadable pictures: {end}\n"
 
 
 def test_without_skipped_pictures_nothing_is_said(capsys):
-    say_skipped(())
+    warn_skipped(())
     assert capsys.readouterr().out == ""
 
 
@@ -549,7 +549,7 @@ def training(guidance, monkeypatch):
                 kind="classifier", layout=plan.layout, noise_schedule="linear", training=about
             )
             seen_by = [{"step": 2, "loss": 0.5, "accuracy": {"0": 0.5}}]
-            return Trained(HalfUNet(plan.layout), [0.5, 0.25], seen_by), description
+            return Trained(EncoderUNet(plan.layout), [0.5, 0.25], seen_by), description
 
         def train_diffusion(data, layout, schedule, recipe, **options):
             seen.update(data=data, layout=layout, schedule=schedule, recipe=recipe, **options)
@@ -633,7 +633,7 @@ def test_train_classifier_says_how_it_went(training):
 
 def test_train_classifier_plans_what_the_options_say(training, files):
     plan = training("train-classifier")["plan"]
-    assert plan.recipe == Recipe(steps=10_000)
+    assert plan.recipe == OptimizerConfig(steps=10_000)
     wide = {"channel_mult": (1.0, 2.0, 4.0), "attention_levels": (2,)}
     assert plan.layout == classifier_layout(**wide, norm_groups=8)
     found = (plan.noise_schedule, plan.clean, plan.augment, plan.held_out, plan.patience)
@@ -725,7 +725,7 @@ def test_train_diffusion_hands_every_option_on(training):
     seen = training("train-diffusion")
     wide = {"channel_mult": (1.0, 2.0, 3.0, 3.0), "attention_levels": (2,)}
     assert seen["layout"] == unet_layout(**wide, norm_groups=8)
-    assert seen["recipe"] == Recipe(steps=20_000, weight_decay=0.0)
+    assert seen["recipe"] == OptimizerConfig(steps=20_000, weight_decay=0.0)
     assert (seen["p_uncond"], seen["augment"], seen["weights"]) == (0.1, Augment(0, False), None)
     assert seen["run"].resume.settings == json.loads(
         json.dumps(

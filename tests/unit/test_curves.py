@@ -19,11 +19,11 @@ from guidance.schedules.curves import (
 )
 from guidance.schedules.keyframes import parse_keyframes
 from guidance.schedules.presets import PRESETS, preset
-from guidance.schedules.run_position import Place, step_of
+from guidance.schedules.run_position import RunPosition, step_of
 
 
 def place(percent=0.5, step=10.0, steps=21, sigma=1.0):
-    return Place(percent=percent, step=step, steps=steps, sigma=sigma)
+    return RunPosition(percent=percent, step=step, steps=steps, sigma=sigma)
 
 
 def sentence(make, *arguments):
@@ -44,7 +44,7 @@ def test_the_share_of_a_runs_steps():
 
 
 def test_coordinates_on_each_axis():
-    here = Place(percent=0.3, step=3.0, steps=7, sigma=2.0)
+    here = RunPosition(percent=0.3, step=3.0, steps=7, sigma=2.0)
     assert [here.on(axis) for axis in ("percent", "step", "sigma")] == [0.3, 0.5, 2.0]
 
 
@@ -272,7 +272,7 @@ def test_scales_of_last_steps_that_cannot_be():
 
 def test_a_formula_reads_where_the_run_is():
     curve = Formula("percent + 10 * step + 1000 * steps + 100000 * sigma")
-    assert curve.at(Place(percent=0.5, step=3.0, steps=7, sigma=2.0)) == 207030.5
+    assert curve.at(RunPosition(percent=0.5, step=3.0, steps=7, sigma=2.0)) == 207030.5
     assert curve.reads == {"percent", "step", "steps", "sigma"}
     assert Formula("pi * sigma").reads == {"sigma"}
     assert Formula("7").reads == frozenset()

@@ -15,7 +15,7 @@ from test_resume import run_processes
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
 from guidance import GuidanceSchedule, load_classifier
-from guidance.evaluation.compute_cost import counted
+from guidance.evaluation.compute_cost import count_compute
 from guidance.evaluation.judge import Score
 from guidance.evaluation.report import Row, table
 from guidance.evaluation.report_plot import plot_rows
@@ -148,7 +148,7 @@ def test_schedules_can_come_without_scales(rows):
 def test_only_what_runs_in_the_block_is_counted():
     model, classifier = diffusion_model(), noisy_classifier()
     x, t = torch.zeros(3, 3, SIZE, SIZE), torch.zeros(3)
-    with counted(model, classifier) as work:
+    with count_compute(model, classifier) as work:
         model(x, t, torch.tensor([0, 1, 2]))
         model(x[:1], t[:1], torch.tensor([0]))
         classifier.log_probs(x, 1.0)

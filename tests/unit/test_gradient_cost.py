@@ -11,9 +11,13 @@ from tiny_networks import SmoothClassifier, classifier_layout, noisy_classifier,
 from torch.profiler import ProfilerActivity, profile
 
 from guidance import NoisyClassifier
-from guidance.adm import HalfUNet, layers
+from guidance.adm import EncoderUNet, layers
 from guidance.classifiers.compiling import compile_network
-from guidance.classifiers.gradient_memory import Economy, economy_within, gradient_bytes
+from guidance.classifiers.gradient_memory import (
+    GradientMemoryPlan,
+    gradient_bytes,
+    memory_plan_within,
+)
 
 LABELS = torch.tensor([2, 0, 1])
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -81,7 +85,7 @@ def kernels(compute):
 @pytest.mark.parametrize("new_order", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_takes_the_fused_kernel(dtype, new_order):
-    network = randomised(HalfUNet(classifier_layout(new_attention_order=new_order))).to(dtype)
+    network = randomised(EncoderUNet(classifier_layout(new_attention_order=new_order))).to(dtype)
     classifier = NoisyClassifier(network, "linear")
     names = kernels(lambda: classifier.gradient(images(), 1.5, LABELS))
     assert {FUSED, f"{FUSED}_backward"} <= set(names)
@@ -99,7 +103,7 @@ def test_nothing_of_a_step_is_kept():
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 def test_recomputed_stages_give_the_same_gradient_to_the_bit(pool):
     whole = noisy_classifier(pool=pool)
-    saving = whole.with_economy(Economy(recompute=True))
+    saving = whole.with_economy(GradientMemoryPlan(recompute=True))
     expected, got = (one.gradient(images(), 1.5, LABELS) for one in (whole, saving))
     assert expected.abs().max() > 0
     assert torch.equal(got, expected)
@@ -113,7 +117,7 @@ def test_parts_of_a_batch_give_the_same_gradient(images_at_once, label):
     whole.network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     sigma = torch.tensor([0.5, 3.0, 20.0])
     expected = whole.gradient_and_log_probs(images(), sigma, label)
-    parts = whole.with_economy(Economy(images=images_at_once))
+    parts = whole.with_economy(GradientMemoryPlan(images=images_at_once))
     got = parts.gradient_and_log_probs(images(), sigma, label)
     assert max(seen[1:]) == min(images_at_once, 3) and sum(seen[1:]) == 3
     for one, other in zip(got, expected, strict=True):
@@ -122,9 +126,9 @@ def test_parts_of_a_batch_give_the_same_gradient(images_at_once, label):
 
 def test_what_cannot_be_economised_is_said():
     with pytest.raises(ValueError, match="images is -1"):
-        Economy(images=-1)
+        GradientMemoryPlan(images=-1)
     with pytest.raises(ValueError, match="recompute needs an ADM classifier.*SmoothClassifier"):
-        NoisyClassifier(SmoothClassifier(), "linear", economy=Economy(recompute=True))
+        NoisyClassifier(SmoothClassifier(), "linear", economy=GradientMemoryPlan(recompute=True))
 
 
 LAYOUTS = [
@@ -137,7 +141,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("changes", LAYOUTS)
 def test_the_estimate_is_what_torch_keeps_and_some_more(changes):
     layout = classifier_layout(image_size=32, num_head_channels=16, **changes)
-    network = randomised(HalfUNet(layout)).requires_grad_(False)
+    network = randomised(EncoderUNet(layout)).requires_grad_(False)
     x, t = images(1, size=32).requires_grad_(True), torch.tensor([5.0])
     kept = kept_by(lambda: network(x, t))
     estimate = gradient_bytes(layout, (32, 32), torch.float32)
@@ -154,12 +158,12 @@ def test_the_quickest_economy_that_fits_is_chosen():
     )
 
     def chosen(free):
-        return economy_within(free, layout, shape, torch.float32)
+        return memory_plan_within(free, layout, shape, torch.float32)
 
-    assert chosen(4 * whole) == Economy()
-    assert chosen(4 * whole - 1) == Economy(recompute=True)
-    assert chosen(4 * again - 1) == Economy(images=3, recompute=True)
-    assert chosen(0) == Economy(images=1, recompute=True)
+    assert chosen(4 * whole) == GradientMemoryPlan()
+    assert chosen(4 * whole - 1) == GradientMemoryPlan(recompute=True)
+    assert chosen(4 * again - 1) == GradientMemoryPlan(images=3, recompute=True)
+    assert chosen(0) == GradientMemoryPlan(images=1, recompute=True)
 
 
 def no_compiler(*args, **kwargs):

@@ -31,7 +31,7 @@ from guidance.cli.options import read_schedule
 from guidance.core.bounded_read import MOST_CLASSES, MOST_HEADER, MOST_TENSORS
 from guidance.core.images import load_samples, open_picture
 from guidance.training.data import load_images, load_latents
-from guidance.training.resume import ResumeFile, State
+from guidance.training.resume import ResumeFile, TrainingState
 
 # --- pickles that run code -------------------------------------------------------------------
 
@@ -622,12 +622,12 @@ SETTINGS = {"steps": 3}
 PROGRESS = {"settings": SETTINGS, "losses": [], "validations": []}
 
 
-def a_state() -> State:
+def a_state() -> TrainingState:
     network = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    return State(network, torch.nn.Linear(2, 2), optimizer)
+    return TrainingState(network, torch.nn.Linear(2, 2), optimizer)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from guidance import ImageClassifier, load_adm, load_image_classifier
 from guidance.__main__ import main
 from guidance.classifiers.preprocessing import Preprocessing
 from guidance.sampling.classifier_guidance import classifier_term
-from guidance.sampling.generate import Job, generate
+from guidance.sampling.generate import SamplingConfig, generate
 from guidance.sampling.loop import Guide, chain, sample
 from guidance.sampling.respacing import respaced_timesteps
 from guidance.sampling.strength import Strength
@@ -340,10 +340,10 @@ def test_sample_follows_an_image_classifier(tmp_path, root, capsys, gradient):
     arguments = ["sample", "--model", str(tmp_path / "free.safetensors"), *common]
     assert main([*arguments, "--gradient", gradient]) == 0, capsys.readouterr().err
     got = np.load(tmp_path / "out.npz")["arr_0"]
-    job = Job(num_samples=2, label="3,8", scale=9.0, respacing="3")
+    job = SamplingConfig(num_samples=2, label="3,8", scale=9.0, respacing="3")
     model = load_adm(tmp_path / "free.safetensors")
     expected, _ = generate(model, load_image_classifier(judge, gradient=gradient), job)
-    plain, _ = generate(model, None, Job(num_samples=2, respacing="3"))
+    plain, _ = generate(model, None, SamplingConfig(num_samples=2, respacing="3"))
     assert np.array_equal(got, expected)
     assert (got != plain).mean() > 0.05
 

@@ -12,7 +12,7 @@ from guidance.core.distributed import ALONE, Processes
 from guidance.evaluation import compute_cost as work
 from guidance.evaluation import judge as evaluation
 from guidance.evaluation import metrics
-from guidance.evaluation.compute_cost import Work, counted
+from guidance.evaluation.compute_cost import ComputeCost, count_compute
 from guidance.evaluation.judge import (
     Reference,
     Score,
@@ -219,7 +219,7 @@ def test_sets_are_looked_at_in_parts_of_a_thousand():
 def rows():
     full = Score(0.12345, 1.0, 3.14159, 0.5, 0.98765)
     return [
-        Row("classifier", "classifier", 2.5, full, 5, None, Work(4, 0.5, 12.3456), "a.npz"),
+        Row("classifier", "classifier", 2.5, full, 5, None, ComputeCost(4, 0.5, 12.3456), "a.npz"),
         Row("CFG", "CFG, late", None, Score(1.0, 0.0), 7, {"points": []}, None),
     ]
 
@@ -261,27 +261,27 @@ def test_a_row_as_numbers_and_names():
 
 
 def test_work_begins_at_nothing_and_is_shared_out():
-    assert Work() == Work(0, 0, 0.0)
-    assert Work(8, 4, 2.0).per_image(4) == Work(2, 1, 0.5)
-    assert Work(8, 4, 2.0).of_all(ALONE) == Work(8, 4, 2.0)
+    assert ComputeCost() == ComputeCost(0, 0, 0.0)
+    assert ComputeCost(8, 4, 2.0).per_image(4) == ComputeCost(2, 1, 0.5)
+    assert ComputeCost(8, 4, 2.0).of_all(ALONE) == ComputeCost(8, 4, 2.0)
 
 
 def test_work_of_several_processes_lasts_as_long_as_the_slowest(monkeypatch):
-    shares = [Work(8, 4, 2.0), Work(1, 2, 3.0)]
+    shares = [ComputeCost(8, 4, 2.0), ComputeCost(1, 2, 3.0)]
     monkeypatch.setattr(Processes, "gathered", lambda self, value: shares)
-    assert shares[0].of_all(Processes(0, 2)) == Work(9, 6, 3.0)
+    assert shares[0].of_all(Processes(0, 2)) == ComputeCost(9, 6, 3.0)
 
 
 def test_the_time_of_the_block_is_counted(monkeypatch):
     clock = iter([10.0, 12.5])
     monkeypatch.setattr(work.time, "perf_counter", lambda: next(clock))
-    with counted(diffusion_model(), None) as found:
+    with count_compute(diffusion_model(), None) as found:
         assert found.seconds == 0.0
-    assert found == Work(0, 0, 2.5)
+    assert found == ComputeCost(0, 0, 2.5)
 
 
 def test_a_block_that_fails_leaves_no_counters_behind():
     model, classifier = diffusion_model(), noisy_classifier()
-    with pytest.raises(ValueError), counted(model, classifier):
+    with pytest.raises(ValueError), count_compute(model, classifier):
         raise ValueError
     assert not model.network._forward_hooks and not classifier.network._forward_hooks

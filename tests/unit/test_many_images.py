@@ -11,11 +11,11 @@ from progress_bar import Bar
 from tiny_networks import CLASSES, NAMES, SIZE, diffusion_model, noisy_classifier
 
 from guidance import GuidanceSchedule
-from guidance.classifiers.gradient_cache import Remembering
+from guidance.classifiers.gradient_cache import CachedClassifier
 from guidance.core.distributed import Processes
 from guidance.sampling import generate as generation
-from guidance.sampling.cfg_cache import Reuse
-from guidance.sampling.generate import Job, check_schedules, generate, with_scales
+from guidance.sampling.cfg_cache import CFGCacheConfig
+from guidance.sampling.generate import SamplingConfig, check_schedules, generate, replace_scales
 from guidance.sampling.strength import Strength
 
 DEFAULTS = {
@@ -41,13 +41,13 @@ DEFAULTS = {
 
 
 def test_a_job_draws_without_guidance_unless_it_is_told_to():
-    assert vars(Job(num_samples=3)) == DEFAULTS
-    assert Job(num_samples=1).strength == Strength(scale=0.0)
-    assert Job(num_samples=1).reuse == Reuse(1, 0.0)
+    assert vars(SamplingConfig(num_samples=3)) == DEFAULTS
+    assert SamplingConfig(num_samples=1).strength == Strength(scale=0.0)
+    assert SamplingConfig(num_samples=1).reuse == CFGCacheConfig(1, 0.0)
 
 
 def test_the_options_of_a_job_are_those_of_its_parts():
-    job = Job(
+    job = SamplingConfig(
         num_samples=1,
         scale=2.0,
         entropy_limit=3.0,
@@ -57,8 +57,8 @@ def test_the_options_of_a_job_are_those_of_its_parts():
         cfg_tolerance=0.125,
     )
     assert job.strength == Strength(scale=2.0, entropy_limit=3.0, cap=0.5, label_smoothing=0.25)
-    assert job.reuse == Reuse(4, 0.125)
-    assert with_scales(job, 5.0, 6.0) == Job(**vars(job) | {"scale": 5.0, "cfg": 6.0})
+    assert job.reuse == CFGCacheConfig(4, 0.125)
+    assert replace_scales(job, 5.0, 6.0) == SamplingConfig(**vars(job) | {"scale": 5.0, "cfg": 6.0})
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_the_options_of_a_job_are_those_of_its_parts():
 )
 def test_a_job_that_cannot_be_is_refused(options, said):
     with pytest.raises(ValueError) as caught:
-        Job(**{"num_samples": 3} | options)
+        SamplingConfig(**{"num_samples": 3} | options)
     assert str(caught.value) == said
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63)])
 def test_the_outermost_seeds(seed):
-    assert Job(num_samples=1, batch_size=1, seed=seed).seed == seed
+    assert SamplingConfig(num_samples=1, batch_size=1, seed=seed).seed == seed
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def asked(monkeypatch):
 
 
 def test_each_batch_draws_labels_then_the_image_then_a_noise_for_each_step(asked):
-    job = Job(num_samples=5, batch_size=2, seed=7, respacing="ddim3")
+    job = SamplingConfig(num_samples=5, batch_size=2, seed=7, respacing="ddim3")
     found = asked(diffusion_model(), None, job)
     chance = torch.Generator().manual_seed(7)
     labels = []
@@ -136,7 +136,9 @@ def test_each_batch_draws_labels_then_the_image_then_a_noise_for_each_step(asked
 
 
 def test_images_come_in_the_order_of_their_batches(asked):
-    found = asked(diffusion_model(), None, Job(num_samples=5, batch_size=2, respacing="ddim1"))
+    found = asked(
+        diffusion_model(), None, SamplingConfig(num_samples=5, batch_size=2, respacing="ddim1")
+    )
     drawn = torch.cat([call.x for call in found.calls])
     expected = ((drawn / 8).clamp(-1, 1) + 1) * 127.5
     assert (found.images == expected.to(torch.uint8).permute(0, 2, 3, 1).numpy()).all()
@@ -144,7 +146,7 @@ def test_images_come_in_the_order_of_their_batches(asked):
 
 def test_a_job_goes_to_the_sampler(asked):
     schedule = GuidanceSchedule.from_json("4")
-    job = Job(
+    job = SamplingConfig(
         num_samples=2,
         label="1",
         cfg=3.0,
@@ -175,15 +177,15 @@ def test_a_job_goes_to_the_sampler(asked):
 
 def test_a_schedule_takes_the_place_of_cfg(asked):
     schedule = GuidanceSchedule.from_json("4")
-    job = Job(num_samples=1, cfg=3.0, cfg_schedule=schedule, respacing="1")
+    job = SamplingConfig(num_samples=1, cfg=3.0, cfg_schedule=schedule, respacing="1")
     assert asked(diffusion_model(), None, job).calls[0].cfg == schedule
 
 
 def test_each_batch_has_a_memory_of_its_own(asked):
-    job = Job(num_samples=2, batch_size=1, every=3, respacing="1")
+    job = SamplingConfig(num_samples=2, batch_size=1, every=3, respacing="1")
     first, second = asked(diffusion_model(), noisy_classifier(), job).calls
     memories = [call.guides[0].classifier for call in (first, second)]
-    assert all(isinstance(one, Remembering) and one.memory.every == 3 for one in memories)
+    assert all(isinstance(one, CachedClassifier) and one.memory.every == 3 for one in memories)
     assert memories[0].memory is not memories[1].memory
 
 
@@ -192,12 +194,12 @@ def unconditional():
 
 
 def test_an_unconditional_model_gets_no_labels_but_its_classifier_does(asked):
-    job = Job(num_samples=2, label="zebra", respacing="1")
+    job = SamplingConfig(num_samples=2, label="zebra", respacing="1")
     found = asked(unconditional(), noisy_classifier(), job)
     (call,) = found.calls
     assert call.labels is None
     assert call.guides[0].labels.tolist() == found.labels.tolist() == [2, 2]
-    alone = asked(unconditional(), None, Job(num_samples=2, respacing="1"))
+    alone = asked(unconditional(), None, SamplingConfig(num_samples=2, respacing="1"))
     assert alone.calls[0].labels is None and alone.calls[0].guides == []
     assert alone.labels.tolist() == [0, 0]
 
@@ -212,14 +214,14 @@ def test_an_unconditional_model_gets_no_labels_but_its_classifier_does(asked):
     ],
 )
 def test_labels_go_on_in_the_next_batch(asked, label, expected):
-    job = Job(num_samples=5, batch_size=2, label=label, respacing="1")
+    job = SamplingConfig(num_samples=5, batch_size=2, label=label, respacing="1")
     assert asked(diffusion_model(), None, job).labels.tolist() == expected
 
 
 def test_names_are_the_classifiers_before_the_models(asked):
     model, classifier = diffusion_model(), noisy_classifier()
     model.labels = ("one", "two", "three")
-    job = Job(num_samples=1, label="two", respacing="1")
+    job = SamplingConfig(num_samples=1, label="two", respacing="1")
     assert asked(model, None, job).labels.tolist() == [1]
     with pytest.raises(ValueError, match="label is 'two', which none of the 3 classes is called"):
         asked(model, classifier, job)
@@ -232,7 +234,7 @@ def test_names_are_the_classifiers_before_the_models(asked):
 @pytest.mark.parametrize("label", [3, -1])
 def test_a_label_that_is_no_class_is_refused(asked, label):
     with pytest.raises(ValueError) as caught:
-        asked(diffusion_model(), None, Job(num_samples=1, label=[0, label]))
+        asked(diffusion_model(), None, SamplingConfig(num_samples=1, label=[0, label]))
     assert str(caught.value) == (
         f"label {label} is asked for, but the classes go from 0 to 2; choose others with --label."
     )
@@ -241,14 +243,14 @@ def test_a_label_that_is_no_class_is_refused(asked, label):
 @pytest.mark.parametrize("label", ["all", "0", [0]])
 def test_without_classes_there_is_no_label(asked, label):
     with pytest.raises(ValueError) as caught:
-        asked(unconditional(), None, Job(num_samples=1, label=label))
+        asked(unconditional(), None, SamplingConfig(num_samples=1, label=label))
     assert str(caught.value) == (
         "Neither the model nor a classifier knows classes; leave --label out."
     )
 
 
 def test_a_classifier_of_other_classes_or_images_is_refused(asked):
-    job = Job(num_samples=1, respacing="1")
+    job = SamplingConfig(num_samples=1, respacing="1")
     with pytest.raises(ValueError) as caught:
         asked(diffusion_model(), noisy_classifier(out_channels=5), job)
     assert str(caught.value) == (
@@ -267,7 +269,7 @@ def small(count):
 
 
 def test_small_images_are_enlarged_in_turn(asked):
-    job = Job(num_samples=5, batch_size=2, respacing="1")
+    job = SamplingConfig(num_samples=5, batch_size=2, respacing="1")
     found = asked(diffusion_model(), None, job, low_res=small(3))
     taken = [(call.low_res[:, 0, 0, 0] * 10).round().tolist() for call in found.calls]
     assert taken == [[0, 1], [2, 0], [1]]
@@ -276,7 +278,7 @@ def test_small_images_are_enlarged_in_turn(asked):
 
 
 def test_the_size_of_the_images(asked):
-    job = Job(num_samples=1, respacing="1")
+    job = SamplingConfig(num_samples=1, respacing="1")
     assert asked(diffusion_model(), None, job).images.shape == (1, SIZE, SIZE, 3)
     assert asked(diffusion_model(), None, job, 1).images.shape == (1, 1, 1, 3)
     assert asked(diffusion_model(image_size=None), None, job, 16).images.shape == (1, 16, 16, 3)
@@ -295,7 +297,7 @@ def test_the_size_of_the_images(asked):
 
 def test_processes_share_the_batches_out_and_draw_the_same(asked, monkeypatch):
     """Each draws what the others draw, too, so that its own images are those of one process."""
-    job = Job(num_samples=7, batch_size=2, respacing="ddim2", seed=3)
+    job = SamplingConfig(num_samples=7, batch_size=2, respacing="ddim2", seed=3)
     model = diffusion_model()
     alone = asked(model, None, job)
     shares = []
@@ -331,7 +333,9 @@ def each(count):
     [(4, 2, 2, True), (2, 4, 2, True), (5, 2, 2, False), (2, 4, 4, False), (4, 2, 1, True)],
 )
 def test_factors_have_to_fit_every_batch(name, samples, batch, factors, fits):
-    job = Job(num_samples=samples, batch_size=batch, respacing="2", **{name: each(factors)})
+    job = SamplingConfig(
+        num_samples=samples, batch_size=batch, respacing="2", **{name: each(factors)}
+    )
     if fits:
         check_schedules(diffusion_model(), job)
     else:
@@ -341,9 +345,15 @@ def test_factors_have_to_fit_every_batch(name, samples, batch, factors, fits):
 
 def test_every_step_of_a_schedule_is_looked_at():
     schedule = GuidanceSchedule.from_json('{"axis": "step", "values": [1, 2, 3]}')
-    check_schedules(diffusion_model(), Job(num_samples=1, respacing="3", schedule=schedule))
+    check_schedules(
+        diffusion_model(), SamplingConfig(num_samples=1, respacing="3", schedule=schedule)
+    )
     with pytest.raises(ValueError, match="lists 3 scales"):
-        check_schedules(diffusion_model(), Job(num_samples=1, respacing="4", schedule=schedule))
+        check_schedules(
+            diffusion_model(), SamplingConfig(num_samples=1, respacing="4", schedule=schedule)
+        )
     flow = GuidanceSchedule.from_json('{"points": [[0, 1]], "models": "flow"}')
     with pytest.raises(ValueError, match="for flow models"):
-        check_schedules(diffusion_model(), Job(num_samples=1, respacing="2", schedule=flow))
+        check_schedules(
+            diffusion_model(), SamplingConfig(num_samples=1, respacing="2", schedule=flow)
+        )

@@ -11,7 +11,7 @@ import torch
 from tiny_networks import noisy_classifier
 
 from guidance.adm import layers, packed
-from guidance.classifiers.gradient_memory import Economy
+from guidance.classifiers.gradient_memory import GradientMemoryPlan
 
 LABELS = torch.tensor([2, 0, 1])
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -168,7 +168,7 @@ def test_a_gradient_that_saves_memory_packs_nothing_and_frees_what_was(packs):
     layers = [layer for layer in classifier.network.input_blocks.modules() if layer in packed._KEPT]
     assert layers and packs.called
     packs.reset_mock()
-    saving = classifier.with_economy(Economy(recompute=True))
+    saving = classifier.with_economy(GradientMemoryPlan(recompute=True))
     saving.gradient(IMAGES, 1.5, LABELS)
     assert not packs.called
     assert not any(layer in packed._KEPT for layer in layers)

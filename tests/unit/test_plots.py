@@ -15,7 +15,7 @@ from guidance.evaluation.judge import Score
 from guidance.evaluation.report import Row
 from guidance.sampling import trace_plot
 from guidance.sampling.trace import Trace
-from guidance.schedules.run_position import Place
+from guidance.schedules.run_position import RunPosition
 from guidance.training import plot as training_plot
 
 
@@ -86,7 +86,7 @@ def trace_of(evaluations):
     trace = Trace()
     for index, (cfg, uncond, passes, classifiers) in enumerate(evaluations):
         sigma = torch.tensor([10.0 / 2**index])
-        trace.evaluation(sigma, lambda s: Place(percent=0.0, step=0.0, steps=1, sigma=s))
+        trace.evaluation(sigma, lambda s: RunPosition(percent=0.0, step=0.0, steps=1, sigma=s))
         trace.passes(passes)
         if cfg is not None:
             trace.cfg(cfg, torch.ones(1, 1), torch.zeros(1, 1) if uncond else None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guidance import DiffusionModel, NoisyClassifier
-from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.adm import ClassifierLayout, EncoderUNet, UNet, UNetLayout
 from guidance.core.noise import NoiseSchedule
 from guidance.sampling.loop import Guide, chain, sample
 from guidance.sampling.respacing import respaced_timesteps
@@ -81,7 +81,7 @@ def classifier_pair(pool):
         num_head_channels=32,
         image_size=SIZE,
     )
-    ours = HalfUNet(layout).eval()
+    ours = EncoderUNet(layout).eval()
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return theirs, ours
 

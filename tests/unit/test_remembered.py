@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
-from guidance.classifiers.gradient_cache import Memory, Remembering, remembering
-from guidance.evaluation.compute_cost import counted
-from guidance.sampling.generate import Job, generate
+from guidance.classifiers.gradient_cache import CachedClassifier, Memory, cached_classifier
+from guidance.evaluation.compute_cost import count_compute
+from guidance.sampling.generate import SamplingConfig, generate
 
 STEPS = 12
 
@@ -20,8 +20,8 @@ def draw():
 
     def run(**options):
         job = {"num_samples": 3, "label": [0, 1, 2], "cfg": 0.0, "scale": 20.0}
-        with counted(model, classifier) as work:
-            job = Job(**job | {"respacing": f"{STEPS}"} | options)
+        with count_compute(model, classifier) as work:
+            job = SamplingConfig(**job | {"respacing": f"{STEPS}"} | options)
             images, _ = generate(model, classifier, job)
         return torch.from_numpy(images), work.gradients / 3
 
@@ -38,7 +38,7 @@ def test_gradients_that_are_computed(draw, method, every, gradients):
 
 def test_always_is_nothing_new(draw):
     classifier = noisy_classifier()
-    assert remembering(classifier, 1) is classifier
+    assert cached_classifier(classifier, 1) is classifier
     assert not torch.equal(draw()[0], draw(every=4)[0])
 
 
@@ -53,7 +53,7 @@ def asked(classifier, x, sigma, alpha):
 def test_the_gradient_stays_in_the_classifiers_coordinates():
     """What is used again at another level is the gradient in x_vp, as by the chain rule."""
     classifier = noisy_classifier()
-    held = Remembering(classifier, Memory(2))
+    held = CachedClassifier(classifier, Memory(2))
     x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     first = asked(held, x, *levels(2.0))
     torch.testing.assert_close(first.gradient, asked(classifier, x, *levels(2.0)).gradient)
@@ -66,7 +66,7 @@ def test_the_gradient_stays_in_the_classifiers_coordinates():
 
 
 def test_beyond_its_range_the_weights_are_the_ranges_end():
-    held = Remembering(noisy_classifier(), Memory(2))
+    held = CachedClassifier(noisy_classifier(), Memory(2))
     x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     asked(held, x, *levels(1.0))
     seen = asked(held, x, *levels(1.0, 0.0))
@@ -74,7 +74,7 @@ def test_beyond_its_range_the_weights_are_the_ranges_end():
 
 
 def test_images_of_another_size_are_asked_about():
-    held = Remembering(noisy_classifier(pool="adaptive"), Memory(9))
+    held = CachedClassifier(noisy_classifier(pool="adaptive"), Memory(9))
     for size in (SIZE, 2 * SIZE):
         assert asked(held, torch.zeros(2, 3, size, size), *levels(1.0)).gradient.shape[-1] == size
 

@@ -15,7 +15,7 @@ from tiny_networks import classifier_layout
 
 from guidance import NoiseSchedule
 from guidance.training.data import LabelledImages
-from guidance.training.loop import Recipe, Run, optimise
+from guidance.training.loop import OptimizerConfig, TrainingContext, optimise
 from guidance.training.resume import ResumeFile
 from guidance.training.train_classifier import train_classifier
 
@@ -38,10 +38,12 @@ def trained(resume=None, stop_at=None, dropout=0.0, **recipe):
             raise Stop
 
     recipe = {"steps": 12, "batch_size": 6, "ema": 0.9} | recipe
-    run = Run(resume=resume, on_step=on_step)
+    run = TrainingContext(resume=resume, on_step=on_step)
     layout = classifier_layout(**SMALL, dropout=dropout)
     schedule = NoiseSchedule("linear")
-    return train_classifier(data(), layout, schedule, Recipe(**recipe), held_out=data(), run=run)
+    return train_classifier(
+        data(), layout, schedule, OptimizerConfig(**recipe), held_out=data(), run=run
+    )
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -108,15 +110,19 @@ def test_too_little_memory_is_said_with_what_to_try():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     with pytest.raises(ValueError, match=r"batch_size 64 in 1 parts .* try accumulate 2, or .* 32"):
-        optimise(torch.nn.Linear(1, 1), lambda step: (torch.zeros(64),), loss, Recipe(steps=1))
+        optimise(
+            torch.nn.Linear(1, 1), lambda step: (torch.zeros(64),), loss, OptimizerConfig(steps=1)
+        )
 
 
 def test_it_stops_when_validation_no_longer_improves():
     seen = iter([3.0, 2.0, 2.5, 2.2, 2.1, 1.0])
-    run = Run(validate=lambda network: {"loss": next(seen)}, validate_every=2, patience=3)
+    run = TrainingContext(
+        validate=lambda network: {"loss": next(seen)}, validate_every=2, patience=3
+    )
     network = torch.nn.Linear(1, 1)
     draw, loss = (lambda step: (torch.ones(64, 1),)), (lambda net, x: net(x).mean())
-    trained = optimise(network, draw, loss, Recipe(steps=100), run)
+    trained = optimise(network, draw, loss, OptimizerConfig(steps=100), run)
     assert len(trained.losses) == 10
     assert [one["step"] for one in trained.validations] == [2, 4, 6, 8, 10]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_networks import diffusion_model
 
-from guidance.evaluation.compute_cost import counted
-from guidance.sampling.cfg_cache import FIRST, LONGEST, HeldTerm, Reuse
-from guidance.sampling.generate import Job, generate
+from guidance.evaluation.compute_cost import count_compute
+from guidance.sampling.cfg_cache import FIRST, LONGEST, CFGCache, CFGCacheConfig
+from guidance.sampling.generate import SamplingConfig, generate
 
 STEPS = 12
 
@@ -20,8 +20,8 @@ def draw():
 
     def run(**options):
         job = {"num_samples": 3, "label": [0, 1, 2], "cfg": 4.0, "respacing": f"{STEPS}"}
-        with counted(model, None) as work:
-            images, _ = generate(model, None, Job(**job | options))
+        with count_compute(model, None) as work:
+            images, _ = generate(model, None, SamplingConfig(**job | options))
         return torch.from_numpy(images), work.passes / 3
 
     return run
@@ -51,7 +51,7 @@ def levels(sigma, batch=2):
 
 def run_of(reuse, terms, sigmas):
     """In which evaluations the terms of a run are computed."""
-    held, computed = HeldTerm(reuse), []
+    held, computed = CFGCache(reuse), []
     for index, (term, sigma) in enumerate(zip(terms, sigmas, strict=True)):
         if held.due():
             held.renew(term, *levels(sigma, len(term)))
@@ -62,7 +62,7 @@ def run_of(reuse, terms, sigmas):
 def test_a_term_keeps_its_share_of_noise():
     """Constant where sigma is large, in proportion to sigma where it is small."""
     term = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    held = HeldTerm(Reuse(2))
+    held = CFGCache(CFGCacheConfig(2))
     held.renew(term, *levels(1000.0))
     torch.testing.assert_close(held.at(*levels(500.0)), term, rtol=1e-5, atol=0)
     held.renew(term, *levels(0.02))
@@ -74,7 +74,7 @@ def test_a_term_keeps_its_share_of_noise():
 
 def test_a_term_that_is_as_foretold_is_computed_ever_less():
     sigmas = [10.0] * 40
-    computed = run_of(Reuse(1, 0.1), [torch.ones(2, 4)] * 40, sigmas)
+    computed = run_of(CFGCacheConfig(1, 0.1), [torch.ones(2, 4)] * 40, sigmas)
     distances = [b - a for a, b in zip(computed, computed[1:], strict=False)]
     assert distances == sorted(distances)
     assert (distances[0], distances[-1]) == (FIRST, LONGEST)
@@ -83,17 +83,17 @@ def test_a_term_that_is_as_foretold_is_computed_ever_less():
 def test_a_term_that_is_not_is_computed_ever_more():
     chance = torch.Generator().manual_seed(0)
     terms = [torch.randn(2, 64, generator=chance) for _ in range(20)]
-    computed = run_of(Reuse(1, 0.1), terms, [10.0] * 20)
+    computed = run_of(CFGCacheConfig(1, 0.1), terms, [10.0] * 20)
     assert computed[:5] == [0, 4, 7, 9, 10] and computed[5:] == list(range(11, 20))
     # and never more often than `every` says
-    assert run_of(Reuse(3, 0.1), terms, [10.0] * 20) == [0, 4, 7, 10, 13, 16, 19]
+    assert run_of(CFGCacheConfig(3, 0.1), terms, [10.0] * 20) == [0, 4, 7, 10, 13, 16, 19]
 
 
 def test_images_of_another_size_do_not_fit():
-    held = HeldTerm(Reuse(2))
-    assert not held.fits(torch.zeros(2, 4))
+    held = CFGCache(CFGCacheConfig(2))
+    assert not held.matches_shape(torch.zeros(2, 4))
     held.renew(torch.zeros(2, 4), *levels(1.0))
-    assert held.fits(torch.zeros(2, 4)) and not held.fits(torch.zeros(3, 4))
+    assert held.matches_shape(torch.zeros(2, 4)) and not held.matches_shape(torch.zeros(3, 4))
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_images_of_another_size_do_not_fit():
 )
 def test_what_cannot_be(values, said):
     with pytest.raises(ValueError, match=said):
-        Reuse(*values)
+        CFGCacheConfig(*values)

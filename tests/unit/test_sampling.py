@@ -10,7 +10,7 @@ import torch
 from tiny_networks import CLASSES, SIZE, diffusion_model, noisy_classifier
 
 from guidance import DiffusionModel, GuidanceSchedule, NoiseSchedule
-from guidance.sampling.generate import Job, generate
+from guidance.sampling.generate import SamplingConfig, generate
 from guidance.sampling.loop import (
     Guide,
     Step,
@@ -368,14 +368,16 @@ JOB = {"num_samples": 5, "batch_size": 2, "respacing": "ddim2"}
 
 def test_a_job_is_drawn_in_batches(model):
     recorder = Recorder(model)
-    images, labels = generate(recorder, None, Job(**JOB, label="all"))
+    images, labels = generate(recorder, None, SamplingConfig(**JOB, label="all"))
     assert (images.shape, images.dtype) == ((5, SIZE, SIZE, 3), "uint8")
     assert labels.tolist() == [0, 1, 2, 0, 1]
     assert [len(call.x) for call in recorder.calls] == [2, 2, 2, 2, 1, 1]
 
 
 def test_a_jobs_seed_decides_labels_and_images(model):
-    first, again, other = (generate(model, None, Job(**JOB, seed=seed)) for seed in (4, 4, 5))
+    first, again, other = (
+        generate(model, None, SamplingConfig(**JOB, seed=seed)) for seed in (4, 4, 5)
+    )
     assert (first[0] == again[0]).all() and (first[1] == again[1]).all()
     assert (first[0] != other[0]).any()
 
@@ -383,12 +385,12 @@ def test_a_jobs_seed_decides_labels_and_images(model):
 def test_a_jobs_draws_are_not_torchs_global_ones(model):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    generate(model, None, Job(**JOB, method="ddpm"))
+    generate(model, None, SamplingConfig(**JOB, method="ddpm"))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_random_labels_name_only_real_classes(model):
-    _, labels = generate(model, None, Job(num_samples=60, respacing="1"))
+    _, labels = generate(model, None, SamplingConfig(num_samples=60, respacing="1"))
     assert set(labels.tolist()) == set(range(CLASSES))
 
 
@@ -406,26 +408,26 @@ def test_random_labels_name_only_real_classes(model):
 )
 def test_models_that_do_not_fit_each_other_are_refused(model, changes, options, said):
     with pytest.raises(ValueError, match=said):
-        generate(model, noisy_classifier(**changes), Job(**JOB, scale=1.0), **options)
+        generate(model, noisy_classifier(**changes), SamplingConfig(**JOB, scale=1.0), **options)
 
 
 def test_an_upsampler_cannot_draw_from_noise():
     with pytest.raises(ValueError, match="enlarges a small image"):
-        generate(diffusion_model(in_channels=6), None, Job(**JOB))
+        generate(diffusion_model(in_channels=6), None, SamplingConfig(**JOB))
 
 
 def test_a_model_of_unknown_size_needs_one():
     model = diffusion_model(image_size=None)
     with pytest.raises(ValueError, match="give --image-size"):
-        generate(model, None, Job(**JOB))
-    images, _ = generate(model, None, Job(**JOB), image_size=SIZE)
+        generate(model, None, SamplingConfig(**JOB))
+    images, _ = generate(model, None, SamplingConfig(**JOB), image_size=SIZE)
     assert images.shape == (5, SIZE, SIZE, 3)
 
 
 def test_a_model_of_a_short_schedule_is_respaced_within_it():
     model = DiffusionModel(diffusion_model().network, torch.linspace(0.99, 0.01, 20))
     recorder = Recorder(model)
-    generate(recorder, None, Job(num_samples=1, respacing="2"))
+    generate(recorder, None, SamplingConfig(num_samples=1, respacing="2"))
     assert [call.t.item() for call in recorder.calls] == [19, 0]
 
 
@@ -440,14 +442,16 @@ def test_a_model_of_a_short_schedule_is_respaced_within_it():
 )
 def test_a_bad_job_is_refused_with_its_value(options, said):
     with pytest.raises(ValueError, match=said):
-        Job(**options)
+        SamplingConfig(**options)
 
 
 def test_labels_of_an_unconditional_model_need_a_classifier():
     model = diffusion_model(num_classes=None, null_class=None)
     with pytest.raises(ValueError, match="Neither the model nor a classifier knows classes"):
-        generate(model, None, Job(**JOB, label="0"))
-    _, labels = generate(model, noisy_classifier(), Job(**JOB, label="zebra, cat", scale=1.0))
+        generate(model, None, SamplingConfig(**JOB, label="0"))
+    _, labels = generate(
+        model, noisy_classifier(), SamplingConfig(**JOB, label="zebra, cat", scale=1.0)
+    )
     assert labels.tolist() == [2, 0, 2, 0, 2]
 
 

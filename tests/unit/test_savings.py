@@ -6,10 +6,15 @@ import pytest
 import torch
 from tiny_networks import SmoothClassifier, classifier_layout, half_unet
 
-from guidance.classifiers.base import Evidence
-from guidance.classifiers.gradient_cache import Memory, Remembering, remembering
-from guidance.classifiers.gradient_memory import WHOLE, Economy, economy_within, gradient_bytes
-from guidance.sampling.cfg_cache import ALWAYS, HeldTerm, Reuse
+from guidance.classifiers.base import ClassifierOutput
+from guidance.classifiers.gradient_cache import CachedClassifier, Memory, cached_classifier
+from guidance.classifiers.gradient_memory import (
+    WHOLE,
+    GradientMemoryPlan,
+    gradient_bytes,
+    memory_plan_within,
+)
+from guidance.sampling.cfg_cache import ALWAYS, CFGCache, CFGCacheConfig
 
 # --- a classifier with a memory --------------------------------------------------------------
 
@@ -30,9 +35,11 @@ class Witness:
     def evidence(self, *arguments):
         self.asked.append(arguments)
         x, _, sigma, _, alpha, _ = arguments
-        return Evidence(torch.full_like(x, len(self.asked)), torch.zeros(2, 2), sigma, alpha)
+        return ClassifierOutput(
+            torch.full_like(x, len(self.asked)), torch.zeros(2, 2), sigma, alpha
+        )
 
-    def again(self, *arguments):
+    def rescale(self, *arguments):
         self.again_asked.append(arguments)
         return "again"
 
@@ -60,14 +67,16 @@ def test_a_memory_is_due_in_each_so_many_th_evaluation():
 
 def test_a_memory_serves_images_of_its_shape():
     memory = Memory(3)
-    assert not memory.serves(torch.zeros(1, 3, 2, 2))
+    assert not memory.matches_shape(torch.zeros(1, 3, 2, 2))
     memory.evidence = ask(Witness(), None, 0.0)
-    assert memory.serves(torch.ones(1, 3, 2, 2)) and not memory.serves(torch.zeros(2, 3, 2, 2))
+    assert memory.matches_shape(torch.ones(1, 3, 2, 2)) and not memory.matches_shape(
+        torch.zeros(2, 3, 2, 2)
+    )
 
 
 @pytest.mark.parametrize("every", [0, -3])
 def test_a_memory_that_cannot_be(every):
-    for make in (Memory, lambda every: remembering(Witness(), every)):
+    for make in (Memory, lambda every: cached_classifier(Witness(), every)):
         with pytest.raises(ValueError) as error:
             make(every)
         assert str(error.value) == f"every is {every}; it must be at least 1."
@@ -75,7 +84,7 @@ def test_a_memory_that_cannot_be(every):
 
 def test_it_asks_and_then_serves():
     witness = Witness()
-    held = Remembering(witness, Memory(3))
+    held = CachedClassifier(witness, Memory(3))
     answers = [ask(held) for _ in range(7)]
     assert len(witness.asked) == 3 and len(witness.again_asked) == 4
     assert [float(answers[index].gradient[0, 0, 0, 0]) for index in (0, 3, 6)] == [1, 2, 3]
@@ -87,7 +96,7 @@ def test_it_asks_and_then_serves():
 
 def test_what_it_is_asked_reaches_the_classifier():
     witness = Witness()
-    held, x = Remembering(witness, Memory(1)), torch.zeros(1, 3, 2, 2)
+    held, x = CachedClassifier(witness, Memory(1)), torch.zeros(1, 3, 2, 2)
     ask(held, x)
     ask(held, x, 0.25)
     assert [asked[5] for asked in witness.asked] == [0.0, 0.25]
@@ -98,7 +107,7 @@ def test_what_it_is_asked_reaches_the_classifier():
 
 def test_other_images_begin_a_new_count():
     witness = Witness()
-    held = Remembering(witness, Memory(3))
+    held = CachedClassifier(witness, Memory(3))
     small, large = torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 4, 4)
     answers = [ask(held, x) for x in (small, small, large, large, large, large)]
     assert [one == "again" for one in answers] == [False, True, False, True, True, False]
@@ -106,23 +115,23 @@ def test_other_images_begin_a_new_count():
 
 def test_it_goes_through_the_model_only_when_it_asks():
     witness = Witness()
-    held = Remembering(witness, Memory(2))
+    held = CachedClassifier(witness, Memory(2))
     seen = []
     for _ in range(4):
         seen.append(held.through_model)
         ask(held)
     assert seen == [True, False, True, False]
     witness.through_model = False
-    assert not Remembering(witness, Memory(2)).through_model
+    assert not CachedClassifier(witness, Memory(2)).through_model
 
 
 def test_it_is_otherwise_its_classifier():
     witness = Witness()
-    held = remembering(witness, 2)
+    held = cached_classifier(witness, 2)
     assert held.classifier is witness and held.memory.every == 2
     assert held.network is witness.network and held.reads_images is True
     assert (held.labels, held.num_classes, held.channels) == (("cat", "dog"), 2, 3)
-    assert held.again("seen", SIGMA, ALPHA) == "again"
+    assert held.rescale("seen", SIGMA, ALPHA) == "again"
     assert witness.again_asked == [("seen", SIGMA, ALPHA)]
 
 
@@ -130,9 +139,9 @@ def test_it_is_otherwise_its_classifier():
 
 
 def test_reuse_without_more_is_always():
-    assert Reuse() == Reuse(1, 0.0) == ALWAYS
+    assert CFGCacheConfig() == CFGCacheConfig(1, 0.0) == ALWAYS
     assert ALWAYS.always
-    assert not Reuse(2).always and not Reuse(1, 0.01).always
+    assert not CFGCacheConfig(2).always and not CFGCacheConfig(1, 0.01).always
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_reuse_without_more_is_always():
 )
 def test_reuse_that_cannot_be(values, said):
     with pytest.raises(ValueError) as error:
-        Reuse(*values)
+        CFGCacheConfig(*values)
     assert str(error.value) == said
 
 
@@ -154,7 +163,7 @@ NOISE = (torch.ones(2), torch.zeros(2))  # where a term is held as it is
 
 def computed(reuse, lengths):
     """The evaluations that compute a term of so much in its one number, for each of two images."""
-    held, found = HeldTerm(reuse), []
+    held, found = CFGCache(reuse), []
     for index, length in enumerate(lengths):
         if held.due():
             held.renew(torch.full((2, 1), float(length)), *NOISE)
@@ -163,20 +172,20 @@ def computed(reuse, lengths):
 
 
 def test_the_first_evaluation_computes_however_late():
-    held = HeldTerm(Reuse(3))
+    held = CFGCache(CFGCacheConfig(3))
     assert held.due() and held.due() and held.due(), "nothing was computed yet"
     held.renew(torch.ones(2, 1), *NOISE)
     assert [held.due() for _ in range(4)] == [False, False, True, True]
 
 
 def test_without_a_tolerance_distances_stay():
-    assert computed(Reuse(3), [1, 9, -5, 7, 0, 0, 4, 1]) == [0, 3, 6]
+    assert computed(CFGCacheConfig(3), [1, 9, -5, 7, 0, 0, 4, 1]) == [0, 3, 6]
 
 
 def test_distances_from_four_to_six_where_the_tolerance_decides():
-    assert computed(Reuse(1, 0.1), [1.0] * 30) == [0, 4, 9, 15, 21, 27]
-    assert computed(Reuse(5, 0.1), [1.0] * 30) == [0, 5, 11, 17, 23, 29]
-    assert computed(Reuse(9, 0.1), [1.0] * 30) == [0, 9, 18, 27]
+    assert computed(CFGCacheConfig(1, 0.1), [1.0] * 30) == [0, 4, 9, 15, 21, 27]
+    assert computed(CFGCacheConfig(5, 0.1), [1.0] * 30) == [0, 5, 11, 17, 23, 29]
+    assert computed(CFGCacheConfig(9, 0.1), [1.0] * 30) == [0, 9, 18, 27]
 
 
 @pytest.mark.parametrize(
@@ -192,40 +201,40 @@ def test_distances_from_four_to_six_where_the_tolerance_decides():
 def test_the_distance_after_a_guess(change, second):
     """The change is a share of the run's longest term, here of the one that is foretold."""
     lengths = [1 - change] * 4 + [1.0] * 20
-    assert computed(Reuse(1, 0.5), lengths)[:3] == [0, 4, second]
+    assert computed(CFGCacheConfig(1, 0.5), lengths)[:3] == [0, 4, second]
 
 
 def test_errors_are_measured_by_the_runs_longest_term():
     """A term that turns round is a bad guess beside itself, and a good one beside ten of it."""
     lengths = [10] * 9 + [1] * 4 + [-1] * 20
-    assert computed(Reuse(1, 0.5), lengths)[:5] == [0, 4, 9, 13, 18]
+    assert computed(CFGCacheConfig(1, 0.5), lengths)[:5] == [0, 4, 9, 13, 18]
 
 
 def test_distances_do_not_shrink_below_the_shortest():
     swinging = [(-1) ** index * 10.0 for index in range(8)]
 
     def run(reuse):
-        held, found = HeldTerm(reuse), []
+        held, found = CFGCache(reuse), []
         for index in range(30):
             if held.due():
                 held.renew(torch.full((2, 1), swinging[len(found) % 8]), *NOISE)
                 found.append(index)
         return found
 
-    assert run(Reuse(1, 0.5))[:7] == [0, 4, 7, 9, 10, 11, 12]
-    assert run(Reuse(2, 0.5))[:6] == [0, 4, 7, 9, 11, 13]
+    assert run(CFGCacheConfig(1, 0.5))[:7] == [0, 4, 7, 9, 10, 11, 12]
+    assert run(CFGCacheConfig(2, 0.5))[:6] == [0, 4, 7, 9, 11, 13]
 
 
 def test_very_small_terms_are_measured_too():
-    assert computed(Reuse(1, 0.5), [1e-6] * 4 + [-1e-6] * 9)[:3] == [0, 4, 7]
-    assert computed(Reuse(1, 0.5), [0] * 20) == [0, 4, 9, 15]
+    assert computed(CFGCacheConfig(1, 0.5), [1e-6] * 4 + [-1e-6] * 9)[:3] == [0, 4, 7]
+    assert computed(CFGCacheConfig(1, 0.5), [0] * 20) == [0, 4, 9, 15]
 
 
 def test_lengths_are_of_each_image_and_then_the_mean():
     """An image that misses all of its term, and three that miss nothing, miss a quarter."""
 
     def second(tolerance):
-        held, noise = HeldTerm(Reuse(1, tolerance)), (torch.ones(4), torch.zeros(4))
+        held, noise = CFGCache(CFGCacheConfig(1, tolerance)), (torch.ones(4), torch.zeros(4))
         held.renew(torch.tensor([[0.0, 0.0]] + [[3.0, 4.0]] * 3), *noise)
         held.renew(torch.tensor([[3.0, 4.0]] * 4), *noise)
         return next(count for count in range(1, 9) if held.due())
@@ -235,7 +244,7 @@ def test_lengths_are_of_each_image_and_then_the_mean():
 
 def test_a_term_is_held_in_proportion_to_its_noise():
     """sigma / sqrt(alpha^2 + sigma^2): of 3 beside 4 it is 0.6, of 4 beside 3 it is 0.8."""
-    held = HeldTerm(Reuse(2))
+    held = CFGCache(CFGCacheConfig(2))
     term = torch.tensor([[6.0], [3.0]])
     held.renew(term, torch.tensor([3.0, 4.0]), torch.tensor([4.0, 3.0]))
     found = held.at(torch.tensor([4.0, 4.0]), torch.tensor([3.0, 3.0]))
@@ -243,20 +252,20 @@ def test_a_term_is_held_in_proportion_to_its_noise():
 
 
 def test_a_guess_is_made_for_its_own_noise_level():
-    held = HeldTerm(Reuse(1, 0.5))
+    held = CFGCache(CFGCacheConfig(1, 0.5))
     held.renew(torch.full((2, 1), 6.0), torch.full((2,), 3.0), torch.full((2,), 4.0))
     held.renew(torch.full((2, 1), 8.0), torch.full((2,), 4.0), torch.full((2,), 3.0))
     assert [held.due() for _ in range(5)] == [False] * 4 + [True], "foretold exactly"
 
 
 def test_a_term_without_noise_comes_back():
-    held, none = HeldTerm(Reuse(2)), (torch.zeros(2), torch.ones(2))
+    held, none = CFGCache(CFGCacheConfig(2)), (torch.zeros(2), torch.ones(2))
     held.renew(torch.ones(2, 1), *none)
     assert held.at(*none).ravel().tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_a_term_keeps_its_dtype_at_levels_of_another():
-    held, exact = HeldTerm(Reuse(2)), [level.double() for level in NOISE]
+    held, exact = CFGCache(CFGCacheConfig(2)), [level.double() for level in NOISE]
     held.renew(torch.ones(2, 1), *exact)
     assert held.at(*exact).dtype == torch.float32
 
@@ -265,9 +274,9 @@ def test_a_term_keeps_its_dtype_at_levels_of_another():
 
 
 def test_an_economy_without_more_is_the_whole_batch():
-    assert Economy() == Economy(images=0, recompute=False) == WHOLE
+    assert GradientMemoryPlan() == GradientMemoryPlan(images=0, recompute=False) == WHOLE
     with pytest.raises(ValueError) as error:
-        Economy(images=-1)
+        GradientMemoryPlan(images=-1)
     assert str(error.value) == "images is -1; it must be 0 (the whole batch) or more."
 
 
@@ -284,14 +293,14 @@ def test_an_economy_without_more_is_the_whole_batch():
     ],
 )
 def test_parts_of_a_batch(images, batch, parts):
-    assert list(Economy(images).parts(batch)) == [slice(*part) for part in parts]
+    assert list(GradientMemoryPlan(images).parts(batch)) == [slice(*part) for part in parts]
 
 
 def test_networks_that_can_be_computed_again():
-    Economy(images=1).check(SmoothClassifier())
-    Economy(recompute=True).check(half_unet())
+    GradientMemoryPlan(images=1).check(SmoothClassifier())
+    GradientMemoryPlan(recompute=True).check(half_unet())
     with pytest.raises(ValueError) as error:
-        Economy(recompute=True).check(SmoothClassifier())
+        GradientMemoryPlan(recompute=True).check(SmoothClassifier())
     assert str(error.value) == (
         "recompute needs an ADM classifier; this network is a SmoothClassifier. Set images to 1 "
         "instead, which saves memory with any network."
@@ -347,7 +356,7 @@ def test_the_economy_for_what_is_free():
     )
 
     def chosen(free):
-        economy = economy_within(free, layout, shape, torch.float16)
+        economy = memory_plan_within(free, layout, shape, torch.float16)
         return economy.images, economy.recompute
 
     assert chosen(3 * whole) == (0, False)

@@ -10,11 +10,11 @@ import pytest
 
 from guidance import GuidanceSchedule
 from guidance.schedules.presets import PRESETS, preset
-from guidance.schedules.schedule import Place, ScheduleError
+from guidance.schedules.schedule import RunPosition, ScheduleError
 
 
 def place(percent=0.5, step=10.0, steps=21, sigma=1.0):
-    return Place(percent=percent, step=step, steps=steps, sigma=sigma)
+    return RunPosition(percent=percent, step=step, steps=steps, sigma=sigma)
 
 
 def read(schedule, axis, position):
@@ -255,7 +255,7 @@ def test_published_schema_refuses_what_is_not_read(published, text, part):
 def test_presets(name):
     schedule = preset(name, 7.0)
     scales = [
-        schedule.at(Place(percent=i / 40, step=i, steps=41, sigma=14.6 * (1 - i / 40) ** 3))
+        schedule.at(RunPosition(percent=i / 40, step=i, steps=41, sigma=14.6 * (1 - i / 40) ** 3))
         for i in range(41)
     ]
     assert min(scales) == pytest.approx(1.0)

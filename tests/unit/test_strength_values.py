@@ -9,9 +9,9 @@ import torch
 
 from guidance import GuidanceSchedule
 from guidance.sampling.strength import Strength, cap_factor, entropy_factor, smoothed_target
-from guidance.schedules.run_position import Place
+from guidance.schedules.run_position import RunPosition
 
-PLACE = Place(percent=0.5, step=1.0, steps=3, sigma=1.0)
+PLACE = RunPosition(percent=0.5, step=1.0, steps=3, sigma=1.0)
 UNEVEN = torch.tensor([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.25] * 4]).log()
 
 

@@ -8,15 +8,15 @@ import math
 import pytest
 import torch
 
-from guidance.core.host_copy import Later
+from guidance.core.host_copy import HostCopy
 from guidance.sampling.trace import ClassifierRecord, Evaluation, Trace, mean_norm
-from guidance.schedules.run_position import Place
+from guidance.schedules.run_position import RunPosition
 
 SIGMA = torch.tensor([2.5, 9.0])
 
 
 def place_at(sigma):
-    return Place(percent=sigma / 10, step=sigma * 2, steps=20, sigma=sigma)
+    return RunPosition(percent=sigma / 10, step=sigma * 2, steps=20, sigma=sigma)
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def seen(trace):
     return trace.to_dict()["evaluations"][-1]
 
 
-class OnItsWay(Later):
+class OnItsWay(HostCopy):
     """A value that has not arrived from its device."""
 
     arrived = False
 
 
 def later(value=1.0, there=True):
-    return (Later if there else OnItsWay)(torch.tensor(value))
+    return (HostCopy if there else OnItsWay)(torch.tensor(value))
 
 
 def test_an_evaluation_starts_with_nothing_but_its_place(trace):

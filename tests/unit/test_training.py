@@ -20,7 +20,7 @@ from guidance.training.data import (
     shifted,
     to_unit_range,
 )
-from guidance.training.loop import Recipe, Trained, optimise
+from guidance.training.loop import OptimizerConfig, Trained, optimise
 from guidance.training.rng import Batches
 from guidance.training.train_classifier import accuracy, diffuse, train_classifier
 from guidance.training.train_diffusion import VarianceLoss, drop_labels, train_diffusion
@@ -257,7 +257,7 @@ def test_a_recipe_is_checked():
         ({"steps": 1, "seed": 2**64}, "seed is 18446744073709551616"),
     ]:
         with pytest.raises(ValueError, match=said):
-            Recipe(**options)
+            OptimizerConfig(**options)
 
 
 class Weight(torch.nn.Module):
@@ -268,7 +268,7 @@ class Weight(torch.nn.Module):
 
 def test_the_loop_reaches_the_minimum_and_returns_a_frozen_average():
     network = Weight()
-    recipe = Recipe(steps=400, learning_rate=0.1, weight_decay=0.0, ema=0.9)
+    recipe = OptimizerConfig(steps=400, learning_rate=0.1, weight_decay=0.0, ema=0.9)
     draw = lambda step: (torch.zeros(64),)  # noqa: E731
     trained = optimise(network, draw, lambda net, _: ((net.value - 2) ** 2).sum(), recipe)
     average = trained.network
@@ -284,7 +284,7 @@ SMALL = {"channel_mult": (1,), "attention_levels": (), "image_size": SIDE}
 @pytest.fixture(scope="module")
 def trained():
     layout = classifier_layout(**SMALL, out_channels=2)
-    recipe = Recipe(steps=60, batch_size=16, learning_rate=2e-3, ema=0.9)
+    recipe = OptimizerConfig(steps=60, batch_size=16, learning_rate=2e-3, ema=0.9)
     return train_classifier(striped(), layout, NoiseSchedule("cosine"), recipe)
 
 
@@ -302,7 +302,7 @@ def test_a_training_repeats_with_its_seed(trained):
     layout = classifier_layout(**SMALL, out_channels=2)
 
     def losses(seed):
-        recipe = Recipe(steps=3, batch_size=16, seed=seed)
+        recipe = OptimizerConfig(steps=3, batch_size=16, seed=seed)
         data, schedule = striped(), NoiseSchedule("cosine")
         return train_classifier(data, layout, schedule, recipe, augment=Augment(shift=1)).losses
 
@@ -312,7 +312,7 @@ def test_a_training_repeats_with_its_seed(trained):
 
 def test_a_clean_classifier_sees_images_without_noise():
     layout = classifier_layout(**SMALL, out_channels=2)
-    recipe = Recipe(steps=25, batch_size=16, learning_rate=2e-3, ema=0.5)
+    recipe = OptimizerConfig(steps=25, batch_size=16, learning_rate=2e-3, ema=0.5)
     schedule = NoiseSchedule(torch.tensor([1e-6, 1e-7]))
     network = train_classifier(striped(), layout, schedule, recipe, clean=True).network
     assert accuracy(network, striped()) > 0.95
@@ -343,14 +343,14 @@ def test_label_dropout_that_cannot_be_is_refused(p_uncond, said):
             striped(),
             layout,
             NoiseSchedule("linear"),
-            Recipe(steps=1, batch_size=4),
+            OptimizerConfig(steps=1, batch_size=4),
             p_uncond=p_uncond,
         )
 
 
 def test_a_diffusion_model_learns_to_see_the_noise():
     layout = unet_layout(**SMALL, num_classes=3, null_class=2)
-    recipe = Recipe(steps=40, batch_size=16, learning_rate=2e-3, ema=0.9)
+    recipe = OptimizerConfig(steps=40, batch_size=16, learning_rate=2e-3, ema=0.9)
     schedule = NoiseSchedule("cosine")
     trained = train_diffusion(striped(), layout, schedule, recipe, p_uncond=0.2)
     assert sum(trained.losses[-10:]) < 0.8 * sum(trained.losses[:10])
@@ -376,7 +376,7 @@ def first_gradient(monkeypatch):
 
     monkeypatch.setattr("guidance.training.train_diffusion.optimise", one_step)
     layout = unet_layout(**SMALL, num_classes=None, null_class=None)
-    recipe = Recipe(steps=1, batch_size=8)
+    recipe = OptimizerConfig(steps=1, batch_size=8)
     trained = train_diffusion(striped(), layout, NoiseSchedule("linear"), recipe)
     return trained.network.out[2].weight.grad.split(3)
 

@@ -13,13 +13,13 @@ from tiny_networks import SIZE, classifier_layout, half_unet, unet
 
 from guidance import NoiseSchedule
 from guidance.core.distributed import Processes
-from guidance.sampling.generate import Job
+from guidance.sampling.generate import SamplingConfig
 from guidance.training import loop, new_classifier, resume, train_classifier
 from guidance.training import rng as draws
 from guidance.training.data import Augment, LabelledImages, load_images, save_latents, shifted
-from guidance.training.loop import Recipe, Run, Trained, optimise
-from guidance.training.new_classifier import Plan
-from guidance.training.resume import ResumeFile, State
+from guidance.training.loop import OptimizerConfig, Trained, TrainingContext, optimise
+from guidance.training.new_classifier import TrainingConfig
+from guidance.training.resume import ResumeFile, TrainingState
 from guidance.training.rng import Batches, generator, seed_of
 from guidance.training.samples import Sampler, sample_path
 
@@ -215,13 +215,13 @@ def slope(network, rows):
 
 
 def optimised(network=None, draw=None, run=None, **recipe):
-    recipe = Recipe(**{"steps": 4, "batch_size": 2, "weight_decay": 0.0} | recipe)
+    recipe = OptimizerConfig(**{"steps": 4, "batch_size": 2, "weight_decay": 0.0} | recipe)
     draw = draw or (lambda step: (torch.ones(recipe.batch_size),))
     return optimise(network or Weight(), draw, slope, recipe, run)
 
 
 def test_a_recipe_and_a_run_by_default():
-    assert vars(Recipe(steps=1)) == {
+    assert vars(OptimizerConfig(steps=1)) == {
         "steps": 1,
         "batch_size": 64,
         "learning_rate": 3e-4,
@@ -231,7 +231,7 @@ def test_a_recipe_and_a_run_by_default():
         "bf16": False,
         "accumulate": 1,
     }
-    assert vars(Run()) == {
+    assert vars(TrainingContext()) == {
         "title": "train",
         "device": "cpu",
         "processes": Processes(0, 1),
@@ -259,19 +259,21 @@ def test_a_recipe_and_a_run_by_default():
 )
 def test_a_recipe_is_refused_in_these_words(options, said):
     with pytest.raises(ValueError) as caught:
-        Recipe(**{"steps": 1} | options)
+        OptimizerConfig(**{"steps": 1} | options)
     assert str(caught.value) == said
 
 
 def test_the_outermost_recipes():
-    Recipe(steps=1, batch_size=1, accumulate=1, ema=0.0, seed=2**63 - 1)
-    Recipe(steps=1, seed=-(2**63))
+    OptimizerConfig(steps=1, batch_size=1, accumulate=1, ema=0.0, seed=2**63 - 1)
+    OptimizerConfig(steps=1, seed=-(2**63))
 
 
 def test_the_learning_rate_falls_linearly():
     """AdamW goes by the rate where the gradient is always the same: 4/4, 3/4, 2/4 and 1/4 of it."""
     network, seen = Weight(), []
-    run = Run(on_step=lambda step, loss: seen.append((step, network.value.item(), loss)))
+    run = TrainingContext(
+        on_step=lambda step, loss: seen.append((step, network.value.item(), loss))
+    )
     trained = optimised(network, run=run, learning_rate=0.1)
     assert [step for step, _, _ in seen] == [1, 2, 3, 4]
     assert [value for _, value, _ in seen] == pytest.approx([0.9, 0.825, 0.775, 0.75], abs=1e-5)
@@ -308,7 +310,7 @@ def test_parts_of_a_batch_are_averaged():
         return slope(network, rows)
 
     network = Weight(2.0)
-    recipe = Recipe(steps=1, batch_size=4, accumulate=2, learning_rate=0.0)
+    recipe = OptimizerConfig(steps=1, batch_size=4, accumulate=2, learning_rate=0.0)
     trained = optimise(network, lambda step: (values,), loss, recipe)
     assert seen == [[1.0, 2.0], [3.0, 6.0]]
     assert trained.losses == [pytest.approx(6.0)]
@@ -344,7 +346,10 @@ def test_bf16_is_used_where_it_is_asked_for():
             return slope(network, rows)
 
         optimise(
-            Weight(), lambda step: (torch.ones(2),), loss, Recipe(steps=1, batch_size=2, bf16=bf16)
+            Weight(),
+            lambda step: (torch.ones(2),),
+            loss,
+            OptimizerConfig(steps=1, batch_size=2, bf16=bf16),
         )
         assert seen == [bf16]
 
@@ -356,7 +361,7 @@ def test_validation_and_pictures_come_when_they_are_due():
         validated.append(network)
         return {"loss": 1.0, "more": 2}
 
-    run = Run(
+    run = TrainingContext(
         validate=validate,
         validate_every=2,
         show=lambda network, step: shown.append((network, step)),
@@ -366,7 +371,7 @@ def test_validation_and_pictures_come_when_they_are_due():
     assert trained.validations == [{"step": step, "loss": 1.0, "more": 2} for step in (2, 4, 5)]
     assert [step for _, step in shown] == [3, 5]
     assert all(network is trained.network for network in [*validated, *(n for n, _ in shown)])
-    never = Run(show=run.show, show_every=0)
+    never = TrainingContext(show=run.show, show_every=0)
     shown.clear()
     optimised(steps=2, run=never)
     assert shown == []
@@ -386,7 +391,9 @@ def test_validation_and_pictures_come_when_they_are_due():
 )
 def test_a_training_stops_when_its_best_validation_is_so_old(losses, patience, steps):
     seen = iter(losses)
-    run = Run(validate=lambda network: {"loss": next(seen)}, validate_every=1, patience=patience)
+    run = TrainingContext(
+        validate=lambda network: {"loss": next(seen)}, validate_every=1, patience=patience
+    )
     assert len(optimised(steps=5, run=run).losses) == steps
 
 
@@ -418,7 +425,7 @@ def test_progress_shows_the_mean_of_recent_losses(monkeypatch):
     bars = []
     monkeypatch.setattr(loop, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1])
     draw = lambda step: (torch.full((2,), 9.0 if step == 0 else 1.0 + step % 2),)  # noqa: E731
-    optimised(draw=draw, steps=101, learning_rate=0.0, run=Run(title="one"))
+    optimised(draw=draw, steps=101, learning_rate=0.0, run=TrainingContext(title="one"))
     assert bars[0].options == {
         "total": 101,
         "initial": 0,
@@ -436,7 +443,7 @@ def test_too_little_memory_is_said_in_these_words(error):
     def loss(network, rows):
         raise error
 
-    recipe = Recipe(steps=1, batch_size=1)
+    recipe = OptimizerConfig(steps=1, batch_size=1)
     with pytest.raises(ValueError) as caught:
         optimise(Weight(), lambda step: (torch.ones(1),), loss, recipe)
     assert str(caught.value) == (
@@ -450,7 +457,7 @@ def test_another_error_is_not_taken_for_too_little_memory():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        optimise(Weight(), lambda step: (torch.ones(64),), loss, Recipe(steps=1))
+        optimise(Weight(), lambda step: (torch.ones(64),), loss, OptimizerConfig(steps=1))
 
 
 # --- going on --------------------------------------------------------------------------------
@@ -471,9 +478,9 @@ def stopping(at):
 def test_a_training_says_from_where_it_goes_on(tmp_path, capsys):
     file = ResumeFile(tmp_path / "a.resume", {"seed": 0})
     with pytest.raises(Stop):
-        optimised(run=Run(title="one", resume=file, on_step=stopping(3)))
+        optimised(run=TrainingContext(title="one", resume=file, on_step=stopping(3)))
     assert capsys.readouterr().out == ""
-    optimised(run=Run(title="one", resume=file))
+    optimised(run=TrainingContext(title="one", resume=file))
     assert capsys.readouterr().out == "one goes on from step 3.\n"
 
 
@@ -484,7 +491,7 @@ def test_a_training_that_fails_before_its_first_step_keeps_no_state(tmp_path):
         raise Stop
 
     with pytest.raises(Stop):
-        optimised(draw=draw, run=Run(resume=file))
+        optimised(draw=draw, run=TrainingContext(resume=file))
     assert not file.path.exists()
 
 
@@ -499,7 +506,7 @@ def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "_average", average)
     with pytest.raises(Stop):
-        optimised(run=Run(resume=file))
+        optimised(run=TrainingContext(resume=file))
     assert not file.path.exists()
 
 
@@ -507,7 +514,7 @@ def test_a_state_is_saved_when_the_last_time_is_long_enough_ago(tmp_path, monkey
     now = [100.0]
     monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: now[0]))
     network = Weight()
-    state = State(network, Weight(), torch.optim.AdamW(network.parameters()))
+    state = TrainingState(network, Weight(), torch.optim.AdamW(network.parameters()))
     file = ResumeFile(tmp_path / "a.resume", {})
     now[0] = 129.9
     file.save_sometimes(state)
@@ -531,7 +538,7 @@ def test_a_state_is_saved_with_its_settings(tmp_path):
     file = ResumeFile.beside(tmp_path / "a.safetensors", {"levels": (1, 2)})
     assert file.path == tmp_path / "a.safetensors.resume"
     with pytest.raises(Stop):
-        optimised(run=Run(resume=file, on_step=stopping(2)))
+        optimised(run=TrainingContext(resume=file, on_step=stopping(2)))
     with safe_open(file.path, "pt") as saved:
         about = json.loads(saved.metadata()["training"])
         keys = set(saved.keys())
@@ -544,13 +551,15 @@ def test_a_state_is_saved_with_its_settings(tmp_path):
 def test_a_state_of_other_settings_is_refused_in_these_words(tmp_path):
     path = tmp_path / "a.resume"
     with pytest.raises(Stop):
-        optimised(run=Run(resume=ResumeFile(path, {"a": 1, "b": 2}), on_step=stopping(2)))
+        optimised(
+            run=TrainingContext(resume=ResumeFile(path, {"a": 1, "b": 2}), on_step=stopping(2))
+        )
     for settings, said in (
         ({"a": 1, "b": 3}, "b 2, but this one has 3"),
         ({"a": 1}, "b 2, but this one has None"),
     ):
         with pytest.raises(ValueError) as caught:
-            optimised(run=Run(resume=ResumeFile(path, settings)))
+            optimised(run=TrainingContext(resume=ResumeFile(path, settings)))
         assert str(caught.value) == (
             f"{path} is of a training with {said}; delete it to begin anew, or ask for the same."
         )
@@ -573,24 +582,24 @@ def test_a_state_whose_progress_cannot_be_is_refused(tmp_path, changes, why):
 
     file = ResumeFile(tmp_path / "a.resume", {})
     with pytest.raises(Stop):
-        optimised(run=Run(resume=file, on_step=stopping(2)))
+        optimised(run=TrainingContext(resume=file, on_step=stopping(2)))
     tensors = load_file(file.path)
     with safe_open(file.path, "pt") as saved:
         about = json.loads(saved.metadata()["training"])
     save_file(tensors, file.path, {"training": json.dumps(about | changes)})
     with pytest.raises(ValueError) as caught:
-        optimised(run=Run(resume=file))
+        optimised(run=TrainingContext(resume=file))
     assert str(caught.value) == (
         f"{file.path} is no state that this training can go on from ({why}); delete it to begin "
         "anew."
     )
     save_file(tensors, file.path, {"training": json.dumps(about | {"step": 0})})
-    assert len(optimised(run=Run(resume=file)).losses) == 2 + 4
+    assert len(optimised(run=TrainingContext(resume=file)).losses) == 2 + 4
 
 
 def test_the_optimisers_state_has_to_fit(tmp_path):
     network = Weight()
-    state = State(network, Weight(), torch.optim.AdamW(network.parameters()))
+    state = TrainingState(network, Weight(), torch.optim.AdamW(network.parameters()))
     network.value.sum().backward()
     state.optimizer.step()
     about = {"step": 0, "losses": [], "validations": []}
@@ -614,8 +623,10 @@ def stripes(count=20):
 
 def plan(**changes):
     small = {"channel_mult": (1,), "attention_levels": (), "out_channels": 2}
-    recipe = Recipe(**{"steps": 3, "batch_size": 4, "seed": 5} | changes.pop("recipe", {}))
-    return Plan(data=stripes(), layout=classifier_layout(**small), recipe=recipe, **changes)
+    recipe = OptimizerConfig(**{"steps": 3, "batch_size": 4, "seed": 5} | changes.pop("recipe", {}))
+    return TrainingConfig(
+        data=stripes(), layout=classifier_layout(**small), recipe=recipe, **changes
+    )
 
 
 def test_a_plan_by_default():
@@ -627,7 +638,7 @@ def test_a_plan_by_default():
 def test_the_settings_of_a_plan_are_all_that_decides_its_result():
     found = plan().settings()
     assert found.keys() == {
-        *vars(Recipe(steps=1)),
+        *vars(OptimizerConfig(steps=1)),
         *("layout", "noise_schedule", "clean", "augment", "held_out", "data"),
     }
     assert (found["steps"], found["seed"], found["data"]) == (3, 5, stripes().digest())
@@ -641,7 +652,7 @@ def test_a_new_classifier_says_how_it_was_trained(monkeypatch):
     clock = iter([10.0, 12.6])
     fake = SimpleNamespace(monotonic=lambda: next(clock))
     monkeypatch.setattr(new_classifier, "time", fake)
-    trained, about = new_classifier.new_classifier(plan(held_out=0.2), Run())
+    trained, about = new_classifier.new_classifier(plan(held_out=0.2), TrainingContext())
     assert (about.kind, about.noise_schedule, about.space) == ("classifier", "linear", "rgb")
     assert (about.labels, about.layout) == (("plain", "striped"), plan().layout)
     shares = about.training.pop("accuracy_by_timestep")
@@ -661,7 +672,7 @@ def test_a_new_classifier_says_how_it_was_trained(monkeypatch):
 
 
 def test_without_held_out_images_nothing_is_validated():
-    trained, about = new_classifier.new_classifier(plan(held_out=0.0), Run())
+    trained, about = new_classifier.new_classifier(plan(held_out=0.0), TrainingContext())
     assert (trained.validations, about.training["accuracy_by_timestep"]) == ([], {})
 
 
@@ -677,7 +688,7 @@ def test_a_classifier_is_validated_ten_times(monkeypatch, steps, often):
 
     monkeypatch.setattr(new_classifier, "train_classifier", train)
     plans = plan(recipe={"steps": steps}, patience=4, held_out=0.0, clean=True, augment=Augment(1))
-    new_classifier.new_classifier(plans, Run(title="one"))
+    new_classifier.new_classifier(plans, TrainingContext(title="one"))
     run = seen["run"]
     assert (run.validate_every, run.patience, run.title) == (often, 4, "one")
     assert (seen["clean"], seen["augment"], len(seen["held_out"])) == (True, Augment(1), 0)
@@ -754,7 +765,7 @@ def test_images_are_measured_in_parts_of_250(monkeypatch):
 
 def test_a_step_sees_images_noise_time_and_label():
     data = stripes(10)
-    recipe = Recipe(steps=1, batch_size=200, seed=2)
+    recipe = OptimizerConfig(steps=1, batch_size=200, seed=2)
     draw = train_classifier.drawing(data, recipe, 5, Augment())
     x0, noise, t, labels = draw(0)
     assert x0.shape == noise.shape == (200, 3, SIZE, SIZE)
@@ -816,7 +827,7 @@ def test_a_column_is_drawn_for_each_class(tmp_path, monkeypatch, classes, null, 
     monkeypatch.setattr(samples, "save_grid", lambda *given: saved.append(given[2]) or real(*given))
     network = unet(num_classes=classes, null_class=null)
     Sampler(tmp_path / "a.safetensors", "linear", 2.5)(network, 7)
-    expected = Job(respacing="ddim25", **job)
+    expected = SamplingConfig(respacing="ddim25", **job)
     assert seen == [(network, None, expected, "samples at step 7", False)]
     assert saved == [columns]
     assert [path.name for path in tmp_path.iterdir()] == ["a_step_0000007.png"]

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from guidance import LabelError
 from guidance.core import atomic_write as files
 from guidance.core import distributed as processes
-from guidance.core.atomic_write import check_folder, check_target, replaced, write_tensors
+from guidance.core.atomic_write import atomic_path, check_folder, check_target, write_tensors
 from guidance.core.autograd import tracked
-from guidance.core.distributed import ALONE, Processes, started
-from guidance.core.host_copy import Later, home_of, onto
+from guidance.core.distributed import ALONE, Processes, process_group
+from guidance.core.host_copy import HostCopy, device_of, to_device
 from guidance.core.labels import class_names, imagenet_names, parse_labels, spread_labels
 from guidance.sampling import nan_guard as finite
-from guidance.sampling.nan_guard import Watch
+from guidance.sampling.nan_guard import NaNGuard
 
 # --- a watch over gradients ------------------------------------------------------------------
 
@@ -36,9 +36,9 @@ def broken(index, value=torch.nan):
 
 
 def test_finite_gradients_pass():
-    watch = Watch()
-    watch.look(GOOD, GOOD, SIGMA)
-    watch.look(GOOD * 1e38, GOOD, SIGMA)
+    watch = NaNGuard()
+    watch.check(GOOD, GOOD, SIGMA)
+    watch.check(GOOD * 1e38, GOOD, SIGMA)
     watch.finish()
 
 
@@ -46,7 +46,7 @@ def test_finite_gradients_pass():
 @pytest.mark.parametrize(("index", "sigma"), [(0, "1"), (1, "2.5"), (2, "0.33333")])
 def test_a_gradient_that_is_not_finite_is_told(value, index, sigma):
     with pytest.raises(ValueError) as caught:
-        Watch().look(broken(index, value), GOOD, SIGMA)
+        NaNGuard().check(broken(index, value), GOOD, SIGMA)
     assert str(caught.value) == (
         f"The classifier's gradient is not finite at sigma {sigma} in image {index} of the batch "
         "(counted from 0); load the classifier in fp32 or bf16, or use another one."
@@ -55,22 +55,22 @@ def test_a_gradient_that_is_not_finite_is_told(value, index, sigma):
 
 def test_an_image_that_was_not_finite_before_is_told():
     with pytest.raises(ValueError) as caught:
-        Watch().look(broken(1), broken(1), SIGMA)
+        NaNGuard().check(broken(1), broken(1), SIGMA)
     assert str(caught.value) == (
         "The image itself is not finite at sigma 2.5 in image 1 of the batch (counted from 0), "
         "before guidance; lower the scale or cfg, or load the diffusion model in fp32."
     )
     with pytest.raises(ValueError, match="gradient is not finite at sigma 1 in image 0 "):
-        Watch().look(broken(0) + broken(1), broken(1), SIGMA)
+        NaNGuard().check(broken(0) + broken(1), broken(1), SIGMA)
 
 
 def test_an_image_alone_is_no_reason_to_stop():
-    watch = Watch()
-    watch.look(GOOD, broken(1), SIGMA)
+    watch = NaNGuard()
+    watch.check(GOOD, broken(1), SIGMA)
     watch.finish()
 
 
-class Slow(Later):
+class Slow(HostCopy):
     """Values that arrive when the test says so."""
 
     here = False
@@ -93,34 +93,34 @@ def slow(monkeypatch):
 
 
 def test_what_was_found_is_told_when_it_has_arrived(slow):
-    watch = Watch()
-    watch.look(broken(1), GOOD, SIGMA)
-    watch.look(GOOD, GOOD, SIGMA)
+    watch = NaNGuard()
+    watch.check(broken(1), GOOD, SIGMA)
+    watch.check(GOOD, GOOD, SIGMA)
     assert slow.waited == 0
     slow.here = True
     with pytest.raises(ValueError, match="not finite at sigma 2.5"):
-        watch.look(GOOD, GOOD, SIGMA)
+        watch.check(GOOD, GOOD, SIGMA)
     watch.finish()
     assert slow.waited == 3, "each once, in their order"
 
 
 def test_the_end_waits_for_all(slow):
-    watch = Watch()
-    watch.look(GOOD, GOOD, SIGMA)
-    watch.look(broken(0), GOOD, SIGMA)
+    watch = NaNGuard()
+    watch.check(GOOD, GOOD, SIGMA)
+    watch.check(broken(0), GOOD, SIGMA)
     with pytest.raises(ValueError, match="not finite at sigma 1 "):
         watch.finish()
     assert slow.waited == 2
 
 
 def test_at_most_a_hundred_looks_are_pending(slow):
-    watch = Watch()
+    watch = NaNGuard()
     for _ in range(99):
-        watch.look(GOOD, GOOD, SIGMA)
+        watch.check(GOOD, GOOD, SIGMA)
     assert slow.waited == 0
-    watch.look(GOOD, GOOD, SIGMA)
+    watch.check(GOOD, GOOD, SIGMA)
     assert slow.waited == 100
-    watch.look(GOOD, GOOD, SIGMA)
+    watch.check(GOOD, GOOD, SIGMA)
     assert slow.waited == 100
 
 
@@ -129,20 +129,20 @@ def test_at_most_a_hundred_looks_are_pending(slow):
 
 def test_values_of_the_cpu_are_here_at_once():
     values = torch.ones(2, requires_grad=True)
-    later = Later(values * 2)
+    later = HostCopy(values * 2)
     assert later.arrived is True
     assert later.wait().tolist() == [2.0, 2.0] and not later.wait().requires_grad
 
 
 def test_values_of_a_device_without_events_are_not_known_to_be_here():
-    later = Later(torch.ones(2, device="meta"))
+    later = HostCopy(torch.ones(2, device="meta"))
     assert later.arrived is False
 
 
 def test_a_network_is_where_its_weights_are():
     elsewhere = torch.device("meta")
-    assert home_of(torch.nn.Linear(1, 1, device="meta"), torch.device("cpu")) == elsewhere
-    assert home_of(torch.nn.ReLU(), elsewhere) == elsewhere
+    assert device_of(torch.nn.Linear(1, 1, device="meta"), torch.device("cpu")) == elsewhere
+    assert device_of(torch.nn.ReLU(), elsewhere) == elsewhere
 
 
 @pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("meta", False)])
@@ -152,7 +152,7 @@ def test_only_a_copy_to_main_memory_is_waited_for(device, waits):
             return where, how
 
     device = torch.device(device)
-    assert onto(device, Values()) == ((device,), {"non_blocking": not waits})
+    assert to_device(device, Values()) == ((device,), {"non_blocking": not waits})
 
 
 # --- predictions that can be differentiated --------------------------------------------------
@@ -239,7 +239,7 @@ def test_without_torchrun_there_is_one_process(monkeypatch, size):
     if size is not None:
         monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.setattr(processes.dist, "init_process_group", None)
-    with started() as found:
+    with process_group() as found:
         assert found is ALONE
 
 
@@ -259,7 +259,7 @@ def test_processes_are_joined_for_the_time_of_the_block(monkeypatch, cuda, rank,
     monkeypatch.setattr(dist, "destroy_process_group", lambda: said.append("left"))
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    with pytest.raises(KeyError), started() as found:
+    with pytest.raises(KeyError), process_group() as found:
         assert found == Processes(1, 2)
         assert said == [backend]
         raise KeyError
@@ -313,7 +313,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(here, monkeypatch):
 
 @pytest.mark.parametrize(("suffix", "ending"), [(None, ".txt"), (".part", ".part")])
 def test_a_file_is_written_beside_its_place_first(here, suffix, ending):
-    with replaced("new/a.txt", suffix) as temporary:
+    with atomic_path("new/a.txt", suffix) as temporary:
         assert temporary.parent.samefile("new") and temporary.exists()
         assert temporary.name.startswith(".a-") and temporary.suffix == ending
         temporary.write_text("whole")
@@ -324,7 +324,7 @@ def test_a_file_is_written_beside_its_place_first(here, suffix, ending):
 
 def test_a_block_that_fails_leaves_the_old_file(here):
     Path("a.txt").write_text("old")
-    with pytest.raises(KeyError), replaced("a.txt") as temporary:
+    with pytest.raises(KeyError), atomic_path("a.txt") as temporary:
         temporary.write_text("half")
         raise KeyError
     assert [(path.name, path.read_text()) for path in here.iterdir()] == [("a.txt", "old")]
@@ -335,7 +335,7 @@ def test_a_block_that_fails_leaves_the_old_file(here):
 def test_a_file_has_the_usual_rights(here, mask, mode):
     before = os.umask(mask)
     try:
-        with replaced("a.txt"):
+        with atomic_path("a.txt"):
             pass
         assert os.umask(mask) == mask
     finally:

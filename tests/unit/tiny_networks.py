@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from guidance import DiffusionModel, NoisyClassifier
-from guidance.adm import ClassifierLayout, HalfUNet, UNet, UNetLayout
+from guidance.adm import ClassifierLayout, EncoderUNet, UNet, UNetLayout
 from guidance.checkpoints.checkpoint import Description, save_checkpoint
 
 SIZE = 8
@@ -41,8 +41,8 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def half_unet(**changes) -> HalfUNet:
-    return randomised(HalfUNet(classifier_layout(**changes)))
+def half_unet(**changes) -> EncoderUNet:
+    return randomised(EncoderUNet(classifier_layout(**changes)))
 
 
 def unet(**changes) -> UNet:
@@ -61,7 +61,7 @@ def noisy_classifier(schedule: str = "linear", **changes) -> NoisyClassifier:
 
 def write_model(path, network: nn.Module, labels=NAMES, schedule: str = "linear", dtype=None):
     """The network as a file of this pack's own; returns the path."""
-    kind = "classifier" if isinstance(network, HalfUNet) else "diffusion"
+    kind = "classifier" if isinstance(network, EncoderUNet) else "diffusion"
     description = Description(
         kind=kind, layout=network.layout, noise_schedule=schedule, labels=labels, space="rgb"
     )
