@@ -1,8 +1,8 @@
 """The pictures of docs/which_guidance.md and README.md: python scripts/which_guidance.py [NAME ...]
 
 Grids of digits drawn by the shipped models, a row for each way of guiding, and a plot of the table
-in README.md. Every row begins with the same noise, so that what differs is the guidance. NAME is
-a picture's name without .png; without any, all are drawn, which takes some minutes.
+in docs/evaluation.md. Every row begins with the same noise, so that what differs is the guidance.
+NAME is a picture's name without .png; without any, all are drawn, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "which_guidance"
 MODEL = ROOT / "models" / "diffusion_models" / "digits_adm.safetensors"
 CLASSIFIER = ROOT / "models" / "classifiers" / "digits_classifier.safetensors"
-README = ROOT / "README.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 
 # Every digit once, and one of them often: whether it is followed, and how much variety is left.
 OFTEN = 2
@@ -170,7 +170,7 @@ def _left(column: int, labels: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Result:
-    """A row of the table of results in README.md."""
+    """A row of the table of results in docs/evaluation.md."""
 
     guidance: str
     scale: float
@@ -182,7 +182,7 @@ RESULT = re.compile(r"^\| ([^|]+) \| ([0-9.]+) \| ([0-9.]+) \| ([0-9.]+) \|$")
 
 
 def results(text: str) -> list[Result]:
-    """The table of results in the text of README.md."""
+    """The rows of results in the text of a document."""
     found = filter(None, map(RESULT.match, text.splitlines()))
     return [Result(m[1], *map(float, m.groups()[1:])) for m in found]
 
@@ -257,7 +257,7 @@ def main(names: Sequence[str]) -> int:
             picture = grid([(row.words, draw(row)) for row in PICTURES[name]])
             picture = picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=64)
         else:
-            picture = tradeoff(results(README.read_text("utf-8")))
+            picture = tradeoff(results(EVALUATION.read_text("utf-8")))
         file = FOLDER / f"{name}.png"
         picture.save(file, optimize=True)
         print(f"{file.relative_to(ROOT)}: {file.stat().st_size / 1000:.0f} kB")

@@ -14,6 +14,7 @@ import which_guidance
 
 ROOT = Path(__file__).resolve().parents[2]
 DERIVATION = ROOT / "docs" / "derivation.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 README = {"en": ROOT / "README.md", "zh": ROOT / "README.zh.md"}
 NOT_OURS = {".venv", "node_modules", "output", "build", "dist", "data"}
 MARKDOWN = sorted(
@@ -167,7 +168,19 @@ def test_inline_equations_survive_markdown(file):
         assert not re.search(r"\\[!-/:-@\[-`{-~]", equation), equation
 
 
+# --- the index ------------------------------------------------------------------------------
+
+
+def test_the_index_leads_to_every_page():
+    pages = {file.name for file in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= set(links(read(ROOT / "docs" / "README.md")))
+
+
 # --- the two READMEs ------------------------------------------------------------------------
+
+
+def test_the_readme_is_short():
+    assert len(read(README["en"]).split()) <= 1100
 
 
 def test_readmes_have_the_same_parts():
@@ -178,26 +191,18 @@ def test_readmes_have_the_same_parts():
 def test_readmes_have_the_same_tables():
     """As many rows and cells, and the same numbers in each row."""
     english, chinese = (rows(read(file)) for file in README.values())
-    assert len(english) == len(chinese) > 60
+    assert len(english) == len(chinese) > 25
     for ours, theirs in zip(english, chinese, strict=True):
         assert len(ours) == len(theirs), (ours, theirs)
         for cell, other in zip(ours, theirs, strict=True):
-            said, said_too = (sorted(NUMBER.findall(with_digits(text))) for text in (cell, other))
+            said, said_too = (sorted(NUMBER.findall(text)) for text in (cell, other))
             assert said == said_too, (cell, other)
-
-
-MONTHS = {"April": 4, "February": 2, "May": 5, "June": 6, "August": 8, "September": 9}
-
-
-def with_digits(text: str) -> str:
-    """Months that English writes as words and Chinese as numbers."""
-    return re.sub("|".join(MONTHS), lambda m: str(MONTHS[m[0]]), text)
 
 
 def test_readmes_have_the_same_commands():
     blocks = [[m[2] for m in FENCE.finditer(read(file))] for file in README.values()]
     assert blocks[0] == blocks[1]
-    assert len(blocks[0]) > 4
+    assert len(blocks[0]) > 1
 
 
 def test_readmes_lead_to_the_same_places():
@@ -219,17 +224,13 @@ def test_every_node_has_a_line_and_its_name(language):
 # --- the pictures ---------------------------------------------------------------------------
 
 
-def numbers(row) -> tuple[float, float, float]:
-    """Those of a row of the table of results."""
-    return row.scale, row.accuracy, row.diversity
-
-
 def test_the_plot_reads_the_table_of_results():
-    found = which_guidance.results(read(README["en"]))
+    """The README has some of its rows."""
+    found = which_guidance.results(read(EVALUATION))
     assert len(found) == 15
     assert found[0] == which_guidance.Result("none", 0, 0.092, 9.41)
-    chinese = which_guidance.results(read(README["zh"]))
-    assert [numbers(row) for row in found] == [numbers(row) for row in chinese]
+    some = which_guidance.results(read(README["en"]))
+    assert len(some) == 8 and set(some) < set(found)
     assert which_guidance.tradeoff(found).width > 600
 
 
