@@ -42,7 +42,7 @@ def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
         content = read_text(file)
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"schedule is {file}, which cannot be read ({one_line(error)}); give a file of its JSON."
+            f"schedule is {file}, which cannot be read ({one_line(error)}); give a file of JSON."
         ) from error
     try:
         return file, GuidanceSchedule.from_json(content)

@@ -65,6 +65,7 @@ def archive(content: bytes, how: int = zipfile.ZIP_STORED, **records: bytes) -> 
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", how) as file:
         file.writestr("a/data.pkl", content)
+        file.writestr("a/version", b"3\n")
         for name, value in records.items():
             file.writestr(f"a/{name.replace('__', '/')}", value)
     return made.getvalue()
