@@ -107,9 +107,9 @@ def _check_kind(path: Path, start: bytes) -> None:
         return
     if start[:1] == b"\x80":
         raise CheckpointError(
-            f"{path.name} is a bare pickle, as torch wrote before version 1.6: it may run code when "
-            "it is opened, so it was not opened; get it as .safetensors, or save it again with a "
-            "newer torch."
+            f"{path.name} is a bare pickle, as torch wrote before version 1.6: it may run code "
+            "when opened, so it was not opened; get it as .safetensors, or save it again with a newer "
+            "torch."
         )
     raise CheckpointError(
         f"{path.name} is not a torch file (perhaps a web page that was saved under its name); "
