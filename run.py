@@ -98,7 +98,10 @@ def install_once(what: str, arguments: list[str], files: list[Path]) -> None:
     if stamp.exists() and stamp.read_text("utf-8") == wanted:
         return
     with step(f"Installing {what}"):
-        if not any(subprocess.call([*command, *arguments]) == 0 for command in installers()):
+        # uv trusts the system's certificates, as pip does: some networks have their own
+        environment = os.environ | {"UV_SYSTEM_CERTS": "1", "UV_NATIVE_TLS": "1"}
+        commands = ([*command, *arguments] for command in installers())
+        if not any(subprocess.call(command, env=environment) == 0 for command in commands):
             sys.exit("it could not be installed; the installer's own words are above.")
     stamp.write_text(wanted, "utf-8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
-from ..guidance.schedules.curves import AXES
+from ..guidance.schedules.curve import AXES
 from ..guidance.schedules.presets import SCHEDULE_PRESETS
 from ..guidance.schedules.shapes import SHAPES, schedule_of_shape
 from .cfg_cache_inputs import cfg_cache_inputs

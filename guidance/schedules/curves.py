@@ -6,67 +6,27 @@ A new kind is one class here, listed in CURVES. Constructors and `from_dict` rai
 from __future__ import annotations
 
 import math
-import sys
-from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from .curve import (
+    AXES,
+    Curve,
+    ScheduleError,
+    check_finite,
+    check_one_of,
+    listed,
+    shortened,
+)
 from .expression import Expression, ExpressionError
 from .run_position import RunPosition
 
-AXES = ("percent", "step", "sigma")
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
 VARIABLES = ("percent", "step", "steps", "sigma")
 # a sigma comes out of a float32 list, and a percent out of that sigma
 SLACK = 1e-5
-MOST_LISTED = 5  # points or steps that a description names
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot be used; one sentence says what was found and what would do."""
-
-
-class Curve(ABC):
-    """What a schedule is made of.
-
-    key: the key of the JSON form that only this kind has. keys: all that it may have. steps: of
-    the only runs that it fits; None for any. outside: its scale where guidance is off, or None.
-    """
-
-    key: ClassVar[str]
-    keys: ClassVar[frozenset[str]]
-    steps: int | None = None
-    outside: float | None = None
-
-    @property
-    def knots(self) -> Sequence[float]:
-        """The positions on its axis where it bends."""
-        return ()
-
-    @property
-    @abstractmethod
-    def depends_on(self) -> frozenset[str]:
-        """Which of percent, step and sigma decide on the scale."""
-
-    @abstractmethod
-    def at(self, position: RunPosition) -> float:
-        """The scale there, also between two steps."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-
-    @classmethod
-    @abstractmethod
-    def from_dict(cls, values: dict[str, Any]) -> Curve:
-        """From its JSON form, which has its key and none that it may not have."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """In a few words, for a table or a legend; long lists are shortened."""
 
 
 def curve_from_dict(values: dict[str, Any]) -> Curve:
@@ -105,18 +65,18 @@ class Points(Curve):
     )
 
     def __post_init__(self) -> None:
-        _one_of("axis", self.axis, AXES)
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        check_one_of("axis", self.axis, AXES)
+        check_one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if not self.points:
             raise ScheduleError("points is empty; give at least one [position, scale].")
         for position, scale in self.points:
-            _finite("position of a point", position)
-            _finite("scale of a point", scale)
+            check_finite("position of a point", position)
+            check_finite("scale of a point", scale)
             self._check_on_axis(position)
         self._check_order()
         if self.outside is not None:
-            _finite("outside", self.outside)
-        _finite("exponent", self.exponent)
+            check_finite("outside", self.outside)
+        check_finite("exponent", self.exponent)
         if self.exponent <= 0:
             raise ScheduleError(f"exponent is {self.exponent:g}; it must be above 0.")
         if self.interpolation == "exponential" and min(s for _, s in self.points) <= 0:
@@ -239,7 +199,7 @@ class StepList(Curve):
         if not self.values:
             raise ScheduleError("values is empty; give one scale for each step.")
         for value in self.values:
-            _finite("one of values", value)
+            check_finite("one of values", value)
 
     def at(self, position: RunPosition) -> float:
         """The scale there; ScheduleError when the run has another number of steps."""
@@ -293,8 +253,8 @@ class LastSteps(Curve):
     def __post_init__(self) -> None:
         if isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1:
             raise ScheduleError(f"last is {self.last!r}; it must be a whole number, 1 or more.")
-        _finite("scale", self.scale)
-        _finite("outside", self.outside)
+        check_finite("scale", self.scale)
+        check_finite("outside", self.outside)
 
     def at(self, position: RunPosition) -> float:
         """The scale there."""
@@ -386,32 +346,3 @@ def _check_axis_is_step(values: dict[str, Any]) -> None:
         raise ScheduleError(
             f"axis is {shortened(values['axis'])}; a list of steps is on the axis step."
         )
-
-
-def listed(parts: list[str]) -> str:
-    """The first few and the last."""
-    if len(parts) > MOST_LISTED:
-        parts = [*parts[: MOST_LISTED - 2], "...", parts[-1]]
-    return ", ".join(parts)
-
-
-def _finite(name: str, value: Any) -> None:
-    if not is_finite_number(value):
-        raise ScheduleError(f"The {name} is {shortened(value)}; it must be a finite number.")
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold; an integer may be too large."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def shortened(value: Any) -> str:
-    """What was found, for an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ScheduleError(f"{name} is {value!r}; expected one of {', '.join(known)}.")

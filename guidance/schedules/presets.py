@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .curves import Formula, Points, ScheduleError
+from .curve import ScheduleError
+from .curves import Formula, Points
 from .schedule import GuidanceSchedule
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .curves import ScheduleError
+from .curve import ScheduleError
 from .run_position import RunPosition
 from .schedule import GuidanceSchedule
 

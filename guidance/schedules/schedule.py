@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curves import (
-    FORMS,
-    Curve,
-    Points,
-    ScheduleError,
-    curve_from_dict,
-    is_finite_number,
-    listed,
-    shortened,
-)
+from .curve import Curve, ScheduleError, is_finite_number, listed, shortened
+from .curves import FORMS, Points, curve_from_dict
 from .run_position import RunPosition
 
 MODELS = ("any", "ve", "flow")

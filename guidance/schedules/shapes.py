@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from .curves import Formula, LastSteps, Points, ScheduleError, StepList
+from .curve import ScheduleError
+from .curves import Formula, LastSteps, Points, StepList
 from .presets import SCHEDULE_PRESETS, preset
 from .schedule import GuidanceSchedule
 

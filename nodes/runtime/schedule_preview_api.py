@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ...guidance.schedules.curves import ScheduleError, is_finite_number, shortened
+from ...guidance.schedules.curve import ScheduleError, is_finite_number, shortened
 from ...guidance.schedules.preview import preview
 from ...guidance.schedules.shapes import schedule_of_shape
 
