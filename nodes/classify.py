@@ -44,8 +44,8 @@ class ClassifyImage(io.ComfyNode):
             image = image[..., :3]  # without its alpha, as core's VAEEncode takes it
         if inner.channels is not None and inner.channels != image.shape[-1]:
             raise ValueError(
-                f"{classifier.file_name} reads {inner.channels}-channel images, but this one has "
-                f"{image.shape[-1]} channels; use a classifier that was trained on such images."
+                f"{classifier.file_name} reads {inner.channels}-channel images, but image has "
+                f"{image.shape[-1]} channels; use a classifier for such images."
             )
         # images are 0..1 (B, H, W, C); classifiers of pixel models read -1..1 (B, C, H, W)
         x = image.movedim(-1, 1) * 2 - 1

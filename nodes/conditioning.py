@@ -37,7 +37,7 @@ class ADMClassLabel(io.ComfyNode):
             raise ValueError(
                 "model is not an ADM model, so it takes no class labels; use Load ADM Model for it."
             )
-        # core expects a text embedding beside the options; an ADM model never reads it
+        # core expects a text embedding with the options; an ADM model does not read it
         return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
 
 
@@ -55,7 +55,7 @@ def _labels(adm, label: str) -> list[int] | None:
     if layout.null_class is None:
         raise ValueError(
             f"label is empty, but {adm.file_name} was trained without label dropout and has no "
-            "null class: give a class and set cfg to 1. Classifier Guidance still applies."
+            "null class: give a class and set cfg to 1. Classifier Guidance still works."
         )
     return [layout.null_class]
 
