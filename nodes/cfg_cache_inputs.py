@@ -1,4 +1,4 @@
-"""The inputs of every node that caches CFG's term."""
+"""The inputs of the nodes that cache the CFG term."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 
 def cfg_cache_inputs() -> list[io.Input]:
-    """How often CFG's term is computed."""
+    """How often the CFG term is computed."""
     return [
         io.Int.Input(
             "cfg_interval",
@@ -15,8 +15,8 @@ def cfg_cache_inputs() -> list[io.Input]:
             max=100,
             optional=True,
             advanced=True,
-            tooltip="Above 1: the negative is computed every N evaluations, and CFG's last term "
-            "(cond - uncond) is kept for those between.",
+            tooltip="Computes the negative only every N model evaluations. The evaluations in "
+            "between reuse the last CFG term (cond - uncond). 1: off.",
         ),
         io.Float.Input(
             "tolerance",
@@ -27,8 +27,8 @@ def cfg_cache_inputs() -> list[io.Input]:
             round=0.001,
             optional=True,
             advanced=True,
-            tooltip="Above 0: the negative is computed less often while CFG's last term predicts "
-            "the next one to within this share of the longest, and more often where it does not. "
-            "0.5 is a beginning. 0 is off.",
+            tooltip="Adapts the interval during the run: longer while the reused CFG term stays "
+            "accurate, shorter when its error is above this fraction of the largest term. "
+            "cfg_interval is then the shortest interval. Start with 0.5. 0: off.",
         ),
     ]

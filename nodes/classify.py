@@ -1,4 +1,4 @@
-"""Nodes that look at what came out."""
+"""Nodes that look at finished images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ class ClassifyImage(io.ComfyNode):
             node_id="ClassifyImage",
             display_name="Classify Image",
             category=CATEGORY,
-            description="The most likely classes of each image, read at zero noise.",
-            search_aliases=["classifier", "recognise", "judge", "what is this"],
+            description="Shows the most likely classes of each finished image.",
+            search_aliases=["classifier", "recognize", "predict class", "image classification"],
             is_output_node=True,
             inputs=[
-                NoisyClassifierType.Input("classifier", tooltip="Who looks at them."),
-                io.Image.Input("image", tooltip="Finished images, of the size it was trained on."),
+                NoisyClassifierType.Input("classifier", tooltip="The classifier to use."),
+                io.Image.Input(
+                    "image",
+                    tooltip="Finished images. For a noisy classifier: of the size it was trained "
+                    "on.",
+                ),
                 io.Int.Input(
-                    "top_k", default=3, min=1, max=1000, tooltip="How many classes to list."
+                    "top_k", default=3, min=1, max=1000, tooltip="Number of classes to list."
                 ),
             ],
-            outputs=[io.String.Output(display_name="classes", tooltip="A line for each image.")],
+            outputs=[io.String.Output(display_name="classes", tooltip="One line per image.")],
         )
 
     @classmethod
@@ -40,8 +44,8 @@ class ClassifyImage(io.ComfyNode):
             image = image[..., :3]  # without its alpha, as core's VAEEncode takes it
         if inner.channels is not None and inner.channels != image.shape[-1]:
             raise ValueError(
-                f"{classifier.file_name} reads {inner.channels}-channel images, but this one has "
-                f"{image.shape[-1]} channels; use a classifier that was trained on such images."
+                f"{classifier.file_name} reads {inner.channels}-channel images, but image has "
+                f"{image.shape[-1]} channels; use a classifier for such images."
             )
         # images are 0..1 (B, H, W, C); classifiers of pixel models read -1..1 (B, C, H, W)
         x = image.movedim(-1, 1) * 2 - 1
@@ -53,7 +57,7 @@ class ClassifyImage(io.ComfyNode):
 
 
 def describe(classifier: NoisyClassifier | ImageClassifier, probs: torch.Tensor, top_k: int) -> str:
-    """A line for each image of probs (B, classes): its most likely classes in per cent."""
+    """One line per image of probs (B, classes): its most likely classes in percent."""
     values, classes = probs.topk(min(top_k, probs.shape[1]), dim=1)
     lines = []
     for number, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):

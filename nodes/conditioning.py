@@ -1,4 +1,4 @@
-"""Nodes that say what an ADM model is to draw: its class, and an upsampler's small image."""
+"""Conditioning for ADM models: the class label, and the small image of an upsampler."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sockets import CATEGORY
 
 
 class ADMClassLabel(io.ComfyNode):
-    """The class that a conditional ADM model is asked for."""
+    """The class that a conditional ADM model should draw."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,14 +20,14 @@ class ADMClassLabel(io.ComfyNode):
             node_id="ADMClassLabel",
             display_name="ADM Class Label",
             category=CATEGORY,
-            description="Conditioning for an ADM model. Empty: no class, for unconditional models "
-            "and for models trained with label dropout (the negative of CFG).",
+            description="Class conditioning for an ADM model. Leave the label empty for an "
+            "unconditional model, or for the negative of a model trained with label dropout.",
             search_aliases=["class label", "class conditioning", "ImageNet class"],
             inputs=[
-                io.Model.Input("model", tooltip="The ADM model whose classes are meant."),
+                io.Model.Input("model", tooltip="The ADM model that the label is for."),
                 label_input("", " Empty: no class."),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The class.")],
+            outputs=[io.Conditioning.Output(tooltip="The class as conditioning.")],
         )
 
     @classmethod
@@ -37,7 +37,7 @@ class ADMClassLabel(io.ComfyNode):
             raise ValueError(
                 "model is not an ADM model, so it takes no class labels; use Load ADM Model for it."
             )
-        # core expects a text embedding beside the options; an ADM model never reads it
+        # core expects a text embedding with the options; an ADM model does not read it
         return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
 
 
@@ -55,7 +55,7 @@ def _labels(adm, label: str) -> list[int] | None:
     if layout.null_class is None:
         raise ValueError(
             f"label is empty, but {adm.file_name} was trained without label dropout and has no "
-            "null class: give a class and set cfg to 1. Classifier Guidance still applies."
+            "null class: give a class and set cfg to 1. Classifier Guidance still works."
         )
     return [layout.null_class]
 
@@ -70,15 +70,15 @@ class ADMUpscaleConditioning(io.ComfyNode):
             display_name="ADM Upscale Conditioning",
             category=CATEGORY,
             description="Adds the small image to the conditioning of an ADM upsampler (64 to 256, "
-            "128 to 512). The latent to draw is four times the image's width and height.",
+            "128 to 512). Use a latent that is four times as wide and as high as the image.",
             search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
             inputs=[
                 io.Conditioning.Input(
-                    "conditioning", tooltip="The upsampler's own ADM Class Label."
+                    "conditioning", tooltip="From an ADM Class Label of the upsampler."
                 ),
-                io.Image.Input("image", tooltip="One for the whole batch, or one for each image."),
+                io.Image.Input("image", tooltip="One image for the whole batch, or one per image."),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The same with the small image.")],
+            outputs=[io.Conditioning.Output(tooltip="The conditioning with the small image.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Nodes that guide: classifier guidance, classifier-free guidance."""
+"""Classifier guidance and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .runtime.classifier_guide import guided
 from .sockets import CATEGORY, GuidanceScheduleType, NoisyClassifierType
 
 
-def _schedule_input(instead_of: str, saves: str) -> io.Input:
-    """The socket of a schedule that takes the place of a scale."""
-    tooltip = f"The scale over the run, instead of {instead_of}. {saves}"
+def _schedule_input(replaced: str, saves: str) -> io.Input:
+    """The socket of a schedule that replaces a scale."""
+    tooltip = f"A scale that changes during the run. Replaces {replaced}. {saves}"
     return GuidanceScheduleType.Input("schedule", optional=True, tooltip=tooltip)
 
 
@@ -36,12 +36,12 @@ class ClassifierGuidance(io.ComfyNode):
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="Any model that samples what the classifier reads."
+                    "model", tooltip="The model to steer. It must work in the classifier's space."
                 ),
                 NoisyClassifierType.Input(
                     "classifier",
-                    tooltip="Trained on noisy images of this model's space, or an image classifier "
-                    "that reads the predicted image.",
+                    tooltip="A noisy classifier trained in this model's space, or an image "
+                    "classifier that reads the predicted image.",
                 ),
                 label_input("0"),
                 io.Float.Input(
@@ -51,8 +51,9 @@ class ClassifierGuidance(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="1 follows Bayes' rule; larger follows the class more, with less "
-                    "variety; 0 switches it off; negative steers away.",
+                    tooltip="Strength of the guidance. 1 follows Bayes' rule. Larger values follow "
+                    "the class more and give less variety. 0 is off. Negative values steer away "
+                    "from the class.",
                 ),
                 io.Float.Input(
                     "entropy_limit",
@@ -63,9 +64,9 @@ class ClassifierGuidance(io.ComfyNode):
                     round=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Above 1: the surer the classifier, the larger the scale, by ln K / "
-                    "H(p) for K classes and entropy H, at most by this factor (Li et al. 2022). "
-                    "1 is off.",
+                    tooltip="Increases the scale when the classifier is sure, by ln K / H(p) for K "
+                    "classes and entropy H (Li et al. 2022). This is the largest allowed factor. "
+                    "1: off.",
                 ),
                 io.Float.Input(
                     "cap",
@@ -76,9 +77,9 @@ class ClassifierGuidance(io.ComfyNode):
                     round=0.001,
                     optional=True,
                     advanced=True,
-                    tooltip="Above 0: guidance moves the denoised image by at most this share of "
-                    "its own length: term * min(1, cap norm(denoised) / norm(term)) (after "
-                    "Sadat et al. 2024). 0 is off.",
+                    tooltip="Limits the guidance term to this fraction of the denoised image: "
+                    "term * min(1, cap * norm(denoised) / norm(term)) (after Sadat et al. 2024). "
+                    "0: off.",
                 ),
                 io.Float.Input(
                     "label_smoothing",
@@ -89,10 +90,10 @@ class ClassifierGuidance(io.ComfyNode):
                     round=0.001,
                     optional=True,
                     advanced=True,
-                    tooltip="The share a of the target that goes to all K classes alike: "
-                    "(1 - a) for the label + a / K for each (Szegedy et al. 2016). 0 is off.",
+                    tooltip="Fraction a of the target that is spread over all K classes: (1 - a) "
+                    "for the label, plus a / K for each class (Szegedy et al. 2016). 0: off.",
                 ),
-                _schedule_input("scale", "Where it is 0, no gradient is computed."),
+                _schedule_input("scale", "Where it is 0, the gradient is not computed."),
                 io.Int.Input(
                     "gradient_interval",
                     default=1,
@@ -100,12 +101,12 @@ class ClassifierGuidance(io.ComfyNode):
                     max=100,
                     optional=True,
                     advanced=True,
-                    tooltip="Above 1: the classifier's gradient is computed every N evaluations, "
-                    "and kept for those between, weighted for the noise level. 2 costs little "
-                    "accuracy and half of the time.",
+                    tooltip="Computes the classifier's gradient only every N model evaluations. "
+                    "The evaluations in between reuse the last gradient, weighted for their noise "
+                    "level. 2 halves the classifier's time and costs little accuracy. 1: off.",
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="The MODEL, steered.")],
+            outputs=[io.Model.Output(tooltip="The model with classifier guidance.")],
         )
 
     @classmethod
@@ -139,13 +140,14 @@ class ClassifierFreeGuidance(io.ComfyNode):
             node_id="ClassifierFreeGuidance",
             display_name="Classifier-Free Guidance",
             category=CATEGORY,
-            description="uncond + cfg * (cond - uncond). At cfg 1 the negative is not computed.",
+            description="Standard CFG as a guider: uncond + cfg * (cond - uncond). At cfg 1 the "
+            "negative is not computed.",
             search_aliases=["CFG", "CFG guider", "classifier free"],
             inputs=[
                 io.Model.Input("model", tooltip="Any model."),
-                io.Conditioning.Input("positive", tooltip="What is wanted."),
+                io.Conditioning.Input("positive", tooltip="What you want in the image."),
                 io.Conditioning.Input(
-                    "negative", tooltip="What it is compared with: nothing, or what is not wanted."
+                    "negative", tooltip="Empty, or what you do not want in the image."
                 ),
                 io.Float.Input(
                     "cfg",
@@ -154,7 +156,8 @@ class ClassifierFreeGuidance(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="0 is unconditional, 1 conditional only, larger follows more.",
+                    tooltip="0: unconditional. 1: conditional only. Larger values follow the "
+                    "positive more.",
                 ),
                 _schedule_input("cfg", "Where it is exactly 1, the negative is not computed."),
                 *cfg_cache_inputs(),

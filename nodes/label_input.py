@@ -1,17 +1,17 @@
-"""The input for a class label, of every node that has one."""
+"""The class label input, shared by all nodes that have one."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 TOOLTIP = (
-    "A class: its index (207) or its name (golden retriever; the beginning is enough when only "
-    "one class begins so). Several with commas: one for each image of the batch."
+    "A class, as its index (207) or its name (golden retriever). The start of a name is enough if "
+    "it is unique. For different classes in one batch, give one per image, separated by commas."
 )
 
 
 def label_input(default: str, more: str = "") -> io.Input:
-    """label, whose widget on the page offers the names; `more` is added to its tooltip."""
+    """The input `label`. Its widget offers the class names; `more` is added to the tooltip."""
     return io.String.Input(
         "label",
         default=default,

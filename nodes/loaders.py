@@ -21,27 +21,26 @@ from .sockets import CATEGORY, NoisyClassifierType
 
 SCHEDULES = ["auto", "linear", "cosine"]
 SCHEDULE_TOOLTIP = (
-    "The noise the model was trained with. auto: what the file says; for OpenAI's files, "
-    "cosine for 64x64 models and linear for the others."
+    "The noise schedule of the model's training. auto: read from the file. For OpenAI's files, "
+    "auto is cosine for 64x64 models and linear for the others."
 )
 DTYPE_TOOLTIP = (
-    "Precision of the weights. auto: as they are stored. Where the device cannot compute in it, "
-    "they are cast when they are used."
+    "Precision of the weights. auto: as stored in the file. If the device cannot compute in this "
+    "precision, the weights are cast when they are used."
 )
 
 
 def attention_inputs() -> list[io.Input]:
-    """What a file's tensors cannot tell about its attention; appended, advanced."""
+    """What cannot be read from a file's tensors about its attention. Optional and advanced."""
     hidden = {"optional": True, "advanced": True}
-    only_for_others = " The tensors cannot tell; needed only for files that are none of OpenAI's."
+    only_for_others = " Only needed for files without a description that are not OpenAI's."
     return [
         io.Int.Input(
             "num_heads",
             default=0,
             min=0,
             max=256,
-            tooltip="Attention heads in every block. 0: what the file or the rule says."
-            + only_for_others,
+            tooltip="Number of attention heads in every block. 0: automatic." + only_for_others,
             **hidden,
         ),
         io.Int.Input(
@@ -49,7 +48,7 @@ def attention_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=4096,
-            tooltip="Instead of num_heads: channels in each head. 0: as for num_heads."
+            tooltip="Channels per attention head. Replaces num_heads. 0: automatic."
             + only_for_others,
             **hidden,
         ),
@@ -57,8 +56,8 @@ def attention_inputs() -> list[io.Input]:
             "attention_order",
             options=list(ATTENTION_ORDERS),
             default="auto",
-            tooltip="How q, k and v lie in memory: old is head by head, new (the original's "
-            "use_new_attention_order) is q, k, v first." + only_for_others,
+            tooltip="Order of q, k and v in memory. old: head by head. new: first q, then k, then "
+            "v (guided-diffusion's use_new_attention_order)." + only_for_others,
             **hidden,
         ),
     ]
@@ -106,7 +105,7 @@ class NoisyClassifierLoader(io.ComfyNode):
 
 
 class ImageClassifierLoader(io.ComfyNode):
-    """A classifier of ordinary images from models/classifiers."""
+    """A classifier of clean images from models/classifiers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -115,7 +114,7 @@ class ImageClassifierLoader(io.ComfyNode):
             display_name="Load Image Classifier",
             category=CATEGORY,
             description="Loads an ordinary classifier of clean images, p(y given x0), from "
-            "models/classifiers. It guides through the image that the model predicts at each step.",
+            "models/classifiers. It reads the image that the model predicts at each step.",
             search_aliases=[
                 "clean classifier",
                 "universal guidance",
@@ -129,32 +128,32 @@ class ImageClassifierLoader(io.ComfyNode):
                 io.Combo.Input(
                     "classifier_name",
                     options=image_classifier_names(),
-                    tooltip="In models/classifiers: the folder of a Hugging Face or timm image "
-                    "classifier (config.json, model.safetensors), a torchvision file "
-                    "(resnet50-11ad3fa6.pth), or this pack's own classifier of clean images.",
+                    tooltip="A Hugging Face or timm folder in models/classifiers (config.json, "
+                    "model.safetensors), a torchvision file (resnet50-11ad3fa6.pth), or a "
+                    "classifier of clean images trained with this pack.",
                 ),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="The VAE of the latent model that is to be steered: the classifier "
-                    "reads what it decodes. Pixel models need none.",
+                    tooltip="The VAE of the model to steer. It decodes the predicted latent for "
+                    "the classifier. Pixel models need no VAE.",
                 ),
                 io.Combo.Input(
                     "gradient",
                     options=list(GRADIENTS),
                     default="cheap",
                     optional=True,
-                    tooltip="cheap: only through the classifier (and the VAE). exact: also through "
-                    "the diffusion model, which takes more time and memory, and follows the class "
-                    "at a much smaller scale.",
+                    tooltip="cheap: the gradient of the classifier (and the VAE) only. exact: also "
+                    "through the diffusion model. exact needs more time and memory, and a much "
+                    "smaller scale.",
                 ),
                 io.Combo.Input(
                     "dtype",
                     options=DTYPE_NAMES,
                     default="auto",
                     optional=True,
-                    tooltip="Precision of the weights. auto: as they are stored. Where the device "
-                    "cannot compute in it, fp32.",
+                    tooltip="Precision of the weights. auto: as stored in the file. If the device "
+                    "cannot compute in this precision, fp32 is used.",
                 ),
             ],
             outputs=[
@@ -184,7 +183,7 @@ class ADMModelLoader(io.ComfyNode):
             display_name="Load ADM Model",
             category=CATEGORY,
             description="Loads a pixel-space diffusion model of the ADM (guided-diffusion) family. "
-            "Works with every core sampler; decode with the VAE that comes with it.",
+            "It works with every core sampler. Decode with this node's VAE output.",
             search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
             inputs=[
                 io.Combo.Input(
@@ -196,15 +195,15 @@ class ADMModelLoader(io.ComfyNode):
                 io.Boolean.Input(
                     "clip_denoised",
                     default=True,
-                    tooltip="Keep the predicted image within -1..1 before classifier guidance, "
-                    "as the original does.",
+                    tooltip="Clamps the predicted image to -1..1 before classifier guidance, as "
+                    "guided-diffusion does.",
                 ),
                 io.Combo.Input("dtype", options=DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
                 *attention_inputs(),
             ],
             outputs=[
-                io.Model.Output(tooltip="An ordinary MODEL."),
-                io.Vae.Output(tooltip="Of pixel space: images stay what they are."),
+                io.Model.Output(tooltip="The model, for any sampler."),
+                io.Vae.Output(tooltip="A pixel-space VAE. It does not change the images."),
             ],
         )
 

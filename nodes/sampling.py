@@ -1,4 +1,4 @@
-"""The original's samplers and step choice, for SamplerCustom and SamplerCustomAdvanced."""
+"""guided-diffusion's samplers and timesteps, for SamplerCustom and SamplerCustomAdvanced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .sockets import CATEGORY
 
 
 class ADMScheduler(io.ComfyNode):
-    """The timesteps of the original's respacing strings, as sigmas."""
+    """The timesteps of guided-diffusion's respacing strings, as sigmas."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,15 +20,16 @@ class ADMScheduler(io.ComfyNode):
             node_id="ADMScheduler",
             display_name="ADM Scheduler",
             category=CATEGORY,
-            description="Sigmas at the trained timesteps that guided-diffusion would visit.",
+            description="The sigmas of the timesteps that guided-diffusion would use.",
             search_aliases=["timestep respacing", "ddim25", "guided diffusion scheduler"],
             inputs=[
-                io.Model.Input("model", tooltip="The ADM model whose timesteps are meant."),
+                io.Model.Input("model", tooltip="The ADM model to sample."),
                 io.String.Input(
                     "respacing",
                     default="ddim25",
-                    tooltip='"250": that many, evenly. "ddim25": whole strides. "10,15,20": so '
-                    "many in each third, least noisy third first.",
+                    tooltip='"250": 250 evenly spaced steps. "ddim25": 25 steps with a '
+                    'whole-number stride. "10,15,20": 10, 15 and 20 steps in the three thirds of '
+                    "the timesteps, from the cleanest to the noisiest.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -36,10 +37,11 @@ class ADMScheduler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The share of these steps to run, counted from the clean end.",
+                    tooltip="Fraction of the steps to run. Below 1, the noisiest steps are left "
+                    "out.",
                 ),
             ],
-            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and its like.")],
+            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
         )
 
     @classmethod
@@ -47,7 +49,7 @@ class ADMScheduler(io.ComfyNode):
         table = getattr(model.get_model_object("model_sampling"), "sigmas", None)
         if table is None:
             raise ValueError(
-                "This model has no table of timesteps; use one of the core schedulers instead."
+                "model has no table of timesteps; use one of the core schedulers instead."
             )
         timesteps = respaced_timesteps(respacing, len(table))
         kept = timesteps[: round(denoise * len(timesteps))]
@@ -58,7 +60,7 @@ class ADMScheduler(io.ComfyNode):
 
 
 class SamplerADM(io.ComfyNode):
-    """guided-diffusion's own two samplers."""
+    """The two samplers of guided-diffusion."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -66,14 +68,15 @@ class SamplerADM(io.ComfyNode):
             node_id="SamplerADM",
             display_name="ADM Sampler",
             category=CATEGORY,
-            description="DDIM, or DDPM with the model's learned variance. With Classifier Guidance "
-            "these are algorithms 2 and 1 of Dhariwal & Nichol 2021.",
+            description="DDPM with the model's learned variance, or DDIM. With Classifier Guidance "
+            "these are algorithms 1 and 2 of Dhariwal & Nichol 2021.",
             search_aliases=["DDPM", "DDIM", "guided diffusion sampler", "ancestral"],
             inputs=[
                 io.Combo.Input(
                     "method",
                     options=["ddpm", "ddim"],
-                    tooltip="ddpm: random steps, many of them. ddim: few steps, random by eta.",
+                    tooltip="ddpm: adds noise at every step and needs many steps. ddim: works with "
+                    "few steps; eta sets the noise.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -81,10 +84,10 @@ class SamplerADM(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Of ddim only: 0 adds no noise, 1 as much as ddpm.",
+                    tooltip="Only for ddim. 0: no noise is added. 1: as much noise as ddpm.",
                 ),
             ],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and its like.")],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustom or SamplerCustomAdvanced.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Nodes that make guidance schedules, and let CFG follow one."""
+"""Nodes that make guidance schedules and apply them to CFG."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class GuidanceSchedule(io.ComfyNode):
             node_id="GuidanceSchedule",
             display_name="Guidance Schedule",
             category=CATEGORY,
-            description="A scale over the run, for CFG or classifier guidance. Where a CFG "
-            "schedule is exactly 1, the negative is not computed; where a classifier's is 0, no "
-            "gradient is.",
+            description="A guidance scale that changes during the run, for CFG or classifier "
+            "guidance. Where a CFG schedule is exactly 1, the negative is not computed. Where a "
+            "classifier schedule is 0, the gradient is not computed.",
             search_aliases=["CFG schedule", "dynamic CFG", "guidance interval", "keyframes"],
             inputs=[
                 io.Combo.Input(
@@ -48,26 +48,27 @@ class GuidanceSchedule(io.ComfyNode):
                     options=list(SHAPES),
                     default="interval",
                     tooltip="linear, cosine, power, exponential: from scale at start to end_scale "
-                    "at end. interval: scale from start to end, else outside. last steps: scale in "
-                    f"the last_steps, else outside. From papers: {papers}.",
+                    "at end. interval: scale from start to end, outside elsewhere. last steps: "
+                    f"scale in the final last_steps steps, outside before. From papers: {papers}.",
                 ),
                 io.Combo.Input(
                     "axis",
                     options=list(AXES),
                     default="percent",
-                    tooltip="What start, end and keyframes count in. percent: of the model's "
-                    "timesteps, 0 to 1, wherever this run begins. step: of this run's steps, 0 the "
-                    "first, 1 the last. sigma: noise, from high to low.",
+                    tooltip="The unit of start, end and keyframes. percent: position in the "
+                    "model's timesteps, 0 (noisiest) to 1 (cleanest), also when a run starts in "
+                    "the middle. step: position in this run's steps, 0 (first) to 1 (last). sigma: "
+                    "noise level, from high to low.",
                 ),
-                _scale("scale", 7.5, "The scale, or where a ramp begins."),
-                _scale("end_scale", 1.0, "Where a ramp ends."),
-                _position("start", 0.0, "Where the interval or ramp begins, on the axis."),
-                _position("end", 1.0, "Where the interval or ramp ends, on the axis."),
+                _scale("scale", 7.5, "The scale. For a ramp: the scale at start."),
+                _scale("end_scale", 1.0, "For a ramp: the scale at end."),
+                _position("start", 0.0, "Start of the interval or ramp, in units of axis."),
+                _position("end", 1.0, "End of the interval or ramp, in units of axis."),
                 _scale(
                     "outside",
                     1.0,
-                    "The scale outside an interval, and before the last steps. CFG: 1 saves the "
-                    "negative's pass. Classifier guidance: 0 saves the gradient.",
+                    "The scale outside the interval, or before the last steps. For CFG, 1 skips "
+                    "the negative. For classifier guidance, 0 skips the gradient.",
                 ),
                 io.Float.Input(
                     "exponent",
@@ -76,28 +77,33 @@ class GuidanceSchedule(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.001,
-                    tooltip="Of the shape power: share ** exponent.",
+                    tooltip="For the shape power: the ramp follows position ** exponent.",
                 ),
                 io.Int.Input(
-                    "last_steps", default=5, min=1, max=10000, tooltip="Of the shape last steps."
+                    "last_steps",
+                    default=5,
+                    min=1,
+                    max=10000,
+                    tooltip="For the shape last steps: the number of steps at the end of the run.",
                 ),
                 io.String.Input(
                     "keyframes",
                     default="0: 7.5, 0.6: 7.5, 1: 1",
-                    tooltip="Of the shape keyframes. position: scale, linear between; or one scale "
-                    "for each step: 7, 7, 5, 1.",
+                    tooltip="For the shape keyframes. Pairs of position: scale with linear "
+                    "interpolation, or one scale per step: 7, 7, 5, 1.",
                 ),
                 io.String.Input(
                     "expression",
                     default="1 + 6.5 * (1 - percent)",
-                    tooltip="Of the shape expression. Variables: percent, step, steps, sigma. "
-                    "Functions: sin cos exp log sqrt floor ceil min max abs clamp. a if b else c.",
+                    tooltip="For the shape expression: a formula for the scale. Variables: "
+                    "percent, step, steps, sigma. Functions: sin cos exp log sqrt floor ceil min "
+                    "max abs clamp. Conditions: a if b else c.",
                 ),
                 io.String.Input(
                     "curve",
                     default=CURVE,
-                    tooltip="Of the shape curve: drag the points; double-click adds one, Delete or "
-                    "the right button removes it. Its value is any schedule in its JSON form.",
+                    tooltip="For the shape curve. Drag the points. Double-click to add a point, "
+                    "press Delete or right-click to remove it. The value is a schedule as JSON.",
                     extra_dict={"widgetType": "GUIDANCE_CURVE"},
                 ),
                 io.String.Input(
@@ -105,8 +111,8 @@ class GuidanceSchedule(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Factors of the scale, one for each image of the batch: 1, 0.5, 2. "
-                    "Empty: the same for all.",
+                    tooltip="One factor per image of the batch: 1, 0.5, 2. The scale is multiplied "
+                    "by it. Empty: the same scale for all images.",
                 ),
             ],
             outputs=[
@@ -124,7 +130,7 @@ class GuidanceSchedule(io.ComfyNode):
 
 
 class CFGScaleScheduler(io.ComfyNode):
-    """CFG whose scale follows a schedule."""
+    """CFG with a scale that follows a schedule."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -132,16 +138,16 @@ class CFGScaleScheduler(io.ComfyNode):
             node_id="CFGScaleScheduler",
             display_name="CFG Scale Scheduler",
             category=CATEGORY,
-            description="The cfg of whatever samples this MODEL follows the schedule: KSampler, "
-            "SamplerCustom, CFG guiders, Perp-Neg. Their own cfg is not used. Where the schedule "
+            description="The CFG scale of this model follows a schedule. Works with KSampler, "
+            "SamplerCustom, CFG guiders and Perp-Neg, and replaces their cfg. Where the schedule "
             "is exactly 1, the negative is not computed.",
             search_aliases=["dynamic CFG", "CFG schedule", "scheduled CFG", "CFG interval"],
             inputs=[
                 io.Model.Input("model", tooltip="Any model."),
-                GuidanceScheduleType.Input("schedule", tooltip="The cfg over the run."),
+                GuidanceScheduleType.Input("schedule", tooltip="The CFG scale during the run."),
                 *cfg_cache_inputs(),
             ],
-            outputs=[io.Model.Output(tooltip="The MODEL, its cfg by the schedule.")],
+            outputs=[io.Model.Output(tooltip="The model with the scheduled CFG.")],
         )
 
     @classmethod

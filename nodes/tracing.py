@@ -1,4 +1,4 @@
-"""Nodes that see what guidance did."""
+"""Nodes that record and draw what guidance did."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .sockets import CATEGORY, GuidanceTraceType
 
 
 class GuidanceTrace(io.ComfyNode):
-    """Keeps what guidance does at each evaluation of a model."""
+    """Records what guidance does at each evaluation of a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,12 +19,13 @@ class GuidanceTrace(io.ComfyNode):
             node_id="GuidanceTrace",
             display_name="Guidance Trace",
             category=CATEGORY,
-            description="Sample with this MODEL, and Guidance Plot shows what guidance did: "
-            "scales, lengths of the terms, what the classifier thought, passes of the network.",
-            search_aliases=["guidance log", "trace", "CFG monitor"],
-            inputs=[io.Model.Input("model", tooltip="A guided model, or any other.")],
+            description="Records what guidance does while you sample with this model, and shows it "
+            "live on the node: the scales, the classifier's probability and the number of model "
+            "passes. Guidance Plot draws the whole record.",
+            search_aliases=["guidance log", "trace", "CFG monitor", "debug guidance"],
+            inputs=[io.Model.Input("model", tooltip="A guided model, or any other model.")],
             outputs=[
-                io.Model.Output(tooltip="Sample with this one."),
+                io.Model.Output(tooltip="The recorded model. Connect it to the sampler."),
                 GuidanceTraceType.Output(display_name="trace", tooltip="For Guidance Plot."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -38,7 +39,7 @@ class GuidanceTrace(io.ComfyNode):
 
 
 class GuidancePlot(io.ComfyNode):
-    """The picture of a trace."""
+    """A trace as an image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -46,21 +47,21 @@ class GuidancePlot(io.ComfyNode):
             node_id="GuidancePlot",
             display_name="Guidance Plot",
             category=CATEGORY,
-            description="Draws what Guidance Trace saw: scales, lengths of the terms, "
-            "p(label given x) of each image, and the passes of the network.",
+            description="Draws the record of Guidance Trace: the scales, the lengths of the "
+            "guidance terms, p(label given x) of each image, and the number of model passes.",
             search_aliases=["guidance plot", "CFG plot", "trace"],
             is_output_node=True,
             inputs=[
                 GuidanceTraceType.Input("trace", tooltip="From Guidance Trace."),
                 io.Latent.Input(
                     "samples",
-                    tooltip="What was sampled with Guidance Trace's MODEL: so that the plot is "
-                    "drawn afterwards.",
+                    tooltip="The latent that was sampled with Guidance Trace's model. It makes the "
+                    "plot wait for the sampler.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="The picture."),
-                io.String.Output(display_name="json", tooltip="The same as JSON."),
+                io.Image.Output(display_name="plot", tooltip="The plot."),
+                io.String.Output(display_name="json", tooltip="The record as JSON."),
             ],
         )
 

@@ -12,84 +12,21 @@ from ..guidance.adm.presets import NETWORK_SIZES, classifier_layout
 from ..guidance.checkpoints.checkpoint import Description, save_checkpoint
 from .host.classifiers import place_trained
 from .host.model_info import PIXELS, latent_channels, space_of, to_model_space
-from .host.paths import (
-    class_folder_fingerprint,
-    class_folder_names,
-    class_folder_path,
-    new_output_path,
-)
+from .host.paths import new_output_path
 from .host.training import (
-    check_room,
     prepare_training,
     train_in_bf16,
     training_progress,
     training_resume,
-    warn,
 )
-from .sockets import CATEGORY, NoisyClassifierType
+from .sockets import TRAINING, NoisyClassifierType
 
 if TYPE_CHECKING:  # loaded when something is trained, not with ComfyUI
     from ..guidance.training.data import LabelledImages
 
-TRAINING = f"{CATEGORY}/training"
-
-
-class LabelledImageFolder(io.ComfyNode):
-    """Pictures of a folder of class folders, and what each is."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LabelledImageFolder",
-            display_name="Load Labelled Image Folder",
-            category=TRAINING,
-            description="Pictures from a folder in ComfyUI's input folder that holds a folder for "
-            "each class, cut to the middle square and scaled.",
-            search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
-            inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=class_folder_names(),
-                    tooltip="In ComfyUI's input folder; each of its folders is a class.",
-                ),
-                io.Int.Input(
-                    "size", default=64, min=8, max=4096, tooltip="Side of the square in pixels."
-                ),
-            ],
-            outputs=[
-                io.Image.Output(display_name="images", tooltip="All of them, class by class."),
-                io.String.Output(
-                    display_name="labels", tooltip="A line with the class of each image."
-                ),
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, folder, **_):
-        return class_folder_fingerprint(folder)
-
-    @classmethod
-    def execute(cls, folder, size) -> io.NodeOutput:
-        from ..guidance.training.data import load_images
-
-        def check_count(count: int) -> None:
-            # in bytes, as a list and as one, and in fp32
-            most = count * 3 * size * size * (2 + 4)
-            check_room(most, f"{count} images of {size}x{size}")
-
-        data = load_images(class_folder_path(folder), size, check_count)
-        if data.skipped:
-            warn(
-                f"{folder}: left out {len(data.skipped)} unreadable pictures: "
-                + ", ".join(data.skipped[:5])
-            )
-        images = data.images.permute(0, 2, 3, 1).float() / 255
-        labels = "\n".join(data.names[index] for index in data.labels.tolist())
-        return io.NodeOutput(images, labels)
-
 
 class TrainNoisyClassifier(io.ComfyNode):
-    """A noisy classifier of labelled images or latents."""
+    """Trains a noisy classifier on labelled images or latents."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -98,32 +35,48 @@ class TrainNoisyClassifier(io.ComfyNode):
             node_id="TrainNoisyClassifier",
             display_name="Train Noisy Classifier",
             category=TRAINING,
-            description="Trains p(y given x_t, t) in the space of the model that it is to steer: "
-            "on images for pixel models, on latents for all others. A run that was stopped goes "
-            "on when it is queued again.",
+            description="Trains a noisy classifier, p(y given x_t, t), in the space of the model "
+            "to steer: on images for pixel models, on latents for all others. A stopped run "
+            "resumes when you queue it again with the same inputs.",
             search_aliases=["train classifier", "noisy classifier", "classifier training"],
             inputs=[
-                io.Image.Input("images", optional=True, tooltip="For models of pixel space."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Training images for a pixel-space model. Connect either images or "
+                    "latents.",
+                ),
                 io.Latent.Input(
-                    "latents", optional=True, tooltip="From VAE Encode; needs the model, too."
+                    "latents",
+                    optional=True,
+                    tooltip="Training latents from VAE Encode. They also need the model.",
                 ),
                 io.String.Input(
                     "labels",
                     force_input=True,
-                    tooltip="The class of each image or latent: a line for each, or with commas.",
+                    tooltip="The class of each image or latent, one per line or separated by "
+                    "commas.",
                 ),
                 io.Model.Input(
-                    "model", optional=True, tooltip="What it is to steer; latents go to its space."
+                    "model",
+                    optional=True,
+                    tooltip="The model to steer. Latents are converted to its space.",
                 ),
                 io.Combo.Input(
                     "preset",
                     options=list(NETWORK_SIZES),
-                    tooltip="The network: small 32 channels, medium 64, paper 128 (Dhariwal and "
-                    "Nichol 2021).",
+                    tooltip="Size of the network. small: 32 channels. medium: 64. paper: 128, as "
+                    "in Dhariwal and Nichol 2021.",
                 ),
-                io.Int.Input("steps", default=1000, min=1, max=10_000_000, tooltip="Of training."),
                 io.Int.Input(
-                    "batch_size", default=64, min=1, max=65536, tooltip="Images in each step."
+                    "steps",
+                    default=1000,
+                    min=1,
+                    max=10_000_000,
+                    tooltip="Number of training steps.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=64, min=1, max=65536, tooltip="Images per training step."
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -132,20 +85,21 @@ class TrainNoisyClassifier(io.ComfyNode):
                     max=1.0,
                     step=1e-5,
                     round=1e-7,
-                    tooltip="At the start; it falls to 0 by the end.",
+                    tooltip="Learning rate at the start. It falls to 0 at the end.",
                 ),
                 io.Combo.Input(
                     "noise_schedule",
                     options=["linear", "cosine"],
                     default="cosine",
-                    tooltip="The noise it sees. cosine spends more of it where something can be "
-                    "seen, and learns faster. It steers models of any other schedule, too.",
+                    tooltip="Noise schedule of the training images. cosine has more steps at low "
+                    "and medium noise and learns faster. The classifier can steer models with any "
+                    "noise schedule.",
                 ),
                 io.Combo.Input(
                     "pool",
                     options=["attention", "adaptive", "spatial_v2"],
-                    tooltip="attention: as in the paper, for this size alone. adaptive, "
-                    "spatial_v2: for other sizes, too.",
+                    tooltip="attention: as in the paper, works only at the size of the training "
+                    "images. adaptive, spatial_v2: work at other sizes too.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -153,23 +107,28 @@ class TrainNoisyClassifier(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=False,
-                    tooltip="Equal seeds give equal classifiers.",
+                    tooltip="The same seed and inputs give the same classifier.",
                 ),
                 io.Int.Input(
                     "shift",
                     default=0,
                     min=0,
                     max=512,
-                    tooltip="Images are moved by up to so many pixels.",
+                    tooltip="Augmentation: shifts images randomly by up to this many pixels.",
                     **advanced,
                 ),
                 io.Boolean.Input(
-                    "flip", default=False, tooltip="Half of the images are mirrored.", **advanced
+                    "flip",
+                    default=False,
+                    tooltip="Augmentation: mirrors half of the images. Do not use it for letters "
+                    "or digits.",
+                    **advanced,
                 ),
                 io.Combo.Input(
                     "precision",
                     options=["auto", "fp32", "bf16"],
-                    tooltip="auto: bf16 where the GPU has it.",
+                    tooltip="Precision of the training. auto: bf16 if the GPU supports it, else "
+                    "fp32.",
                     **advanced,
                 ),
                 io.Float.Input(
@@ -178,7 +137,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                     min=0.0,
                     max=0.9,
                     step=0.05,
-                    tooltip="Share of the images that is kept to measure accuracy.",
+                    tooltip="Fraction of the images that is used only to measure accuracy.",
                     **advanced,
                 ),
                 io.Int.Input(
@@ -186,7 +145,8 @@ class TrainNoisyClassifier(io.ComfyNode):
                     default=1,
                     min=1,
                     max=1024,
-                    tooltip="Parts of each batch, one after the other: saves memory.",
+                    tooltip="Gradient accumulation: splits each batch into this many parts to save "
+                    "memory.",
                     **advanced,
                 ),
                 io.Float.Input(
@@ -196,7 +156,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                     max=0.99999,
                     step=0.001,
                     round=1e-5,
-                    tooltip="Decay of the averaged weights, which are what comes out.",
+                    tooltip="Decay of the averaged weights. The output has the averaged weights.",
                     **advanced,
                 ),
                 io.Float.Input(
@@ -205,7 +165,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                     min=0.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="Of AdamW.",
+                    tooltip="Weight decay of AdamW.",
                     **advanced,
                 ),
                 io.Int.Input(
@@ -213,8 +173,8 @@ class TrainNoisyClassifier(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="Stop when held-out loss has not fallen for so many of the ten "
-                    "measurements. 0: never.",
+                    tooltip="Early stopping. The held-out loss is measured ten times. Training "
+                    "stops after this many measurements in a row without improvement. 0: off.",
                     **advanced,
                 ),
             ],
@@ -224,7 +184,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                     tooltip="For Classifier Guidance and Save Noisy Classifier.",
                 ),
                 io.Image.Output(
-                    display_name="plot", tooltip="Loss by step, accuracy by noise level."
+                    display_name="plot", tooltip="The loss by step and the accuracy by noise level."
                 ),
             ],
         )
@@ -257,7 +217,7 @@ class TrainNoisyClassifier(io.ComfyNode):
         from ..guidance.training.new_classifier import TrainingConfig
         from ..guidance.training.plot import plot_training  # matplotlib, on first use
 
-        # gradients flow through what is made here: no inference tensors
+        # gradients flow through these tensors, so they must not be inference tensors
         with torch.inference_mode(False), torch.enable_grad():
             x0, space = training_space(images, latents, model)
             data = labelled(x0, labels, "images" if latents is None else "latents", space)
@@ -311,44 +271,45 @@ def _train(plan: Any) -> Any:
 
 
 def training_space(images, latents, model) -> tuple[torch.Tensor, str]:
-    """x0 (N, C, H, W) as the sampler carries it, and what that space is called.
+    """x0 (N, C, H, W) in the sampler's scaling, and the name of its space.
 
-    Raises ValueError when images or latents do not say which, or not for which model.
+    Raises ValueError if not exactly one of images and latents is given, or if the model is missing
+    or does not match.
     """
     if (images is None) == (latents is None):
         found = "neither" if images is None else "both"
         raise ValueError(
-            f"images and latents: {found} of them connected; connect images for a model of pixel "
-            "space, or latents and the model for any other."
+            f"images and latents: {found} of them connected; connect images for a pixel-space "
+            "model, or latents and the model for any other model."
         )
     if images is not None:
         if model is not None and space_of(model) != PIXELS:
             raise ValueError(
-                f"model works on {space_of(model)} latents, but images are connected; put "
-                "VAE Encode between, and connect its latents instead."
+                f"model works on {space_of(model)} latents, but images are connected; encode them "
+                "with VAE Encode and connect the latents instead."
             )
         return images[..., :3].movedim(-1, 1).clone() * 2 - 1, PIXELS
     if model is None:
         raise ValueError(
-            "latents are connected, but no model; connect the one that is to be steered, whose "
-            "space the classifier is trained in."
+            "latents are connected, but no model; connect the model that the classifier will steer."
         )
     samples = latents["samples"]
     if samples.ndim != 4:
         raise ValueError(
-            f"latents are {tuple(samples.shape)}; a classifier is trained on images (N, C, H, W)."
+            f"latents have the shape {tuple(samples.shape)}; a classifier is trained on images, "
+            "(N, C, H, W)."
         )
     channels = latent_channels(model)
     if samples.shape[1] != channels:
         raise ValueError(
             f"latents have {samples.shape[1]} channels, but the model's have {channels}; encode "
-            "with the VAE that belongs to the model."
+            "the images with the model's VAE."
         )
     return to_model_space(model, samples), space_of(model)
 
 
 def labelled(x0: torch.Tensor, labels: str, what: str, space: str) -> LabelledImages:
-    """The images with their classes; raises ValueError when they are not as many."""
+    """The images with their classes; raises ValueError if the numbers differ."""
     from ..guidance.training.data import LabelledImages
 
     given = [name.strip() for name in labels.strip().split("\n" if "\n" in labels else ",")]
@@ -364,7 +325,7 @@ def labelled(x0: torch.Tensor, labels: str, what: str, space: str) -> LabelledIm
 
 
 class SaveNoisyClassifier(io.ComfyNode):
-    """Writes a noisy classifier where Load Noisy Classifier finds it."""
+    """Saves a noisy classifier to a file for Load Noisy Classifier."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -372,16 +333,17 @@ class SaveNoisyClassifier(io.ComfyNode):
             node_id="SaveNoisyClassifier",
             display_name="Save Noisy Classifier",
             category=TRAINING,
-            description="Writes a .safetensors file into ComfyUI's output folder, with its labels, "
-            "space and noise schedule; under classifiers/, Load Noisy Classifier offers it.",
+            description="Saves a classifier to ComfyUI's output folder as .safetensors, with its "
+            "labels, space and noise schedule. Load Noisy Classifier lists the files in the "
+            "subfolder classifiers.",
             search_aliases=["save classifier", "export classifier"],
             is_output_node=True,
             inputs=[
-                NoisyClassifierType.Input("classifier", tooltip="What is saved."),
+                NoisyClassifierType.Input("classifier", tooltip="The classifier to save."),
                 io.String.Input(
                     "filename_prefix",
                     default="classifiers/noisy_classifier",
-                    tooltip="In the output folder; a number is added.",
+                    tooltip="File name in the output folder. A number is added.",
                 ),
             ],
             outputs=[],

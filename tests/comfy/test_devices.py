@@ -236,7 +236,7 @@ def test_what_is_no_image_is_refused_by_name(call, core_model, place_classifier,
     classifier = place_classifier(torch.nn.Flatten())
     steered = guided(call, model, classifier, label="1")
     with pytest.raises(
-        ValueError, match=rf"this latent is .*{kind}.*take Classifier Guidance away"
+        ValueError, match=rf"this latent is .*{kind}.*remove Classifier Guidance"
     ):
         sampled(steered, LATENTS[kind]())
 

@@ -1,0 +1,64 @@
+"""Labelled images from a folder, for training."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .host.paths import class_folder_fingerprint, class_folder_names, class_folder_path
+from .host.training import check_room, warn
+from .sockets import TRAINING
+
+
+class LabelledImageFolder(io.ComfyNode):
+    """The images in a folder of class folders, with their labels."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LabelledImageFolder",
+            display_name="Load Labelled Image Folder",
+            category=TRAINING,
+            description="Loads images from a folder in ComfyUI's input folder that has one "
+            "subfolder per class. Each image is cropped to the center square and resized.",
+            search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=class_folder_names(),
+                    tooltip="A folder in ComfyUI's input folder. Each of its subfolders is a "
+                    "class.",
+                ),
+                io.Int.Input(
+                    "size", default=64, min=8, max=4096, tooltip="Width and height in pixels."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="All images, sorted by class."),
+                io.String.Output(
+                    display_name="labels", tooltip="The class of each image, one per line."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **_):
+        return class_folder_fingerprint(folder)
+
+    @classmethod
+    def execute(cls, folder, size) -> io.NodeOutput:
+        from ..guidance.training.data import load_images
+
+        def check_count(count: int) -> None:
+            # bytes: uint8 as a list and as one tensor, then fp32
+            most = count * 3 * size * size * (2 + 4)
+            check_room(most, f"{count} images of {size}x{size}")
+
+        data = load_images(class_folder_path(folder), size, check_count)
+        if data.skipped:
+            warn(
+                f"{folder}: left out {len(data.skipped)} unreadable pictures: "
+                + ", ".join(data.skipped[:5])
+            )
+        images = data.images.permute(0, 2, 3, 1).float() / 255
+        labels = "\n".join(data.names[index] for index in data.labels.tolist())
+        return io.NodeOutput(images, labels)
