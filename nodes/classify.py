@@ -8,33 +8,29 @@ from comfy_api.latest import io, ui
 from ..guidance.adm import EncoderUNet
 from ..guidance.classifiers.image import ImageClassifier
 from ..guidance.classifiers.noisy import NoisyClassifier
+from .inputs import number
 from .sockets import CATEGORY, NoisyClassifierType
+from .texts import described
 
 
 class ClassifyImage(io.ComfyNode):
     """What a classifier sees in finished images."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ClassifyImage",
             display_name="Classify Image",
             category=CATEGORY,
-            description="Shows the most likely classes of each finished image.",
             search_aliases=["classifier", "recognize", "predict class", "image classification"],
             is_output_node=True,
             inputs=[
-                NoisyClassifierType.Input("classifier", tooltip="The classifier to use."),
-                io.Image.Input(
-                    "image",
-                    tooltip="Finished images. For a noisy classifier: of the size it was trained "
-                    "on.",
-                ),
-                io.Int.Input(
-                    "top_k", default=3, min=1, max=1000, tooltip="Number of classes to list."
-                ),
+                NoisyClassifierType.Input("classifier"),
+                io.Image.Input("image"),
+                number("top_k", 3, 1, 1000),
             ],
-            outputs=[io.String.Output(display_name="classes", tooltip="One line per image.")],
+            outputs=[io.String.Output(display_name="classes")],
         )
 
     @classmethod
@@ -60,10 +56,10 @@ def describe(classifier: NoisyClassifier | ImageClassifier, probs: torch.Tensor,
     """One line per image of probs (B, classes): its most likely classes in percent."""
     values, classes = probs.topk(min(top_k, probs.shape[1]), dim=1)
     lines = []
-    for number, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
+    for image, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
         named = [
             f"{classifier.name(index)} {100 * share:.1f} %"
             for index, share in zip(indices, shares, strict=True)
         ]
-        lines.append((f"{number + 1}: " if len(probs) > 1 else "") + ", ".join(named))
+        lines.append((f"{image + 1}: " if len(probs) > 1 else "") + ", ".join(named))
     return "\n".join(lines)

@@ -7,27 +7,27 @@ from comfy_api.latest import io
 
 from ..guidance.core.labels import parse_labels
 from .host.adm_model import adm_model
-from .label_input import label_input
+from .inputs import label_input
 from .sockets import CATEGORY
+from .texts import described
 
 
 class ADMClassLabel(io.ComfyNode):
     """The class that a conditional ADM model should draw."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ADMClassLabel",
             display_name="ADM Class Label",
             category=CATEGORY,
-            description="Class conditioning for an ADM model. Leave the label empty for an "
-            "unconditional model, or for the negative of a model trained with label dropout.",
             search_aliases=["class label", "class conditioning", "ImageNet class"],
             inputs=[
-                io.Model.Input("model", tooltip="The ADM model that the label is for."),
-                label_input("", " Empty: no class."),
+                io.Model.Input("model"),
+                label_input(""),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The class as conditioning.")],
+            outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
@@ -64,21 +64,18 @@ class ADMUpscaleConditioning(io.ComfyNode):
     """The small image that an ADM upsampler enlarges."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ADMUpscaleConditioning",
             display_name="ADM Upscale Conditioning",
             category=CATEGORY,
-            description="Adds the small image to the conditioning of an ADM upsampler (64 to 256, "
-            "128 to 512). Use a latent that is four times as wide and as high as the image.",
             search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
             inputs=[
-                io.Conditioning.Input(
-                    "conditioning", tooltip="From an ADM Class Label of the upsampler."
-                ),
-                io.Image.Input("image", tooltip="One image for the whole batch, or one per image."),
+                io.Conditioning.Input("conditioning"),
+                io.Image.Input("image"),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The conditioning with the small image.")],
+            outputs=[io.Conditioning.Output()],
         )
 
     @classmethod

@@ -6,37 +6,29 @@ from comfy_api.latest import io
 
 from .host.paths import class_folder_fingerprint, class_folder_names, class_folder_path
 from .host.training import check_room, warn
+from .inputs import number
 from .sockets import TRAINING
+from .texts import described
 
 
 class LabelledImageFolder(io.ComfyNode):
     """The images in a folder of class folders, with their labels."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LabelledImageFolder",
             display_name="Load Labelled Image Folder",
             category=TRAINING,
-            description="Loads images from a folder in ComfyUI's input folder that has one "
-            "subfolder per class. Each image is cropped to the center square and resized.",
             search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
             inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=class_folder_names(),
-                    tooltip="A folder in ComfyUI's input folder. Each of its subfolders is a "
-                    "class.",
-                ),
-                io.Int.Input(
-                    "size", default=64, min=8, max=4096, tooltip="Width and height in pixels."
-                ),
+                io.Combo.Input("folder", options=class_folder_names()),
+                number("size", 64, 8, 4096),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="All images, sorted by class."),
-                io.String.Output(
-                    display_name="labels", tooltip="The class of each image, one per line."
-                ),
+                io.Image.Output(display_name="images"),
+                io.String.Output(display_name="labels"),
             ],
         )
 

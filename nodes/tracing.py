@@ -8,25 +8,24 @@ from comfy_api.latest import io, ui
 from ..guidance.sampling.trace import Trace
 from .runtime.trace_wrapper import traced
 from .sockets import CATEGORY, GuidanceTraceType
+from .texts import described
 
 
 class GuidanceTrace(io.ComfyNode):
     """Records what guidance does at each evaluation of a model."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GuidanceTrace",
             display_name="Guidance Trace",
             category=CATEGORY,
-            description="Records what guidance does while you sample with this model, and shows it "
-            "live on the node: the scales, the classifier's probability and the number of model "
-            "passes. Guidance Plot draws the whole record.",
             search_aliases=["guidance log", "trace", "CFG monitor", "debug guidance"],
-            inputs=[io.Model.Input("model", tooltip="A guided model, or any other model.")],
+            inputs=[io.Model.Input("model")],
             outputs=[
-                io.Model.Output(tooltip="The recorded model. Connect it to the sampler."),
-                GuidanceTraceType.Output(display_name="trace", tooltip="For Guidance Plot."),
+                io.Model.Output(),
+                GuidanceTraceType.Output(display_name="trace"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -42,26 +41,21 @@ class GuidancePlot(io.ComfyNode):
     """A trace as an image."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GuidancePlot",
             display_name="Guidance Plot",
             category=CATEGORY,
-            description="Draws the record of Guidance Trace: the scales, the lengths of the "
-            "guidance terms, p(label given x) of each image, and the number of model passes.",
             search_aliases=["guidance plot", "CFG plot", "trace"],
             is_output_node=True,
             inputs=[
-                GuidanceTraceType.Input("trace", tooltip="From Guidance Trace."),
-                io.Latent.Input(
-                    "samples",
-                    tooltip="The latent that was sampled with Guidance Trace's model. It makes the "
-                    "plot wait for the sampler.",
-                ),
+                GuidanceTraceType.Input("trace"),
+                io.Latent.Input("samples"),
             ],
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="The plot."),
-                io.String.Output(display_name="json", tooltip="The record as JSON."),
+                io.Image.Output(display_name="plot"),
+                io.String.Output(display_name="json"),
             ],
         )
 
