@@ -14,14 +14,14 @@ MOST_LISTED = 5  # points or steps that a description names
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot be used; one sentence says what was found and what would do."""
+    """A schedule that cannot be used; the message says what was found and what is expected."""
 
 
 class Curve(ABC):
-    """What a schedule is made of.
+    """The curve of a schedule.
 
-    key: the key of the JSON form that only this kind has. keys: all that it may have. steps: of
-    the only runs that it fits; None for any. outside: its scale where guidance is off, or None.
+    key: the JSON key that only this kind has. keys: all its JSON keys. steps: the number of steps
+    that a run must have; None for any. outside: its scale where guidance is off, or None.
     """
 
     key: ClassVar[str]
@@ -37,11 +37,11 @@ class Curve(ABC):
     @property
     @abstractmethod
     def depends_on(self) -> frozenset[str]:
-        """Which of percent, step and sigma decide on the scale."""
+        """Which of percent, step and sigma the scale depends on."""
 
     @abstractmethod
     def at(self, position: RunPosition) -> float:
-        """The scale there, also between two steps."""
+        """The scale at a position, also between two steps."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class Curve(ABC):
     @classmethod
     @abstractmethod
     def from_dict(cls, values: dict[str, Any]) -> Curve:
-        """From its JSON form, which has its key and none that it may not have."""
+        """From its JSON form, after the keys have been checked."""
 
     @abstractmethod
     def describe(self) -> str:
-        """In a few words, for a table or a legend; long lists are shortened."""
+        """A short text for a table or a legend; long lists are shortened."""
 
 
 def listed(parts: list[str]) -> str:

@@ -1,6 +1,7 @@
-"""The kinds of curves that a guidance schedule can be: a scale for a position in the run.
+"""The curves of a guidance schedule: a scale for each position in the run.
 
-A new kind is one class here, listed in CURVES. Constructors and `from_dict` raise ScheduleError.
+A new kind of curve is one class here, listed in CURVES. Constructors and `from_dict` raise
+ScheduleError.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from .run_position import RunPosition
 
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
 VARIABLES = ("percent", "step", "steps", "sigma")
-# a sigma comes out of a float32 list, and a percent out of that sigma
+# tolerance, because sigma is a float32 and percent is computed from it
 SLACK = 1e-5
 
 
 def curve_from_dict(values: dict[str, Any]) -> Curve:
-    """The curve of a JSON object, recognised by the key that only its kind has."""
+    """The curve of a JSON object, recognised by the key of its kind."""
     for kind in CURVES:
         if kind.key in values:
             unknown = sorted(values.keys() - kind.keys)
             if unknown:
                 raise ScheduleError(
-                    f"schedule has {unknown[0]!r}, which does not go with {kind.key!r}; "
-                    f"it may have {', '.join(sorted(kind.keys))}."
+                    f"schedule has {unknown[0]!r}, which is not allowed with {kind.key!r}; "
+                    f"expected only {', '.join(sorted(kind.keys))}."
                 )
             return kind.from_dict(values)
     raise ScheduleError(f"schedule is {shortened(values)}; expected {FORMS}.")
@@ -45,12 +46,12 @@ def curve_from_dict(values: dict[str, Any]) -> Curve:
 
 @dataclass(frozen=True)
 class Points(Curve):
-    """Points (position, scale) in the order of the run, and what is between and outside them.
+    """Points (position, scale) in the order of the run, with interpolation between them.
 
     Positions rise from 0 to 1 on the axes percent and step, and fall on the axis sigma. Between two
-    points: "hold" the first one's scale, "linear", "cosine" (flat at both), "power" (share **
-    exponent), or "exponential" (equal ratios; scales above 0). Outside: exactly `outside`, or with
-    None the scale of the nearest end.
+    points: "hold" (the scale of the first point), "linear", "cosine" (flat at both points), "power"
+    (share ** exponent), or "exponential" (equal ratios; scales above 0). Outside of the points:
+    exactly `outside`, or for None the scale of the nearest point.
     """
 
     axis: str
@@ -82,7 +83,7 @@ class Points(Curve):
         if self.interpolation == "exponential" and min(s for _, s in self.points) <= 0:
             low = min(s for _, s in self.points)
             raise ScheduleError(
-                f"interpolation is exponential and a scale {low:g}; all must be above 0."
+                f"interpolation is exponential, but a scale is {low:g}; all scales must be above 0."
             )
 
     def _check_on_axis(self, position: float) -> None:
@@ -188,7 +189,7 @@ class Points(Curve):
 
 @dataclass(frozen=True)
 class StepList(Curve):
-    """A scale for each step of the run; between two steps, the earlier one's."""
+    """One scale per step of the run; between two steps, the scale of the earlier one."""
 
     values: tuple[float, ...]
 
@@ -202,7 +203,7 @@ class StepList(Curve):
             check_finite("one of values", value)
 
     def at(self, position: RunPosition) -> float:
-        """The scale there; ScheduleError when the run has another number of steps."""
+        """The scale there; ScheduleError if the run has another number of steps."""
         if position.steps != len(self.values):
             raise ScheduleError(
                 f"values lists {len(self.values)} scales, but this run has {position.steps} steps; "
@@ -221,7 +222,7 @@ class StepList(Curve):
 
     @property
     def steps(self) -> int:  # type: ignore[override]
-        """As many as there are values."""
+        """The number of values."""
         return len(self.values)
 
     @classmethod
@@ -276,7 +277,7 @@ class LastSteps(Curve):
         _check_axis_is_step(values)
         if "scale" not in values:
             raise ScheduleError(
-                "schedule has 'last' and no 'scale'; give the scale of those steps."
+                "schedule has 'last' but no 'scale'; give the scale of the last steps."
             )
         return cls(values["last"], values["scale"], values.get("outside", 1.0))
 
@@ -294,18 +295,18 @@ class Formula(Curve):
     def __init__(self, text: str):
         try:
             self._expression = Expression(text, VARIABLES)
-            # what fails everywhere is said before a run
+            # a formula that always fails is reported before a run
             self.at(RunPosition(percent=0.5, step=9.5, steps=20, sigma=0.5))
         except ExpressionError as error:
             raise ScheduleError(str(error)) from error
 
     @property
     def depends_on(self) -> frozenset[str]:
-        """Those of percent, step and sigma that it has."""
+        """The variables of the formula, except steps."""
         return self._expression.reads & {"percent", "step", "sigma"}
 
     def at(self, position: RunPosition) -> float:
-        """The scale there; ScheduleError where there is none."""
+        """The scale there; ScheduleError if the formula has no value there."""
         try:
             return self._expression(**{name: float(getattr(position, name)) for name in VARIABLES})
         except ExpressionError as error:
@@ -344,5 +345,5 @@ FORMS = (
 def _check_axis_is_step(values: dict[str, Any]) -> None:
     if values.get("axis", "step") != "step":
         raise ScheduleError(
-            f"axis is {shortened(values['axis'])}; a list of steps is on the axis step."
+            f"axis is {shortened(values['axis'])}; for a list of steps it must be step."
         )
