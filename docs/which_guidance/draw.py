@@ -1,4 +1,4 @@
-"""The pictures of docs/which_guidance.md and README.md: python docs/which_guidance/draw.py [NAME ...]
+"""The pictures of docs/which_guidance.md and README.md: python docs/which_guidance/draw.py [NAME]
 
 Grids of digits drawn by the shipped models, a row for each way of guiding, and a plot of the table
 in docs/evaluation.md. Every row begins with the same noise, so that what differs is the guidance.
