@@ -1,4 +1,4 @@
-"""Class labels as people write them: an index, a name, or a comma-separated list."""
+"""Class labels as people write them: an index, a name, or a list of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Sequence
 from functools import cache
+
+from .bounded_read import quoted
 
 IMAGENET_CLASSES = 1000
 
@@ -32,17 +34,20 @@ def class_names(num_classes: int, names: Sequence[str] | None) -> tuple[str, ...
 
 
 def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None) -> list[int]:
-    """Class indices of a comma-separated list of indices and names.
+    """Class indices of a text: an index or a name, or a list with commas or one per line.
 
-    A name is matched whole, in any case, then as a prefix that only one name has. Raises
-    LabelError that offers the nearest names.
+    A line that is a name as a whole, commas and all, is that class. In a list, names with commas
+    can stand in quotes or as they are. A name is matched whole, in any case, then as a prefix that
+    only one name has. Raises LabelError that offers the nearest names.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
+    known = class_names(num_classes, names)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = [index for line in lines for index in _parse_line(line, num_classes, known)]
+    if not found:
         raise LabelError(
-            f"label is {text!r}; expected a class index or name, or several with commas."
+            f"label is {quoted(text)}; expected a class index or name, or several with commas."
         )
-    return [_parse_one(part, num_classes, class_names(num_classes, names)) for part in parts]
+    return found
 
 
 def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> list[int]:
@@ -60,15 +65,51 @@ def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> lis
     return list(labels)
 
 
-def _parse_one(part: str, num_classes: int, names: tuple[str, ...] | None) -> int:
-    folded = [name.casefold() for name in names or ()]
-    wanted = part.casefold()
+# a label of a list, in quotes or not, and the comma that ends it
+LISTED = re.compile(r'\s*"([^"]*)"\s*,|([^,]*),')
+
+
+def _parse_line(line: str, num_classes: int, names: tuple[str, ...] | None) -> list[int]:
+    if "," in line:
+        whole = _named(line, names)
+        if len(whole) == 1:
+            return whole
+    parts = [
+        match[1] if match[1] is not None else match[2] for match in LISTED.finditer(line + ",")
+    ]
+    if not all(parts):
+        raise LabelError(
+            f"label is {quoted(line)}; expected a class index or name, or several with commas."
+        )
+    return [_parse_one(part, num_classes, names) for part in _joined(parts, names)]
+
+
+def _joined(parts: list[str], names: tuple[str, ...] | None) -> list[str]:
+    """The parts of a list; those that are one name together, the longest first, are joined."""
+    whole = {name.casefold() for name in names or () if "," in name}
+    most = max((name.count(",") for name in whole), default=0) + 1
+    found, start = [], 0
+    while start < len(parts):
+        ends = range(min(start + most, len(parts)), start + 1, -1)
+        joined = (end for end in ends if ", ".join(parts[start:end]).casefold() in whole)
+        end = next(joined, start + 1)
+        found.append(", ".join(parts[start:end]))
+        start = end
+    return found
+
+
+def _named(part: str, names: tuple[str, ...] | None) -> list[int]:
+    """The classes that are called so, or else whose names begin so."""
+    folded, wanted = [name.casefold() for name in names or ()], part.casefold()
     whole = [index for index, name in enumerate(folded) if name == wanted]
-    if len(whole) == 1:
-        return whole[0]
-    if re.fullmatch(r"[+-]?\d{1,9}", part):
+    return whole or [index for index, name in enumerate(folded) if name.startswith(wanted)]
+
+
+def _parse_one(part: str, num_classes: int, names: tuple[str, ...] | None) -> int:
+    found = _named(part, names)
+    whole = len(found) == 1 and names is not None and len(names[found[0]]) == len(part)
+    if not whole and re.fullmatch(r"[+-]?\d{1,9}", part):
         return _checked_index(int(part), num_classes)
-    found = whole or [index for index, name in enumerate(folded) if name.startswith(wanted)]
     if len(found) == 1:
         return found[0]
     raise LabelError(_unknown(part, found, names, num_classes))
@@ -83,15 +124,17 @@ def _checked_index(index: int, num_classes: int) -> int:
 def _unknown(part: str, found: list[int], names: tuple[str, ...] | None, num_classes: int) -> str:
     if names is None:
         return (
-            f"label is {part!r}, but this model's classes have no names; "
+            f"label is {quoted(part)}, but this model's classes have no names; "
             f"give an index from 0 to {num_classes - 1}."
         )
     if found:
         options = ", ".join(f"{names[index]!r} ({index})" for index in found[:5])
-        return f"label {part!r} could be any of {len(found)} classes: {options}; give the index."
+        return (
+            f"label {quoted(part)} could be any of {len(found)} classes: {options}; give the index."
+        )
     near = difflib.get_close_matches(
-        part.casefold(), [n.casefold() for n in names], n=3, cutoff=0.5
+        part[:80].casefold(), [n.casefold() for n in names], n=3, cutoff=0.5
     )
     spelled = [next(n for n in names if n.casefold() == match) for match in near]
     hint = f"did you mean {' or '.join(map(repr, spelled))}?" if spelled else "no class is near it."
-    return f"label is {part!r}, which none of the {num_classes} classes is called; {hint}"
+    return f"label is {quoted(part)}, which none of the {num_classes} classes is called; {hint}"
