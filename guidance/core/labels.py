@@ -74,9 +74,7 @@ def _parse_line(line: str, num_classes: int, names: tuple[str, ...] | None) -> l
         whole = _named(line, names)
         if len(whole) == 1:
             return whole
-    parts = [
-        match[1] if match[1] is not None else match[2] for match in LISTED.finditer(line + ",")
-    ]
+    parts = [(match[1] or match[2] or "").strip() for match in LISTED.finditer(line + ",")]
     if not all(parts):
         raise LabelError(
             f"label is {quoted(line)}; expected a class index or name, or several with commas."
