@@ -55,6 +55,7 @@ class Expression:
             )
         self._evaluator = SimpleEval(operators=OPERATORS, functions=FUNCTIONS)
         try:
+            ast.parse(text.strip(), mode="eval")  # one expression: of several, only one is read
             self._tree = self._evaluator.parse(text.strip())
             self._refuse_foreign_nodes()
         except ExpressionError:

@@ -15,6 +15,7 @@ from ...guidance.core.bounded_read import is_within
 PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
+MOST_NAME, MOST_PATH = 255, 4000  # bytes and characters that file systems take
 CONFIG = "config.json"  # in a Hugging Face folder
 
 
@@ -56,7 +57,9 @@ def _is_plain(name: Any) -> bool:
     """Whether it is a plain relative path below a folder."""
     if not isinstance(name, str) or "\0" in name or PureWindowsPath(name).drive:
         return False
-    return not Path(name).is_absolute() and ".." not in PureWindowsPath(name).parts
+    parts = PureWindowsPath(name).parts
+    named = ".." not in parts and all(len(part.encode()) <= MOST_NAME for part in parts)
+    return named and not Path(name).is_absolute() and len(name) <= MOST_PATH
 
 
 def _check_within(path: str | Path, roots: list[str], error: type[ValueError]) -> None:

@@ -6,12 +6,14 @@ copy them for each step; all copies refer to the same object.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import comfy.model_sampling
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,7 +31,10 @@ class SigmaSchedule:
 
     def __init__(self, model_sampling: Any, sigmas: Tensor):
         self.sampling = model_sampling
-        table = getattr(model_sampling, "log_sigmas", None)
+        # the table of core's usual 1,000 timesteps; LCM and Stable Cascade read theirs differently
+        usual = comfy.model_sampling.ModelSamplingDiscrete
+        read_as_usual = getattr(type(model_sampling), "sigma", None) is usual.sigma
+        table = model_sampling.log_sigmas if read_as_usual else None
         self._sigmas = HostCopy(sigmas)
         self._log_sigmas = None if table is None else HostCopy(table.float())
 
@@ -57,13 +62,18 @@ class SigmaSchedule:
             timestep = np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas)))
             return min(max(1 - float(timestep) / 999.0, 0.0), 1.0)  # 999: as in core
         low, high = 0.0, 1.0
-        for _ in range(50):
+        for _ in range(30):
             middle = (low + high) / 2
-            if float(self.sampling.percent_to_sigma(middle)) > sigma:
+            if float(self._on_cpu.percent_to_sigma(middle)) > sigma:
                 low = middle
             else:
                 high = middle
         return high
+
+    @functools.cached_property
+    def _on_cpu(self) -> Any:
+        """The model sampling where nobody waits for the device."""
+        return copy.deepcopy(self.sampling).to("cpu")
 
 
 class GuidanceSum:
