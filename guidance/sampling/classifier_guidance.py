@@ -72,7 +72,7 @@ class Guide:
 def check_gradient(gradient: Tensor, point: SamplingPoint, guard: NaNGuard | None) -> None:
     """Raises ValueError if it is not finite; without the guard of a run, at once."""
     own = guard or NaNGuard()
-    own.check(gradient, point.x, point.sigma)
+    own.check(gradient, point.x, point.sigma, point.denoised)
     if guard is None:
         own.finish()
 

@@ -23,12 +23,13 @@ class NaNGuard:
     def __init__(self) -> None:
         self._pending: deque[HostCopy] = deque()
 
-    def check(self, gradient: Tensor, x: Tensor, sigma: Tensor) -> None:
-        """Checks a gradient (B, ...) that was computed at x (B, ...) and sigma (B,).
+    def check(self, gradient: Tensor, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
+        """Checks a gradient (B, ...) at x and denoised (B, ...) and sigma (B,).
 
         Raises ValueError for this gradient or an earlier one.
         """
-        facts = torch.stack([_nan_unless_finite(gradient), _nan_unless_finite(x), sigma.float()])
+        values = (gradient, x, denoised)
+        facts = torch.stack([*map(_nan_unless_finite, values), sigma.float()])
         self._pending.append(HostCopy(facts))
         if len(self._pending) >= MOST_PENDING:
             self.finish()
@@ -47,7 +48,7 @@ def _nan_unless_finite(values: Tensor) -> Tensor:
 
 
 def _check(facts: Tensor) -> None:
-    gradient, x, sigma = facts.tolist()
+    gradient, x, denoised, sigma = facts.tolist()
     wrong = [index for index, value in enumerate(gradient) if value != 0]
     if not wrong:
         return
@@ -58,7 +59,13 @@ def _check(facts: Tensor) -> None:
             f"The image itself is not finite {where}, before guidance; "
             "lower the scale or cfg, or load the diffusion model in fp32."
         )
+    if denoised[index] != 0:
+        raise ValueError(
+            f"The diffusion model's prediction is not finite {where}, before guidance; load the "
+            "diffusion model in fp32 or bf16."
+        )
     raise ValueError(
         f"The classifier's gradient is not finite {where}; "
-        "load the classifier in fp32 or bf16, or use another one."
+        "load the classifier, and the VAE if it "
+        "reads images of latents, in fp32 or bf16."
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
 from ...guidance.core.autograd import use_ordinary_weights
+from ...guidance.core.bounded_read import one_line
 from .patcher import is_streamed
 
 
@@ -39,6 +43,35 @@ def _check_whole(networks: list[torch.nn.Module], device: torch.device) -> None:
         )
 
 
+@contextlib.contextmanager
+def differentiating() -> Iterator[None]:
+    """Raises ValueError with one sentence for what torch cannot differentiate in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise  # core frees memory and says so
+        raise ValueError(
+            "model, or a patch on it, cannot be differentiated, so an exact gradient is not "
+            f"possible ({one_line(error)}); {USE_CHEAP}, or remove the patch."
+        ) from error
+
+
+@contextlib.contextmanager
+def _core_keeps_graphs() -> Iterator[None]:
+    """Core's models leave out the kernels that have no backward pass, as they do for training."""
+    management = comfy.model_management
+    saved = getattr(management, "in_training", None)
+    if saved is None:  # before core had it
+        yield
+        return
+    management.in_training = True
+    try:
+        yield
+    finally:
+        management.in_training = saved
+
+
 def predict_with_graph(
     executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any
 ) -> tuple[Tensor, Tensor]:
@@ -57,16 +90,9 @@ def predict_with_graph(
             use_ordinary_weights(network)
         use_ordinary_attributes(model.latent_format)
         x_in = x if x.requires_grad else x.detach().clone().requires_grad_(True)
-        try:
+        with differentiating(), _core_keeps_graphs():
             # a copy: some patches write into the x they are given
             denoised = executor(x_in.clone(), sigma.clone(), model_options, seed)
-        except RuntimeError as error:
-            if "nference tensor" not in str(error):
-                raise
-            raise ValueError(
-                "model, or a patch on it, uses tensors that torch cannot differentiate "
-                f"(inference tensors); {USE_CHEAP}, or remove the patch."
-            ) from error
     if not denoised.requires_grad:
         raise ValueError(
             "model, or a patch on it, predicts without torch's graph, so there is no exact "

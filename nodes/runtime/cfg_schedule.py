@@ -74,8 +74,9 @@ class ScheduledCFG:
 
 def _per_image(scales: list[float], x: Tensor) -> Tensor:
     shape = (len(x), *[1] * (x.ndim - 1))
-    values = to_device(x.device, torch.tensor(scales, dtype=x.dtype))
-    return values.view(shape).as_subclass(PerImageScale)
+    with torch.inference_mode(False):  # an exact gradient may go through it
+        values = to_device(x.device, torch.tensor(scales, dtype=x.dtype))
+        return values.view(shape).as_subclass(PerImageScale)
 
 
 @contextmanager

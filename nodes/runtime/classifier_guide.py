@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from ...guidance.sampling.strength import Strength
 from ...guidance.sampling.trace import Trace
 from ...guidance.schedules.schedule import GuidanceSchedule
 from ..host import hooks, model_info
-from ..host.autograd import check_differentiable, predict_with_graph
+from ..host.autograd import check_differentiable, differentiating, predict_with_graph
 from ..host.classifiers import PlacedClassifier
 from ..host.memory import reserve_gradient_memory
 from ..host.patcher import attach
@@ -83,11 +84,13 @@ class ClassifierGuide:
         with state.guidance_sum() as total:
             total.terms = 0.0  # an outer wrapper may evaluate more than once
             call = (executor, x, sigma, model_options, seed)
-            x_in, denoised = predict_with_graph(*call) if guide.needs_graph(x) else (x, _run(*call))
+            exact = guide.needs_graph(x)
+            x_in, denoised = predict_with_graph(*call) if exact else (x, _run(*call))
             model = executor.class_obj.inner_model
             level, alpha = model_info.levels_of(model.model_sampling, sigma)
             point = SamplingPoint.at(x_in, total.removed_from(denoised), level, alpha)
-            term = self._term(guide, point, state, options)
+            with differentiating() if exact else contextlib.nullcontext():
+                term = self._term(guide, point, state, options)
             # an outer wrapper that differentiates needs the graph; otherwise it is freed here
             denoised = denoised if x.requires_grad else denoised.detach()
             side_outputs = requested(options)
