@@ -22,6 +22,18 @@ def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return sigma, torch.ones_like(sigma)
 
 
+def active_conditionings(conds: list, sigma: Tensor) -> tuple:
+    """The uuids of the conditionings that act at sigma (B,): they tell one prompt from another."""
+    timed = any("timestep_start" in one or "timestep_end" in one for each in conds for one in each)
+    level = float(sigma[0]) if timed else 0.0  # waits for the device, as core does for these
+
+    def acts(one: dict) -> bool:
+        start, end = one.get("timestep_start"), one.get("timestep_end")
+        return (start is None or level <= start) and (end is None or level >= end)
+
+    return tuple(tuple(one.get("uuid") for one in each if acts(one)) for each in conds)
+
+
 def is_flow(model_sampling: Any) -> bool:
     """Whether the sampler's x is (1 - sigma) x0 + sigma eps."""
     return isinstance(model_sampling, comfy.model_sampling.CONST)

@@ -101,6 +101,7 @@ class RunState:
         self.nan_guard = NaNGuard()
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
+        self._values: dict[Any, Any] = {}
         self._sigmas: SigmaSchedule | None = None
         self._sum: GuidanceSum | None = None
 
@@ -110,6 +111,12 @@ class RunState:
             sigmas = hooks.options_of(model_options)["sample_sigmas"]
             self._sigmas = SigmaSchedule(model.model_sampling, sigmas)
         return self._sigmas
+
+    def changed(self, key: Any, value: Any) -> bool:
+        """Whether the value of that key is another one than at the last call in this run."""
+        before = self._values.get(key, value)
+        self._values[key] = value
+        return before != value
 
     def cache(self, key: Any, make: Callable[[], T]) -> T:
         """The run's cache for this key; created on first use."""

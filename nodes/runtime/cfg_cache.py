@@ -41,12 +41,14 @@ class CFGCacheWrapper:
         # the windows of a long video are parts of one evaluation; each would need its own term
         if len(conds) != 2 or "context_handler" in options:
             return executor(model, conds, x, sigma, options)
-        cache = run_state(options).cache(id(self), lambda: CFGCache(self.config))
+        state = run_state(options)
+        cache = state.cache(id(self), lambda: CFGCache(self.config))
         due = cache.due()
         if any(cond is None for cond in conds):
             return executor(model, conds, x, sigma, options)
         levels = model_info.levels_of(model.model_sampling, sigma)
-        if due or not cache.matches_shape(x):
+        changed = state.changed(id(self), model_info.active_conditionings(conds, sigma))
+        if due or changed or not cache.matches_shape(x):
             output = executor(model, conds, x, sigma, options)
             cache.store((output[0] - output[1]).detach(), *levels)
             return output
