@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -158,10 +159,17 @@ def _one_step(
                 value = loss(network, *rows) / len(parts)
             value.backward()
         total += value.detach()
+    mean = run.processes.mean(total)
+    if not math.isfinite(mean):
+        raise ValueError(
+            f"The loss is {mean} at step {state.step}, so the weights before it are kept; lower "
+            f"learning_rate ({recipe.learning_rate:g}), train in fp32, or look for images or "
+            "latents that are not finite."
+        )
     state.whole = False
     state.optimizer.step()
     _average(state.average, state.network, min(recipe.ema, (1 + state.step) / (10 + state.step)))
-    state.losses.append(run.processes.mean(total))
+    state.losses.append(mean)
     state.step += 1
     state.whole = True
     _validated(state, recipe, run)

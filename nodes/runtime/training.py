@@ -74,6 +74,11 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
             f"latents have {samples.shape[1]} channels, but the model's have {channels}; encode "
             "the images with the model's VAE."
         )
+    if not bool(samples.isfinite().all()):
+        raise ValueError(
+            "latents hold values that are not finite (NaN or infinity); encode the images again, "
+            "with the VAE in fp32 or bf16."
+        )
     return to_model_space(model, samples), space_of(model)
 
 
