@@ -81,19 +81,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads; default: torch's choice")
 
 
-def add_architecture_overrides(parser: argparse.ArgumentParser) -> None:
-    """What a file's tensors cannot tell."""
-    group = parser.add_argument_group("what a file's tensors cannot tell")
-    group.add_argument("--noise-schedule", choices=("auto", "linear", "cosine"), default="auto")
-    group.add_argument("--num-heads", type=int, default=0, help="in each attention block; 0: auto")
-    group.add_argument("--num-head-channels", type=int, default=0, help="instead; 0: auto")
-    group.add_argument("--attention-order", choices=ATTENTION_ORDERS, default="auto")
+def add_architecture_overrides(parser: argparse.ArgumentParser, whose: str = "") -> None:
+    """What a file's tensors cannot tell; `whose` goes before the names, "classifier-" for one."""
+    group = parser.add_argument_group(f"what the tensors of the {whose}file cannot tell")
+    schedules = ("auto", "linear", "cosine")
+    group.add_argument(f"--{whose}noise-schedule", choices=schedules, default="auto")
+    group.add_argument(f"--{whose}num-heads", type=int, default=0, help="in each block; 0: auto")
+    group.add_argument(f"--{whose}num-head-channels", type=int, default=0, help="instead; 0: auto")
+    group.add_argument(f"--{whose}attention-order", choices=ATTENTION_ORDERS, default="auto")
 
 
-def architecture_overrides(args: argparse.Namespace) -> dict[str, Any]:
+def architecture_overrides(args: argparse.Namespace, whose: str = "") -> dict[str, Any]:
     """Arguments of `read_checkpoint` from the options of `add_architecture_overrides`."""
     names = ("noise_schedule", "num_heads", "num_head_channels", "attention_order")
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, whose.replace("-", "_") + name) for name in names}
 
 
 def set_threads(args: argparse.Namespace) -> None:

@@ -44,9 +44,8 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
     add_strength(parser)
     add_cfg_cache(parser)
     parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32")
-    schedules = ("auto", "linear", "cosine")
-    parser.add_argument("--noise-schedule", choices=schedules, default="auto", help="the model's")
-    parser.add_argument("--classifier-schedule", choices=schedules, default="auto")
+    options.add_architecture_overrides(parser)
+    options.add_architecture_overrides(parser, "classifier-")
     options.add_device(parser)
 
 
@@ -162,14 +161,14 @@ def load_models(
 ) -> tuple[DiffusionModel, Classifier | None]:
     """The diffusion model, and the classifier or None."""
     where = {"dtype": args.dtype, "device": options.device(args.device)}
-    model = load_adm(args.model, noise_schedule=args.noise_schedule, **where)
+    model = load_adm(args.model, **options.architecture_overrides(args), **where)
     if args.classifier is None:
         return model, None
     if args.gradient is not None or Path(args.classifier).is_dir():
         gradient = args.gradient or GRADIENTS[0]
         return model, load_image_classifier(args.classifier, gradient=gradient, **where)
-    schedule = args.classifier_schedule
-    return model, load_classifier(args.classifier, noise_schedule=schedule, **where)
+    overrides = options.architecture_overrides(args, "classifier-")
+    return model, load_classifier(args.classifier, **overrides, **where)
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
