@@ -292,6 +292,7 @@ def _processing(
             std=std,
             interpolation=RESAMPLING.get(int(given.get("resample", 2)), "bilinear"),
             bgr=bool(given.get("do_flip_channel_order", False)),
+            crop_down=True,
         )
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise CheckpointError(

@@ -20,7 +20,8 @@ class Preprocessing:
 
     resize: H, W, or the length of the shorter side; None keeps the size. crop: H, W of the center,
     padded with black if the image is smaller. mean, std: of pixels in [0, 1]. bgr: the order of the
-    channels. Raises ValueError for invalid values.
+    channels. crop_down: half of an odd difference is rounded down, as in transformers, and not to
+    the nearest even number, as in torchvision. Raises ValueError for invalid values.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -29,6 +30,7 @@ class Preprocessing:
     std: tuple[float, ...] = HALF
     interpolation: str = "bilinear"
     bgr: bool = False
+    crop_down: bool = False
 
     def __post_init__(self) -> None:
         sizes = (self.resize,) if isinstance(self.resize, int) else (self.resize or ())
@@ -43,7 +45,7 @@ class Preprocessing:
 
     def __call__(self, x: Tensor) -> Tensor:
         """From pixels (B, C, H, W) in about [-1, 1] to the network's input."""
-        pixels = _cropped(self._resized((x + 1) / 2), self.crop)
+        pixels = _cropped(self._resized((x + 1) / 2), self.crop, self.crop_down)
         pixels = pixels.flip(1) if self.bgr else pixels
         mean, std = (
             to_device(pixels.device, torch.tensor(v, dtype=pixels.dtype)).view(-1, 1, 1)
@@ -68,7 +70,7 @@ class Preprocessing:
         return F.interpolate(pixels, size, mode=self.interpolation, antialias=True)
 
 
-def _cropped(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
+def _cropped(pixels: Tensor, size: tuple[int, int] | None, down: bool) -> Tensor:
     if size is None or size == tuple(pixels.shape[-2:]):
         return pixels
     missing = [
@@ -78,6 +80,7 @@ def _cropped(pixels: Tensor, size: tuple[int, int] | None) -> Tensor:
         (top, left), (down, right) = zip(*((m // 2, (m + 1) // 2) for m in missing), strict=True)
         pixels = F.pad(pixels, (left, right, top, down))
     top, left = (
-        round((found - wanted) / 2) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
+        (found - wanted) // 2 if down else round((found - wanted) / 2)
+        for wanted, found in zip(size, pixels.shape[-2:], strict=True)
     )
     return pixels[..., top : top + size[0], left : left + size[1]]
