@@ -29,7 +29,9 @@ def memory_plan(network: torch.nn.Module, x: Tensor) -> GradientMemoryPlan:
         return WHOLE
     device = device_of(network, x.device)
     free = comfy.model_management.get_free_memory(device) * (1 - SPARE_SHARE)
-    return memory_plan_within(free, network.layout, x.shape, compute_dtype(network, x))
+    return memory_plan_within(
+        free, network.layout, (*x.shape[:2], *x.shape[-2:]), compute_dtype(network, x)
+    )
 
 
 def reserve_gradient_memory(model: Any) -> None:

@@ -33,11 +33,10 @@ class PlacedVAE:
     def of(cls, vae: comfy.sd.VAE) -> PlacedVAE:
         """Raises ValueError for a VAE that does not decode images or has streamed weights."""
         vae.throw_exception_if_invalid()
-        if vae.latent_dim != 2 or vae.output_channels != 3:
-            kind = {1: "sound", 3: "video"}.get(vae.latent_dim, "something else")
+        if vae.latent_dim not in (2, 3) or vae.output_channels != 3:
+            kind = "sound" if vae.latent_dim == 1 else "no RGB images"
             raise ValueError(
-                f"vae decodes {kind if vae.latent_dim != 2 else 'no RGB images'}; an image "
-                "classifier needs the VAE of an image model."
+                f"vae decodes {kind}; an image classifier needs the VAE of an image model."
             )
         patcher = not_streamed(vae.patcher)
         whole = AllOrNothingPatcher(
@@ -49,13 +48,17 @@ class PlacedVAE:
         return cls(whole, vae.latent_channels, vae.vae_dtype, 2 * slope, 2 * low - 1)
 
     def decoder(self, network: Any, model: Any) -> Decode:
-        """Decodes a base model's x0 (B, C, H, W) to RGB in [-1, 1]; `network` is the placed VAE."""
+        """From a base model's x0 (B, C, H, W) or (B, C, 1, H, W) to RGB in [-1, 1].
+
+        network: the placed VAE.
+        """
 
         def decode(x0: Tensor) -> Tensor:
             use_ordinary_weights(network)
             use_ordinary_attributes(model.latent_format)
             latents = model.process_latent_out(x0).to(device_of(network, x0.device), self.dtype)
             pixels = network.decode(latents)
+            pixels = pixels.squeeze(2) if pixels.ndim == 5 else pixels  # of a video VAE: one frame
             return pixels * self.slope + self.offset
 
         return decode

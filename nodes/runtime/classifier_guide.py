@@ -12,6 +12,7 @@ from torch import Tensor
 from ...guidance.adm import EncoderUNet
 from ...guidance.classifiers.base import SamplingPoint
 from ...guidance.classifiers.gradient_cache import GradientCache
+from ...guidance.classifiers.noisy import NoisyClassifier
 from ...guidance.core.host_copy import to_device
 from ...guidance.core.labels import spread_labels
 from ...guidance.core.noise import per_image
@@ -110,8 +111,11 @@ class ClassifierGuide:
             position = run_position(guider, sigma, model_options)
         # looked up by key, because cloning a MODEL also clones the attached models
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
+        classifier = self.placed.bind(patchers, guider.inner_model)
+        if is_single_frame(x) and isinstance(classifier, NoisyClassifier):
+            classifier = classifier.with_network(SingleFrame(classifier.network))
         return Guide(
-            self.placed.bind(patchers, guider.inner_model),
+            classifier,
             to_device(x.device, labels),
             self.strength,
             self.schedule,
@@ -124,7 +128,7 @@ class ClassifierGuide:
         return guide.term(point, state.nan_guard, report).detach()
 
     def _check_shape(self, x: Tensor) -> None:
-        if x.ndim != 4:
+        if x.ndim != 4 and not is_single_frame(x):
             raise ValueError(
                 f"Classifier Guidance steers images (B, C, H, W), but this latent is {_kind(x)}, "
                 f"{tuple(x.shape)}; remove Classifier Guidance, or sample an image."
@@ -132,6 +136,25 @@ class ClassifierGuide:
         network = self.placed.classifier.network
         if isinstance(network, EncoderUNet):
             network.check_size(x.shape[-2:])
+
+
+def is_single_frame(x: Tensor) -> bool:
+    """Whether the latent is an image in a video model's shape, (B, C, 1, H, W)."""
+    return x.ndim == 5 and x.shape[2] == 1
+
+
+class SingleFrame(torch.nn.Module):
+    """A network of images, for images in a video model's shape."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+        self.layout = getattr(network, "layout", None)
+        self.compute_dtype = getattr(network, "compute_dtype", None)
+
+    def forward(self, x: Tensor, t: Tensor, **options: Any) -> Tensor:
+        """x (B, C, 1, H, W) and t (B,) -> logits (B, classes)."""
+        return self.network(x.squeeze(2), t, **options)
 
 
 def _run(executor: Any, *arguments: Any) -> Tensor:

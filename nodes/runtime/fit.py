@@ -36,10 +36,9 @@ def _check_decoded(placed: PlacedClassifier, model: Any) -> None:
     """Raises ValueError if this MODEL's latents cannot be decoded to images."""
     space, channels = model_info.space_of(model), model_info.latent_channels(model)
     dimensions = model_info.latent_dimensions(model)
-    if dimensions != 2:
+    if dimensions == 1:
         raise ValueError(
-            f"model works on {space} latents, which are {'video' if dimensions == 3 else 'sound'}; "
-            "Classifier Guidance steers images."
+            f"model works on {space} latents, which are sound; Classifier Guidance steers images."
         )
     if placed.vae is None:
         raise ValueError(

@@ -63,7 +63,8 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
             "latents are connected, but no model; connect the model that the classifier will steer."
         )
     samples = latents["samples"]
-    if samples.ndim != 4:
+    single_frame = samples.ndim == 5 and samples.shape[2] == 1  # an image of a video VAE
+    if samples.ndim != 4 and not single_frame:
         raise ValueError(
             f"latents have the shape {tuple(samples.shape)}; a classifier is trained on images, "
             "(N, C, H, W)."
@@ -79,7 +80,8 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
             "latents hold values that are not finite (NaN or infinity); encode the images again, "
             "with the VAE in fp32 or bf16."
         )
-    return to_model_space(model, samples), space_of(model)
+    samples = to_model_space(model, samples)
+    return samples.squeeze(2) if single_frame else samples, space_of(model)
 
 
 def _labelled(x0: torch.Tensor, labels: str, what: str, space: str) -> LabelledImages:
