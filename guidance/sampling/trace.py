@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.host_copy import HostCopy
 from ..core.noise import mean_norm
 from ..schedules.run_position import RunPosition
+
+MOST_RUNS = 8  # that a trace keeps
 
 
 @dataclass
@@ -90,13 +93,25 @@ class Evaluation:
 class Trace:
     """The evaluations of one sampling run, in order."""
 
-    def __init__(self) -> None:
-        self.evaluations: list[Evaluation] = []
-        self._counting = Lock()  # with several GPUs, each one has its own thread
+    def __init__(self, evaluations: list[Evaluation] | None = None) -> None:
+        self.evaluations = evaluations or []
+        self._runs: list[tuple[list[Evaluation], Tensor]] = []  # with what came out
+        self._counting = Lock()  # with several GPUs, each has a thread
 
     def begin(self) -> None:
-        """Starts a new run and clears the record."""
+        """Starts a new run."""
         self.evaluations = []
+
+    def end(self, samples: Tensor) -> None:
+        """Keeps the run beside the few before it, by the samples (B, ...) that came out."""
+        self._runs = [*self._runs[1 - MOST_RUNS :], (self.evaluations, _fingerprint(samples))]
+
+    def run_of(self, samples: Tensor) -> Trace:
+        """The kept run that these samples came out of; where none is kept, the last one."""
+        wanted = _fingerprint(samples)
+        runs = [(float((wanted - print_).abs().max()), seen) for seen, print_ in self._runs]
+        nearest = min(runs, key=lambda run: run[0], default=(0.0, self.evaluations))
+        return Trace(nearest[1])
 
     def evaluation(self, sigma: Tensor, position_of: Callable[[float], RunPosition]) -> Evaluation:
         """The next evaluation, at sigma (B,); `position_of` gives the position of a sigma."""
@@ -152,3 +167,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def _fingerprint(samples: Tensor) -> Tensor:
+    """Eight numbers that tell one result from another, also in another precision."""
+    flat = samples.detach().float().flatten()
+    return F.adaptive_avg_pool1d(flat[None], 8)[0].cpu()

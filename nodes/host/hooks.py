@@ -28,9 +28,12 @@ def around_preparation(model: Any, key: str, wrapper: Wrapper) -> None:
     model.add_wrapper_with_key(_KINDS.PREPARE_SAMPLING, key, wrapper)
 
 
-def around_prediction(model: Any, key: str, wrapper: Wrapper) -> None:
+def around_prediction(model: Any, key: str, wrapper: Wrapper, outermost: bool = False) -> None:
     """wrapper(executor, x, sigma, model_options, seed): a guider's denoised image."""
     model.add_wrapper_with_key(_KINDS.PREDICT_NOISE, key, wrapper)
+    if outermost:  # core calls them in this order
+        wrappers = model.wrappers[_KINDS.PREDICT_NOISE]
+        model.wrappers[_KINDS.PREDICT_NOISE] = {key: wrappers.pop(key), **wrappers}
 
 
 def around_conditionings(model: Any, key: str, wrapper: Wrapper) -> None:

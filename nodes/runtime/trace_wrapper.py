@@ -27,9 +27,12 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
         trace.begin()
         publisher.begin()
         try:
-            return executor(*args, **options)
+            samples = executor(*args, **options)
         finally:
             publisher.publish_rest()
+        if isinstance(samples, Tensor):
+            trace.end(samples)
+        return samples
 
     def prediction(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
         publisher.publish_arrived()
@@ -49,7 +52,8 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
         return args["denoised"]
 
     hooks.around_run(model, KEY, run)
-    hooks.around_prediction(model, KEY, prediction)
+    # outermost: patches further in may skip an evaluation, and guides report to it all the same
+    hooks.around_prediction(model, KEY, prediction, outermost=True)
     hooks.around_network(model, KEY, network)
     model.set_model_sampler_post_cfg_function(cfg)
     return model
