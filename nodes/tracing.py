@@ -63,7 +63,8 @@ class GuidancePlot(io.ComfyNode):
     def execute(cls, trace, samples) -> io.NodeOutput:
         from ..guidance.sampling.trace_plot import plot_trace  # matplotlib, on first use
 
-        trace = trace.run_of(samples["samples"])
+        if isinstance(samples["samples"], torch.Tensor):  # not for packed sound and video
+            trace = trace.run_of(samples["samples"])
         image = torch.from_numpy(plot_trace(trace).copy()).float()[None] / 255
         text = trace.to_json()
         shown = ui.PreviewImage(image, cls=cls).as_dict()
