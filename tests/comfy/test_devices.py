@@ -235,9 +235,7 @@ def test_what_is_no_image_is_refused_by_name(call, core_model, place_classifier,
     model = of_dimensions(core_model, 3)
     classifier = place_classifier(torch.nn.Flatten())
     steered = guided(call, model, classifier, label="1")
-    with pytest.raises(
-        ValueError, match=rf"this latent is .*{kind}.*remove Classifier Guidance"
-    ):
+    with pytest.raises(ValueError, match=rf"this latent is .*{kind}.*remove Classifier Guidance"):
         sampled(steered, LATENTS[kind]())
 
 
