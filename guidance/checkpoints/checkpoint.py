@@ -342,7 +342,7 @@ def _check_class_count(layout: ADMLayout, tensors: dict[str, Tensor]) -> None:
     """Raises ValueError for more classes than the rows of any tensor, before they are listed."""
     rows = max((len(value) for value in tensors.values() if value.ndim), default=0)
     if (layout.class_count or 0) > rows:
-        raise ValueError(f"{layout.class_count} classes, and no tensor with so many rows")
+        raise ValueError(f"{layout.class_count} classes, but no tensor has that many rows")
 
 
 def _typed(values: dict[str, Any], name: str, kind: type) -> Any:
