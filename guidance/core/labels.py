@@ -1,4 +1,4 @@
-"""Class labels as people write them: an index, a name, or a list of them."""
+"""Class labels as text: an index, a name, or a list of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGENET_CLASSES = 1000
 
 
 class LabelError(ValueError):
-    """A label that names no class, or several."""
+    """A label that matches no class, or several classes."""
 
 
 @cache
@@ -21,7 +21,7 @@ def imagenet_names() -> tuple[str, ...] | None:
     """The 1,000 ImageNet class names from torchvision's metadata; None without torchvision."""
     try:
         from torchvision.models import ResNet18_Weights
-    except Exception:  # torchvision is optional, and a broken one must not stop a run
+    except Exception:  # torchvision is optional; a broken installation must not stop a run
         return None
     return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
@@ -51,9 +51,9 @@ def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None
 
 
 def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> list[int]:
-    """One label for each image of a batch, from one for all or one for each; else LabelError.
+    """One label per image of a batch, from one label for all or one per image; else LabelError.
 
-    The error calls them `name`.
+    The error message uses `name` for them.
     """
     if len(labels) == 1:
         return list(labels) * batch
@@ -134,5 +134,5 @@ def _unknown(part: str, found: list[int], names: tuple[str, ...] | None, num_cla
         part[:80].casefold(), [n.casefold() for n in names], n=3, cutoff=0.5
     )
     spelled = [next(n for n in names if n.casefold() == match) for match in near]
-    hint = f"did you mean {' or '.join(map(repr, spelled))}?" if spelled else "no class is near it."
-    return f"label is {quoted(part)}, which none of the {num_classes} classes is called; {hint}"
+    hint = f"did you mean {' or '.join(map(repr, spelled))}?" if spelled else "no name is similar."
+    return f"label is {quoted(part)}, but none of the {num_classes} classes has this name; {hint}"

@@ -174,4 +174,4 @@ def test_more_pictures_than_there_is_room_for(call, pack_module, class_folder, m
     monkeypatch.setattr(adapter.comfy.model_management, "get_free_memory", lambda device: 1000)
     monkeypatch.setattr(data, "_read", None)
     said = refused(call, "LabelledImageFolder", folder="untrusted", size=8)
-    assert "2 images of 8x8 take" in said and "choose a smaller size" in said
+    assert "2 images of 8x8 need" in said and "choose a smaller size" in said
