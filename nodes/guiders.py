@@ -82,6 +82,7 @@ class ClassifierFreeGuidance(io.ComfyNode):
                 schedule_input(),
                 *cfg_cache_inputs(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Guider.Output()],
         )
 
@@ -91,5 +92,6 @@ class ClassifierFreeGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         if schedule is not None:
             model = schedule_cfg(model, schedule)
-        model = cache_cfg(model, CFGCacheConfig(cfg_interval, tolerance))
+        node = getattr(cls.hidden, "unique_id", None)
+        model = cache_cfg(model, CFGCacheConfig(cfg_interval, tolerance), node)
         return io.NodeOutput(cfg_guider(model, positive, negative, cfg))

@@ -76,10 +76,15 @@ class CFGScaleScheduler(io.ComfyNode):
                 GuidanceScheduleType.Input("schedule"),
                 *cfg_cache_inputs(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(cls, model, schedule, cfg_interval=1, tolerance=0.0) -> io.NodeOutput:
         scheduled = schedule_cfg(model, schedule)
-        return io.NodeOutput(cache_cfg(scheduled, CFGCacheConfig(cfg_interval, tolerance)))
+        config, node = (
+            CFGCacheConfig(cfg_interval, tolerance),
+            getattr(cls.hidden, "unique_id", None),
+        )
+        return io.NodeOutput(cache_cfg(scheduled, config, node))

@@ -102,6 +102,7 @@ class RunState:
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
         self._values: dict[Any, Any] = {}
+        self._at_end: dict[Any, Callable[[RunState], None]] = {}
         self._sigmas: SigmaSchedule | None = None
         self._sum: GuidanceSum | None = None
 
@@ -117,6 +118,20 @@ class RunState:
         before = self._values.get(key, value)
         self._values[key] = value
         return before != value
+
+    def at_end(self, key: Any, call: Callable[[RunState], None]) -> None:
+        """Calls call(state) when the run has ended; once for a key."""
+        self._at_end[key] = call
+
+    def end(self) -> None:
+        """The run has ended; raises ValueError for a gradient that was not finite."""
+        self.nan_guard.finish()
+        for call in self._at_end.values():
+            call(self)
+
+    def has_cache(self, key: Any) -> bool:
+        """Whether `cache` was called for this key in the run."""
+        return key in self._caches
 
     def cache(self, key: Any, make: Callable[[], T]) -> T:
         """The run's cache for this key; created on first use."""
@@ -148,7 +163,7 @@ def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:
     # the guider's options are a copy for this run
     hooks.options_of(executor.class_obj.model_options)[hooks.RUN_STATE] = state
     result = executor(*arguments, **options)
-    state.nan_guard.finish()
+    state.end()
     return result
 
 

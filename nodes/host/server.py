@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,14 @@ def send_event(event: str, about: dict[str, Any]) -> None:
     server = _server()
     if server is not None:
         server.send_sync(event, about, server.client_id)
+
+
+def show_on_node(text: str, node: str | None) -> None:
+    """Writes a warning into the log and, where the page knows the node, on the node."""
+    logging.warning("Classifier Guidance: %s", text)
+    send = getattr(_server(), "send_progress_text", None)
+    if send is not None and node is not None:
+        send(text, node)
 
 
 def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:

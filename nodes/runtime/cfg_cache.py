@@ -9,50 +9,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...guidance.sampling.cfg_cache import CFGCache, CFGCacheConfig
 from ..host import hooks, model_info
-from ..host.run_state import keep_run_state, run_state
+from ..host.run_state import RunState, keep_run_state, run_state
+from ..host.server import show_on_node
 
 KEY = "cfg_cache"
+NO_EFFECT = (
+    "cfg_interval and tolerance save nothing in this run: the guider or a patch computes the "
+    "positive and the negative apart; set cfg_interval to 1 and tolerance to 0."
+)
 
 
-def cache_cfg(model: Any, config: CFGCacheConfig) -> Any:
-    """The MODEL with a CFG cache as configured."""
+def cache_cfg(model: Any, config: CFGCacheConfig, node: str | None = None) -> Any:
+    """The MODEL with a CFG cache as configured; node: where the page says that it has no effect."""
     if config.is_off:
         return model
     model = model.clone()
     keep_run_state(model)
-    hooks.around_conditionings(model, KEY, CFGCacheWrapper(config))
+    hooks.around_conditionings(model, KEY, CFGCacheWrapper(config, node))
     return model
 
 
 @dataclass(frozen=True)
 class CFGCacheWrapper:
-    """Skips the negative while the cached term can be used."""
+    """Skips the negative, and Perp-Neg's empty prompt, while the cached terms can be used."""
 
     config: CFGCacheConfig
+    node: str | None = None
 
     def __call__(
         self, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
     ) -> Any:
-        """The denoised images of cond and uncond (B, ...) at x and sigma (B,)."""
+        """The denoised images of cond and the others (B, ...) at x and sigma (B,)."""
         # the windows of a long video are parts of one evaluation; each would need its own term
-        if len(conds) != 2 or "context_handler" in options:
+        if len(conds) not in (2, 3) or conds[0] is None or "context_handler" in options:
+            run_state(options).at_end(self, self._say_no_effect)
             return executor(model, conds, x, sigma, options)
         state = run_state(options)
         cache = state.cache(id(self), lambda: CFGCache(self.config))
         due = cache.due()
         if any(cond is None for cond in conds):
             return executor(model, conds, x, sigma, options)
-        levels = model_info.levels_of(model.model_sampling, sigma)
+        others = len(conds) - 1
+        levels = model_info.levels_of(model.model_sampling, sigma.repeat(others))
         changed = state.changed(id(self), model_info.active_conditionings(conds, sigma))
-        if due or changed or not cache.matches_shape(x):
+        if due or changed or not cache.matches_shape(torch.cat([x] * others)):
             output = executor(model, conds, x, sigma, options)
-            cache.store((output[0] - output[1]).detach(), *levels)
+            terms = torch.cat([output[0] - other for other in output[1:]])
+            cache.store(terms.detach(), *levels)
             return output
         for trace in hooks.options_of(options).get(hooks.TRACES, ()):
-            trace.saved(len(conds[1]))
-        cond = executor(model, [conds[0], None], x, sigma, options)[0]
-        return [cond, cond - cache.term_at(*levels)]
+            trace.saved(sum(map(len, conds[1:])))
+        cond = executor(model, [conds[0], *[None] * others], x, sigma, options)[0]
+        return [cond, *(cond - term for term in cache.term_at(*levels).chunk(others))]
+
+    def _say_no_effect(self, state: RunState) -> None:
+        if not state.has_cache(id(self)):
+            show_on_node(NO_EFFECT, self.node)
