@@ -102,7 +102,7 @@ class RunState:
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
         self._values: dict[Any, Any] = {}
-        self._at_end: dict[Any, Callable[[RunState], None]] = {}
+        self._at_end: dict[Any, Callable[[], None]] = {}
         self._sigmas: SigmaSchedule | None = None
         self._sum: GuidanceSum | None = None
 
@@ -119,19 +119,19 @@ class RunState:
         self._values[key] = value
         return before != value
 
-    def at_end(self, key: Any, call: Callable[[RunState], None]) -> None:
-        """Calls call(state) when the run has ended; once for a key."""
-        self._at_end[key] = call
+    def at_end(self, key: Any, call: Callable[[], None], unless_known: bool = False) -> None:
+        """Calls call() when the run has ended; the last one that was given for a key.
+
+        unless_known: the first one stays.
+        """
+        if not unless_known or key not in self._at_end:
+            self._at_end[key] = call
 
     def end(self) -> None:
         """The run has ended; raises ValueError for a gradient that was not finite."""
         self.nan_guard.finish()
         for call in self._at_end.values():
-            call(self)
-
-    def has_cache(self, key: Any) -> bool:
-        """Whether `cache` was called for this key in the run."""
-        return key in self._caches
+            call()
 
     def cache(self, key: Any, make: Callable[[], T]) -> T:
         """The run's cache for this key; created on first use."""

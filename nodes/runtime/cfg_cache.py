@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...guidance.sampling.cfg_cache import CFGCache, CFGCacheConfig
 from ..host import hooks, model_info
-from ..host.run_state import RunState, keep_run_state, run_state
+from ..host.run_state import keep_run_state, run_state
 from ..host.server import show_on_node
 
 KEY = "cfg_cache"
@@ -47,7 +47,7 @@ class CFGCacheWrapper:
         """The denoised images of cond and the others (B, ...) at x and sigma (B,)."""
         # the windows of a long video are parts of one evaluation; each would need its own term
         if len(conds) not in (2, 3) or conds[0] is None or "context_handler" in options:
-            run_state(options).at_end(self, self._say_no_effect)
+            run_state(options).at_end(self, self._say_no_effect, unless_known=True)
             return executor(model, conds, x, sigma, options)
         state = run_state(options)
         cache = state.cache(id(self), lambda: CFGCache(self.config))
@@ -61,12 +61,16 @@ class CFGCacheWrapper:
             output = executor(model, conds, x, sigma, options)
             terms = torch.cat([output[0] - other for other in output[1:]])
             cache.store(terms.detach(), *levels)
+            state.at_end(self, _say_nothing)
             return output
         for trace in hooks.options_of(options).get(hooks.TRACES, ()):
             trace.saved(sum(map(len, conds[1:])))
         cond = executor(model, [conds[0], *[None] * others], x, sigma, options)[0]
         return [cond, *(cond - term for term in cache.term_at(*levels).chunk(others))]
 
-    def _say_no_effect(self, state: RunState) -> None:
-        if not state.has_cache(id(self)):
-            show_on_node(NO_EFFECT, self.node)
+    def _say_no_effect(self) -> None:
+        show_on_node(NO_EFFECT, self.node)
+
+
+def _say_nothing() -> None:
+    """It had an effect."""
