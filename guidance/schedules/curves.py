@@ -6,7 +6,6 @@ A new kind is one class here, listed in CURVES. Constructors and `from_dict` rai
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ from typing import Any, ClassVar
 
 from .expression import Expression, ExpressionError
 from .run_position import RunPosition
+from .values import is_finite_number, listed, shortened
 
 AXES = ("percent", "step", "sigma")
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
 VARIABLES = ("percent", "step", "steps", "sigma")
 # a sigma comes out of a float32 list, and a percent out of that sigma
 SLACK = 1e-5
-MOST_LISTED = 5  # points or steps that a description names
 
 
 class ScheduleError(ValueError):
@@ -388,28 +387,9 @@ def _check_axis_is_step(values: dict[str, Any]) -> None:
         )
 
 
-def listed(parts: list[str]) -> str:
-    """The first few and the last."""
-    if len(parts) > MOST_LISTED:
-        parts = [*parts[: MOST_LISTED - 2], "...", parts[-1]]
-    return ", ".join(parts)
-
-
 def _finite(name: str, value: Any) -> None:
     if not is_finite_number(value):
         raise ScheduleError(f"The {name} is {shortened(value)}; it must be a finite number.")
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold; an integer may be too large."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def shortened(value: Any) -> str:
-    """What was found, for an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

@@ -7,17 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curves import (
-    FORMS,
-    Curve,
-    Points,
-    ScheduleError,
-    curve_from_dict,
-    is_finite_number,
-    listed,
-    shortened,
-)
+from .curves import FORMS, Curve, Points, ScheduleError, curve_from_dict
 from .run_position import RunPosition
+from .values import is_finite_number, listed, shortened
 
 MODELS = ("any", "ve", "flow")
 

@@ -13,7 +13,7 @@ import torch
 from guidance import GuidanceSchedule
 from guidance.__main__ import COMMANDS, main
 from guidance.adm.layout import POOLS
-from guidance.adm.presets import PRESETS
+from guidance.adm.presets import NETWORK_SIZES as PRESETS
 from guidance.cli import options
 
 SHARED = {"device": None, "threads": None}

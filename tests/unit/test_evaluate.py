@@ -19,7 +19,7 @@ from guidance.evaluation.compute_cost import count_compute
 from guidance.evaluation.judge import Score
 from guidance.evaluation.report import Row, table
 from guidance.evaluation.report_plot import plot_rows
-from guidance.schedules.schedule_names import short_form
+from guidance.schedules.curves import shortened as short_form
 
 JUDGE = ["evaluate", "--judge", "@judge.safetensors"]
 DRAW = [*JUDGE, "--model", "@diffusion.safetensors", "--device", "cpu", "--num-samples", "5"]
