@@ -52,12 +52,6 @@ def test_a_grid_of_the_same_images(guidance):
         assert (shown == image).all()
 
 
-def test_a_finished_run_replaces_the_old_file(guidance):
-    Path("x.npz").write_bytes(b"what was there")
-    assert len(drawn(guidance, "--num-samples", "1")[0]) == 1
-    assert names_here() == ["x.npz"]
-
-
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_a_run_repeats_with_its_seed(guidance, method):
     a, b, c = (
