@@ -22,97 +22,47 @@ from tiny_networks import (
 )
 
 from guidance import CheckpointError, load_adm, load_classifier
-from guidance.adm import ClassifierLayout, UNetLayout
+from guidance.adm import released
 from guidance.adm.build import build_network, shapes_of
 from guidance.adm.detect import detect_layout, released_schedule
 from guidance.checkpoints.checkpoint import METADATA_KEY, read_checkpoint
 
-MULTIPLIERS = {
-    64: (1, 2, 3, 4),
-    128: (1, 1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (0.5, 1, 1, 2, 2, 4, 4),
+# Millions of parameters, as published or counted in the files.
+MILLIONS = {
+    "64x64_classifier": 65.4,
+    "128x128_classifier": 42.6,
+    "256x256_classifier": 54.1,
+    "512x512_classifier": 54.4,
+    "64x64_diffusion": 296,
+    "128x128_diffusion": 421,
+    "256x256_diffusion": 554,
+    "256x256_diffusion_uncond": 553,
+    "512x512_diffusion": 559,
+    "64_256_upsampler": 312,
+    "128_512_upsampler": 309,
 }
-
-
-def attended(size, resolutions=(32, 16, 8)):
-    return tuple(size.bit_length() - r.bit_length() for r in resolutions)
-
-
-def released_classifier(size, depth=2):
-    return ClassifierLayout(
-        model_channels=128,
-        out_channels=1000,
-        num_res_blocks=depth,
-        channel_mult=MULTIPLIERS[size],
-        attention_levels=attended(size),
-        image_size=size,
-        num_head_channels=64,
-    )
-
-
-def released_unet(size, channels=256, depth=2, classes=1000, mult=None, heads=None, **more):
-    options = {"out_channels": 6, "attention_levels": attended(size)} | more
-    return UNetLayout(
-        model_channels=channels,
-        num_res_blocks=depth,
-        channel_mult=MULTIPLIERS[mult or size],
-        image_size=size,
-        num_classes=classes,
-        num_heads=heads or 1,
-        num_head_channels=None if heads else 64,
-        **options,
-    )
-
-
-UPSAMPLER = {"channels": 192, "mult": 256, "in_channels": 6}
-RELEASED = {
-    "64x64_classifier": (released_classifier(64, depth=4), 65.4, "cosine"),
-    "128x128_classifier": (released_classifier(128), 42.6, "linear"),
-    "256x256_classifier": (released_classifier(256), 54.1, "linear"),
-    "512x512_classifier": (released_classifier(512), 54.4, "linear"),
-    "64x64_diffusion": (released_unet(64, 192, 3, new_attention_order=True), 296, "cosine"),
-    "128x128_diffusion": (released_unet(128, heads=4), 421, "linear"),
-    "256x256_diffusion": (released_unet(256), 554, "linear"),
-    "256x256_diffusion_uncond": (released_unet(256, classes=None), 553, "linear"),
-    "512x512_diffusion": (released_unet(512), 559, "linear"),
-    "64_256_upsampler": (released_unet(256, heads=4, **UPSAMPLER), 312, "linear"),
-    "128_512_upsampler": (
-        released_unet(512, attention_levels=(4, 5), **UPSAMPLER),
-        309,
-        "linear",
-    ),
-}
+RELEASED = {one.file.removesuffix(".pt"): one for one in released.RELEASED}
 
 
 def build(layout, device="meta"):
     return build_network(layout, device=device)
 
 
-@pytest.fixture(scope="module", params=RELEASED)
-def released(request):
-    """A released model's layout, network without memory, size in millions, and schedule."""
-    layout, millions, schedule = RELEASED[request.param]
-    return layout, build(layout), millions, schedule
-
-
-def test_a_released_model_has_the_published_size(released):
-    _, network, millions, _ = released
-    count = sum(p.numel() for p in network.parameters()) / 1e6
-    assert abs(count - millions) < (0.6 if millions > 100 else 0.06)
-
-
-def test_a_released_model_is_recognised_by_its_shapes(released):
-    layout, network, _, schedule = released
+@pytest.mark.parametrize("name", MILLIONS)
+def test_a_released_model_is_recognised_by_its_shapes(name):
+    layout, millions = RELEASED[name].layout, MILLIONS[name]
+    network = build(layout)
     found = detect_layout(shapes_of(network))
     assert found == layout
-    assert released_schedule(found) == schedule
+    assert released_schedule(found) == ("cosine" if name.startswith("64x64") else "linear")
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert abs(count - millions) < (0.6 if millions > 100 else 0.06)
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("size", [64, 256])
 def test_every_pool_is_recognised(pool, size):
-    layout = replace(released_classifier(size), pool=pool)
+    layout = replace(RELEASED[f"{size}x{size}_classifier"].layout, pool=pool)
     assert detect_layout(shapes_of(build(layout))) == layout
 
 
