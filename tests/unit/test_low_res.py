@@ -13,8 +13,11 @@ from tiny_networks import CLASSES, SIZE, diffusion_model, half_unet, unet, write
 
 from guidance import DiffusionModel, NoisyClassifier
 from guidance.__main__ import main
-from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.classifier_guidance import Guide
+from guidance.sampling.loop import sample
 from guidance.sampling.respacing import respaced_timesteps
+from guidance.sampling.steps import chain
+from guidance.sampling.strength import Strength
 
 LARGE = 4 * SIZE
 UPSAMPLER = {"in_channels": 6, "image_size": LARGE}
@@ -140,7 +143,7 @@ def test_a_guided_run_equals_the_originals(method):
         method=method,
         labels=y,
         low_res=low_res,
-        guides=[Guide(classifier, y, 2.0)],
+        guides=[Guide(classifier, y, Strength(scale=2.0))],
     )
     difference = (got - expected).abs().max().item()
     print(f"{method}: {difference:.1e} of {expected.abs().max():.2f}")

@@ -19,8 +19,11 @@ from guidance import DiffusionModel, NoisyClassifier
 from guidance.adm.build import build_network, shapes_of
 from guidance.adm.detect import detect_layout, released_schedule
 from guidance.adm.released import RELEASED, released_like
-from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.classifier_guidance import Guide
+from guidance.sampling.loop import sample
 from guidance.sampling.respacing import respaced_timesteps
+from guidance.sampling.steps import chain
+from guidance.sampling.strength import Strength
 
 BAR = 1e-4
 RUN_BAR = 1e-3
@@ -204,7 +207,7 @@ def test_guided_run(script_util, pair_64, method, respacing):
         chain(model.schedule.alpha_bar.tolist(), respaced_timesteps(respacing)),
         method=method,
         labels=y,
-        guides=[Guide(classifier, y, 1.0)],
+        guides=[Guide(classifier, y, Strength(scale=1.0))],
     )
     compared(f"{method} {respacing}", expected, got, RUN_BAR)
 
