@@ -91,63 +91,52 @@ def test_a_sigma_that_was_rounded_has_its_own_step():
 
 # --- all kinds of curves ---------------------------------------------------------------------
 
-SOME = [[0.0, 4.0], [1.0, 1.0]]
-MANY = [[x / 10, x + 1] for x in range(7)]
+LONG = ", ".join(f"[{x / 10}, {x + 1}.0]" for x in range(7))
 # JSON form; description; depends_on; knots; steps; outside
 EXAMPLES = [
     (
-        {"axis": "step", "interpolation": "cosine", "points": SOME},
+        '{"axis": "step", "interpolation": "cosine", "points": [[0.0, 4.0], [1.0, 1.0]]}',
         ("cosine, step: 4 at 0, 1 at 1", {"step"}, [0, 1], None, None),
     ),
     (
-        {"axis": "sigma", "interpolation": "power", "exponent": 3.0, "points": [[5.0, 2.0]]},
+        '{"axis": "sigma", "interpolation": "power", "exponent": 3.0, "points": [[5.0, 2.0]]}',
         ("2 everywhere", {"sigma"}, [5], None, None),
     ),
     (
-        {"axis": "percent", "interpolation": "power", "exponent": 0.5, "points": SOME},
-        ("power 0.5, percent: 4 at 0, 1 at 1", {"percent"}, [0, 1], None, None),
+        '{"axis": "step", "interpolation": "power", "exponent": 0.5, "points": [[0, 4], [1, 1]]}',
+        ("power 0.5, step: 4 at 0, 1 at 1", {"step"}, [0, 1], None, None),
     ),
     (
-        {
-            "axis": "percent",
-            "interpolation": "hold",
-            "points": [[0.2, 4.0], [0.8, 4.0]],
-            "outside": 1.0,
-        },
-        ("4 for percent 0.2 to 0.8, else 1", {"percent"}, [0.2, 0.8], None, 1.0),
+        '{"axis": "step", "interpolation": "hold", "points": [[0.2, 4], [0.8, 4]], "outside": 1}',
+        ("4 for step 0.2 to 0.8, else 1", {"step"}, [0.2, 0.8], None, 1.0),
     ),
     (
-        {"axis": "sigma", "interpolation": "linear", "points": [[5.0, 2.0]], "outside": 0.0},
+        '{"axis": "sigma", "interpolation": "linear", "points": [[5.0, 2.0]], "outside": 0.0}',
         ("sigma: 2 at 5, else 0", {"sigma"}, [5], None, 0.0),
     ),
     (
-        {"axis": "percent", "interpolation": "linear", "points": MANY},
+        f'{{"axis": "percent", "interpolation": "linear", "points": [{LONG}]}}',
         (
             "percent: 1 at 0, 2 at 0.1, 3 at 0.2, ..., 7 at 0.6",
-            {"percent"},
-            [x for x, _ in MANY],
-            None,
-            None,
+            *({"percent"}, [x / 10 for x in range(7)], None, None),
         ),
     ),
     (
-        {"axis": "step", "values": [7.0, 7.0, 5.0, 2.5, 1.0]},
+        '{"axis": "step", "values": [7.0, 7.0, 5.0, 2.5, 1.0]}',
         ("step by step 7, 7, 5, 2.5, 1", {"step"}, [], 5, None),
     ),
     (
-        {"axis": "step", "values": [7.0, 7.0, 5.0, 3.0, 2.0, 1.0]},
+        '{"axis": "step", "values": [7.0, 7.0, 5.0, 3.0, 2.0, 1.0]}',
         ("step by step 7, 7, 5, ..., 1", {"step"}, [], 6, None),
     ),
     (
-        {"axis": "step", "last": 5, "scale": 4.0, "outside": 0.5},
+        '{"axis": "step", "last": 5, "scale": 4.0, "outside": 0.5}',
         ("4 in the last 5 steps, else 0.5", {"step"}, [], None, 0.5),
     ),
-    (
-        {"expression": "1 + sigma * step"},
-        ("1 + sigma * step", {"sigma", "step"}, [], None, None),
-    ),
-    ({"expression": "steps"}, ("steps", set(), [], None, None)),
+    ('{"expression": "1 + sigma * step"}', ("1 + sigma * step", {"sigma", "step"}, [], None, None)),
+    ('{"expression": "steps"}', ("steps", set(), [], None, None)),
 ]
+EXAMPLES = [(json.loads(text), facts) for text, facts in EXAMPLES]
 
 
 def test_each_kind_of_curve_has_an_example():
@@ -277,47 +266,21 @@ def test_scales_along_an_axis(curve, axis, positions, scales):
     assert [curve.at(place(**{axis: at})) for at in positions] == pytest.approx(scales)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("time", ((0, 1),)), "axis is 'time' ... percent, step, sigma"),
-        (("step", ((0, 1),), "spline"), "interpolation is 'spline' ... hold, linear, cosine"),
-        (("step", ()), "points is empty"),
-        (("step", ((math.nan, 1),)), "position of a point is nan ... finite"),
-        (("step", ((0, None),)), "scale of a point is None ... finite"),
-        (("sigma", ((-0.5, 1),)), "at sigma -0.5 ... 0 or more"),
-        (("step", ((1.5, 1),)), "at step 1.5 ... from 0 to 1"),
-        (("percent", ((-0.1, 1),)), "at percent -0.1 ... from 0 to 1"),
-        (("step", ((0.5, 1), (0.25, 1))), "from step 0.5 to 0.25 ... must rise"),
-        (("sigma", ((1, 1), (1, 2))), "from sigma 1 to 1 ... must fall"),
-        (("step", ((0, 1),), "hold", True), "outside is True ... finite"),
-        (("step", ((0, 1),), "power", None, math.inf), "exponent is inf ... finite"),
-        (("step", ((0, 1),), "power", None, 0.0), "exponent is 0 ... above 0"),
-        (("step", ((0, 1),), "hold", None, -1.5), "exponent is -1.5 ... above 0"),
-        (
-            ("step", ((0, 1), (0.5, -2), (1, 0)), "exponential"),
-            "exponential ... scale -2 ... above 0",
-        ),
-        (("step", ((0, 0),), "exponential"), "exponential ... scale 0 ... above 0"),
-    ],
-)
-def test_points_that_cannot_be(arguments, said):
-    refused(said, Points, *arguments)
-
-
 # --- steps and formulas ----------------------------------------------------------------------
 
 
-def test_steps_that_cannot_be():
-    refused("values is empty", StepList, ())
-    refused("one of values is '2' ... finite", StepList, (1.0, "2"))
+def test_what_no_json_can_hold():
+    """The rest is in the table of test_schedule."""
+    refused("position of a point is nan ... finite", Points, "step", ((math.nan, 1),))
+    refused("exponent is inf ... finite", Points, "step", ((0, 1),), "power", None, math.inf)
+    refused("scale is nan ... finite", LastSteps, 1, math.nan)
+    refused("outside is inf ... finite", LastSteps, 1, 7.0, math.inf)
+
+
+def test_a_list_of_steps_fits_runs_of_its_length():
     for steps in (2, 4):
         said = f"lists 3 scales ... {steps} steps ... use points"
         refused(said, StepList((7.0, 5.0, 3.0)).at, place(steps=steps))
-    for last in (0, -1, 1.5, True, "2"):
-        refused(f"last is {last!r} ... 1 or more", LastSteps, last, 7.0)
-    refused("scale is nan ... finite", LastSteps, 1, math.nan)
-    refused("outside is inf ... finite", LastSteps, 1, 7.0, math.inf)
 
 
 def test_a_formula_reads_where_the_run_is():

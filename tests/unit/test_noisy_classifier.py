@@ -36,26 +36,6 @@ def test_the_gradient_is_the_slope_in_double_precision(sigma, alpha):
         assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
-def test_the_gradient_is_the_slope_for_an_adm_classifier(pool):
-    classifier, x, label = noisy_classifier(pool=pool), images(), torch.tensor([2, 0])
-    gradient = classifier.gradient(x, 1.5, label)
-    direction = gradient / gradient.norm()
-    expected = slope(classifier, x, direction, 1.5, label, 1.0, 2e-2)
-    assert float((gradient * direction).sum()) == pytest.approx(expected, rel=0.02)
-
-
-@pytest.mark.parametrize("make", [smooth, noisy_classifier])
-def test_gradients_weighted_by_probability_cancel(make):
-    classifier = make()
-    x = images(dtype=torch.float64 if make is smooth else torch.float32)
-    probs = classifier.log_probs(x, 2.0).exp()
-    gradients = [classifier.gradient(x, 2.0, label) for label in range(CLASSES)]
-    total = sum(probs[:, c].view(-1, 1, 1, 1) * g for c, g in enumerate(gradients))
-    assert total.abs().max() < 1e-5 * max(g.abs().max() for g in gradients)
-    assert torch.allclose(probs.sum(dim=1), torch.ones_like(probs[:, 0]))
-
-
 def test_each_image_has_its_own_label_and_noise_level():
     classifier, x = smooth(), images(batch=3, dtype=torch.float64)
     labels, sigma = torch.tensor([0, 2, 1]), torch.tensor([0.1, 1.0, 30.0]).double()
@@ -69,26 +49,6 @@ def test_each_image_has_its_own_label_and_noise_level():
     expected = classifier.gradient(x, 1.0, torch.tensor([2, 2, 2]))
     for label in (2, torch.tensor(2), torch.tensor([2])):
         assert torch.equal(classifier.gradient(x, 1.0, label), expected)
-
-
-@pytest.mark.parametrize(
-    ("label", "said"),
-    [
-        (3, "label is .*3.* from 0 to 2"),
-        (torch.tensor([0, 3]), "label is .*3.* from 0 to 2"),
-        (torch.zeros(3, dtype=torch.long), "label has shape .*one, or 2"),
-    ],
-)
-def test_labels_that_do_not_fit_are_refused(label, said):
-    with pytest.raises(ValueError, match=said):
-        smooth().gradient(images(dtype=torch.float64), 1.0, label)
-
-
-def test_the_size_of_the_image_is_checked():
-    with pytest.raises(ValueError, match="8x8.* is 16x4"):
-        noisy_classifier().log_probs(torch.zeros(1, 3, 4, 16), 1.0)
-    with pytest.raises(ValueError, match="multiples of 2; they are 9x8"):
-        noisy_classifier(pool="adaptive").log_probs(torch.zeros(1, 3, 8, 9), 1.0)
 
 
 # --- coordinates -----------------------------------------------------------------------------

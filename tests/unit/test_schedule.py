@@ -199,16 +199,24 @@ BAD = [
     ('{"points": [7]}', "points is [7]"),
     ('{"points": [[0, "7"]]}', "scale of a point is '7'"),
     ('{"points": [[0, true]]}', "scale of a point is True"),
+    ('{"points": [["0", 1]]}', "position of a point is '0'"),
     ('{"points": [[0.6, 1], [0.4, 2]]}', "from percent 0.6 to 0.4; their positions must rise"),
+    ('{"points": [[0.5, 1], [0.5, 2]]}', "percent 0.5 to 0.5; their positions must rise"),
+    ('{"axis": "sigma", "points": [[1, 1], [1, 2]]}', "sigma 1 to 1; their positions must fall"),
     ('{"points": [[1.2, 1]]}', "percent 1.2; the axis goes from 0 to 1"),
-    ('{"axis": "time", "points": [[0, 1]]}', "axis is 'time'"),
+    ('{"axis": "step", "points": [[-0.1, 1]]}', "step -0.1; the axis goes from 0 to 1"),
+    ('{"axis": "sigma", "points": [[-0.5, 1]]}', "sigma -0.5; it must be 0 or more"),
+    ('{"axis": "time", "points": [[0, 1]]}', "axis is 'time'; expected one of percent, step"),
     ('{"axis": ["step"], "points": [[0, 1]]}', "axis is ['step']"),
-    ('{"interpolation": "spline", "points": [[0, 1]]}', "interpolation is 'spline'"),
-    ('{"interpolation": "exponential", "points": [[0, 7], [1, 0]]}', "must be above 0"),
-    ('{"interpolation": "power", "exponent": 0, "points": [[0, 7]]}', "exponent is 0"),
+    ('{"interpolation": "spline", "points": [[0, 1]]}', "interpolation is 'spline'; expected one"),
+    ('{"interpolation": "exponential", "points": [[0, 7], [1, 0]]}', "scale 0; all must be above"),
+    ('{"interpolation": "exponential", "points": [[0, -2]]}', "scale -2; all must be above 0"),
+    ('{"interpolation": "power", "exponent": 0, "points": [[0, 7]]}', "exponent is 0; it must be"),
     ('{"interpolation": "power", "exponent": "2", "points": [[0, 7]]}', "exponent is '2'"),
+    ('{"points": [[0, 1]], "exponent": -1.5}', "exponent is -1.5"),
     ('{"points": [[0, 1]], "outside": "1"}', "outside is '1'"),
-    ('{"points": [[0, 1]], "colour": "red"}', "'colour'"),
+    ('{"points": [[0, 1]], "outside": true}', "outside is True"),
+    ('{"points": [[0, 1]], "colour": "red"}', "'colour', which does not go with 'points'"),
     ('{"points": [[0, 1]], "models": "sd"}', "models is 'sd'"),
     ('{"points": [[0, 1]], "per_image": 2}', "per_image is 2"),
     ('{"points": [[0, 1]], "per_image": ["a"]}', "per_image is ['a']"),
@@ -219,6 +227,7 @@ BAD = [
     ('{"axis": "sigma", "last": 1, "scale": 2}', "axis is 'sigma'"),
     ('{"last": 0, "scale": 2}', "last is 0"),
     ('{"last": 1.5, "scale": 2}', "last is 1.5"),
+    ('{"last": true, "scale": 2}', "last is True"),
     ('{"last": 2}', "no 'scale'"),
     ('{"expression": 7}', "expression is 7"),
     (HUGE, "finite"),
@@ -249,7 +258,7 @@ def test_published_schema_takes_what_is_read(published, values):
 
 
 # an order, a NaN, a formula: what a JSON Schema cannot say
-UNSAYABLE = ("rise", "goes from 0", "above 0", "inf", "JSON", "NaN", "finite")
+UNSAYABLE = ("rise", "fall", "goes from 0", "above", "inf", "JSON", "NaN", "finite")
 
 
 @pytest.mark.parametrize("text, part", [b for b in BAD if not any(u in b[1] for u in UNSAYABLE)])
@@ -273,32 +282,19 @@ def test_a_preset_goes_from_one_to_its_scale_or_has_it_as_its_mean(name):
     assert not mean or sum(scales) / 41 == pytest.approx(7.0)
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        (
-            "interval for SDXL",
-            {
-                "axis": "sigma",
-                "interpolation": "hold",
-                "points": [[5.42, 7.0], [0.28, 7.0]],
-                "outside": 1.0,
-                "models": "ve",
-            },
-        ),
-        (
-            "linear rise",
-            {"axis": "step", "interpolation": "linear", "points": [[0.0, 1.0], [1.0, 13.0]]},
-        ),
-        (
-            "cosine rise",
-            {"axis": "step", "interpolation": "cosine", "points": [[0.0, 1.0], [1.0, 13.0]]},
-        ),
-        ("power-cosine rise", {"expression": "1 + 6 * (1 - cos(pi * percent ** 4)) / 2"}),
-    ],
-)
-def test_presets(name, values):
-    assert preset(name, 7.0).to_dict() == values
+RISE = '"points": [[0.0, 1.0], [1.0, 13.0]]}'
+OF_PRESETS = {
+    "interval for SDXL": '{"axis": "sigma", "interpolation": "hold", '
+    '"points": [[5.42, 7.0], [0.28, 7.0]], "outside": 1.0, "models": "ve"}',
+    "linear rise": f'{{"axis": "step", "interpolation": "linear", {RISE}',
+    "cosine rise": f'{{"axis": "step", "interpolation": "cosine", {RISE}',
+    "power-cosine rise": '{"expression": "1 + 6 * (1 - cos(pi * percent ** 4)) / 2"}',
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULE_PRESETS)
+def test_presets(name):
+    assert preset(name, 7.0).to_json() == OF_PRESETS[name]
 
 
 def test_a_preset_keeps_ten_digits_and_a_name_is_needed():
@@ -310,19 +306,9 @@ def test_a_preset_keeps_ten_digits_and_a_name_is_needed():
 
 # --- shapes and keyframes --------------------------------------------------------------------
 
-VALUES = {
-    "axis": "step",
-    "scale": 7.0,
-    "end_scale": 2.0,
-    "start": 0.25,
-    "end": 0.75,
-    "outside": 0.5,
-    "exponent": 3.0,
-    "last_steps": 4,
-    "keyframes": "0: 1, 1: 2",
-    "expression": "1 + sigma",
-    "curve": "[[0, 7], [1, 1]]",
-}
+VALUES = {"axis": "step", "scale": 7.0, "end_scale": 2.0, "start": 0.25, "end": 0.75}
+VALUES |= {"outside": 0.5, "exponent": 3.0, "last_steps": 4, "keyframes": "0: 1, 1: 2"}
+VALUES |= {"expression": "1 + sigma", "curve": "[[0, 7], [1, 1]]"}
 ENDS = [(0.25, 7.0), (0.75, 2.0)]
 OF_SHAPES = {
     "constant": GuidanceSchedule.constant(7.0),
