@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -91,73 +92,58 @@ def test_a_sigma_that_was_rounded_has_its_own_step():
 
 # --- all kinds of curves ---------------------------------------------------------------------
 
-LONG = ", ".join(f"[{x / 10}, {x + 1}.0]" for x in range(7))
-# JSON form; description; depends_on; knots; steps; outside
-EXAMPLES = [
-    (
-        '{"axis": "step", "interpolation": "cosine", "points": [[0.0, 4.0], [1.0, 1.0]]}',
-        ("cosine, step: 4 at 0, 1 at 1", {"step"}, [0, 1], None, None),
+SOME = ((0.0, 4.0), (1.0, 1.0))
+EXAMPLES = {  # by what describes them
+    "cosine, step: 4 at 0, 1 at 1": Points("step", SOME, "cosine"),
+    "power 0.5, step: 4 at 0, 1 at 1": Points("step", SOME, "power", exponent=0.5),
+    "percent: 4 at 0, 1 at 1": Points("percent", SOME),
+    "2 everywhere": Points("sigma", ((5.0, 2.0),), "power", exponent=3.0),
+    "4 for step 0.2 to 0.8, else 1": Points("step", ((0.2, 4.0), (0.8, 4.0)), "hold", 1.0),
+    "sigma: 2 at 5, else 0": Points("sigma", ((5.0, 2.0),), outside=0.0),
+    "hold, percent: 1 at 0, 2 at 0.1, 3 at 0.2, ..., 7 at 0.6": Points(
+        "percent", tuple((x / 10, x + 1) for x in range(7)), "hold"
     ),
-    (
-        '{"axis": "sigma", "interpolation": "power", "exponent": 3.0, "points": [[5.0, 2.0]]}',
-        ("2 everywhere", {"sigma"}, [5], None, None),
-    ),
-    (
-        '{"axis": "step", "interpolation": "power", "exponent": 0.5, "points": [[0, 4], [1, 1]]}',
-        ("power 0.5, step: 4 at 0, 1 at 1", {"step"}, [0, 1], None, None),
-    ),
-    (
-        '{"axis": "step", "interpolation": "hold", "points": [[0.2, 4], [0.8, 4]], "outside": 1}',
-        ("4 for step 0.2 to 0.8, else 1", {"step"}, [0.2, 0.8], None, 1.0),
-    ),
-    (
-        '{"axis": "sigma", "interpolation": "linear", "points": [[5.0, 2.0]], "outside": 0.0}',
-        ("sigma: 2 at 5, else 0", {"sigma"}, [5], None, 0.0),
-    ),
-    (
-        f'{{"axis": "percent", "interpolation": "linear", "points": [{LONG}]}}',
-        (
-            "percent: 1 at 0, 2 at 0.1, 3 at 0.2, ..., 7 at 0.6",
-            *({"percent"}, [x / 10 for x in range(7)], None, None),
-        ),
-    ),
-    (
-        '{"axis": "step", "values": [7.0, 7.0, 5.0, 2.5, 1.0]}',
-        ("step by step 7, 7, 5, 2.5, 1", {"step"}, [], 5, None),
-    ),
-    (
-        '{"axis": "step", "values": [7.0, 7.0, 5.0, 3.0, 2.0, 1.0]}',
-        ("step by step 7, 7, 5, ..., 1", {"step"}, [], 6, None),
-    ),
-    (
-        '{"axis": "step", "last": 5, "scale": 4.0, "outside": 0.5}',
-        ("4 in the last 5 steps, else 0.5", {"step"}, [], None, 0.5),
-    ),
-    ('{"expression": "1 + sigma * step"}', ("1 + sigma * step", {"sigma", "step"}, [], None, None)),
-    ('{"expression": "steps"}', ("steps", set(), [], None, None)),
-]
-EXAMPLES = [(json.loads(text), facts) for text, facts in EXAMPLES]
+    "step by step 7, 7, 5, 2.5, 1": StepList((7.0, 7.0, 5.0, 2.5, 1.0)),
+    "step by step 7, 7, 5, ..., 1": StepList((7.0, 7.0, 5.0, 3.0, 2.0, 1.0)),
+    "4 in the last 5 steps, else 0.5": LastSteps(5, 4.0, 0.5),
+    "1 + sigma * step": Formula("1 + sigma * step"),
+}
 
 
-def test_each_kind_of_curve_has_an_example():
-    assert {type(curve_from_dict(values)) for values, _ in EXAMPLES} == set(CURVES)
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_a_curve_there_and_back(text):
+    curve = EXAMPLES[text]
+    values = json.loads(json.dumps(curve.to_dict()))
+    assert curve_from_dict(values) == type(curve).from_dict(values) == curve
+    assert curve.describe() == text and isinstance(curve, Curve)
+    assert values.keys() <= curve.keys and curve.key in values
+
+
+def test_each_kind_of_curve_has_an_example_and_a_key_of_its_own():
+    assert {type(curve) for curve in EXAMPLES.values()} == set(CURVES)
     assert len({kind.key for kind in CURVES}) == len(CURVES)
-    assert all(kind.key in kind.keys for kind in CURVES)
 
 
-@pytest.mark.parametrize(("values", "facts"), EXAMPLES, ids=lambda value: str(value)[:40])
-def test_a_curve_there_and_back(values, facts):
-    curve = curve_from_dict(values)
-    assert curve.to_dict() == values
-    assert type(curve).from_dict(values) == curve and isinstance(curve, Curve)
-    found = curve.describe(), curve.depends_on, list(curve.knots), curve.steps, curve.outside
-    assert found == facts
+@pytest.mark.parametrize(
+    ("curve", "depends_on", "knots", "steps", "outside"),
+    [
+        (Points("step", SOME), {"step"}, [0, 1], None, None),
+        (Points("sigma", ((5.0, 2.0),), outside=0.0), {"sigma"}, [5], None, 0.0),
+        (StepList((7.0, 7.0, 5.0)), {"step"}, [], 3, None),
+        (LastSteps(5, 4.0), {"step"}, [], None, 1.0),
+        (Formula("sigma * step + pi"), {"sigma", "step"}, [], None, None),
+        (Formula("steps"), set(), [], None, None),
+    ],
+)
+def test_what_a_curve_says_of_itself(curve, depends_on, knots, steps, outside):
+    assert (curve.depends_on, list(curve.knots)) == (depends_on, knots)
+    assert (curve.steps, curve.outside) == (steps, outside)
 
 
 @pytest.mark.parametrize("kind", CURVES, ids=lambda kind: kind.key)
 def test_a_key_that_the_kind_does_not_have(kind):
-    values = next(values for values, _ in EXAMPLES if kind.key in values)
-    refused(f"'colour' ... {kind.key!r}", curve_from_dict, values | {"colour": 1})
+    curve = next(one for one in EXAMPLES.values() if isinstance(one, kind))
+    refused(f"'colour' ... {kind.key!r}", curve_from_dict, curve.to_dict() | {"colour": 1})
 
 
 def test_a_new_kind_of_curve_is_one_class(monkeypatch):
@@ -214,6 +200,8 @@ def test_a_sixth_of_the_way_between_two_points(interpolation, scale):
 
 
 FOUR = ((0.0, 1.0), (0.25, 2.0), (0.5, 6.0), (1.0, 8.0))
+INSIDE = Points("percent", ((0.25, 7.0), (0.75, 7.0)), "hold", outside=2.0)
+FALL = Points("sigma", ((1000.0, 7.0), (0.01, 7.0)), "hold", outside=0.0)
 
 
 @pytest.mark.parametrize(
@@ -227,32 +215,13 @@ FOUR = ((0.0, 1.0), (0.25, 2.0), (0.5, 6.0), (1.0, 8.0))
         (Points("step", ((0.0, -3.0), (1.0, 0.0))), "step", (0, 20), [-3, 0]),
         (Points("step", ((0, 0.5), (1, 1)), "exponential"), "step", (20,), [1]),
         (Points("sigma", ((0.0, 4.0),)), "sigma", (0, 1), [4, 4]),
-        (
-            Points("sigma", ((10.0, 1.0), (2.0, 5.0), (0.0, 3.0))),
-            "sigma",
-            (20, 10, 4, 2, 1, 0),
-            [1, 1, 4, 5, 4, 3],
-        ),
+        (Points("sigma", ((10, 1), (2, 5), (0, 3))), "sigma", (20, 10, 4, 2, 0), [1, 1, 4, 5, 3]),
         # the slack at the ends of an interval
-        (
-            Points("percent", ((0.25, 7.0), (0.75, 7.0)), "hold", outside=2.0),
-            "percent",
-            (0.25 - 0.9e-5, 0.75 + 0.9e-5, 0.25 - 1.1e-5, 0.75 + 1.1e-5),
-            [7, 7, 2, 2],
-        ),
-        (
-            Points("step", ((0.25, 7.0), (0.75, 7.0)), "hold", outside=2.0),
-            "step",
-            (5 - 0.9e-5 * 20, 15 + 0.9e-5 * 20, 5 - 1.1e-5 * 20, 15 + 1.1e-5 * 20),
-            [7, 7, 2, 2],
-        ),
+        (INSIDE, "percent", (0.25 - 0.9e-5, 0.75 + 0.9e-5), [7, 7]),
+        (INSIDE, "percent", (0.25 - 1.1e-5, 0.75 + 1.1e-5), [2, 2]),
+        (replace(INSIDE, axis="step"), "step", (5 - 19e-5, 5 - 21e-5, 15 + 19e-5), [7, 2, 7]),
         # in sigma it is a share of it
-        (
-            Points("sigma", ((1000.0, 7.0), (0.01, 7.0)), "hold", outside=0.0),
-            "sigma",
-            (1000.009, 0.00999991, 1000.011, 0.0099998),
-            [7, 7, 0, 0],
-        ),
+        (FALL, "sigma", (1000.009, 0.00999991, 1000.011, 0.0099998), [7, 7, 0, 0]),
         # a list of steps: a step that was rounded down has its own scale
         (StepList((7.0,) * 10 + (5.0,) * 11), "step", (9.99, 10 - 0.9e-5, 10 - 1.1e-5), [7, 5, 7]),
         # the last steps; more than there are is all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from guidance.sampling import generate as generation
 from guidance.sampling.cfg_cache import CFGCacheConfig
 from guidance.sampling.generate import SamplingConfig, check_schedules, generate
 from guidance.sampling.strength import Strength
+from guidance.schedules.curves import Formula, StepList
 
 
 def test_the_options_of_a_config_are_those_of_its_parts():
@@ -65,14 +67,11 @@ def draw(monkeypatch):
     monkeypatch.setattr(generation, "sample", sample)
     monkeypatch.setattr(generation, "tqdm", tqdm)
 
-    def run(model, classifier, *arguments, processes=None, title="sample", low_res=None, **options):
+    def run(model, classifier, size=None, more=None, **options):
         calls.clear()
         bars.clear()
         config = SamplingConfig(**{"num_samples": 1, "respacing": "1"} | options)
-        more = {"processes": processes} if processes else {}
-        images, labels = generate(
-            model, classifier, config, *arguments, title=title, low_res=low_res, **more
-        )
+        images, labels = generate(model, classifier, config, size, **more or {})
         return SimpleNamespace(calls=list(calls), bar=bars[0], images=images, labels=labels)
 
     return run
@@ -97,28 +96,17 @@ def test_each_batch_draws_labels_then_the_image_then_a_noise_for_each_step(draw)
     assert found.bar.updates == [2] * 6 + [1] * 3
     assert (found.bar.options["total"], found.bar.options["disable"]) == (15, False)
     assert found.bar.options["desc"] == "sample"
-    assert draw(diffusion_model(), None, title="row 1").bar.options["desc"] == "row 1"
+    assert draw(diffusion_model(), None, more={"title": "row 1"}).bar.options["desc"] == "row 1"
 
 
 def test_a_config_goes_to_the_sampler(draw):
     schedule = GuidanceSchedule.from_json("4")
     options = {"method": "ddpm", "eta": 0.5, "cfg": 3.0, "clip_denoised": False}
     model, classifier = diffusion_model(), noisy_classifier()
-    first, second = draw(
-        model,
-        classifier,
-        **options,
-        num_samples=3,
-        batch_size=2,
-        label="1",
-        scale=2.0,
-        cap=0.5,
-        schedule=schedule,
-        gradient_interval=3,
-        cfg_interval=2,
-        cfg_tolerance=0.25,
-        respacing="5",
-    ).calls
+    more = {"num_samples": 3, "batch_size": 2, "label": "1", "respacing": "5"}
+    more |= {"scale": 2.0, "cap": 0.5, "schedule": schedule, "gradient_interval": 3}
+    more |= {"cfg_interval": 2, "cfg_tolerance": 0.25}
+    first, second = draw(model, classifier, **options, **more).calls
     assert first.model is model and first.low_res is None
     assert {name: getattr(first, name) for name in options} == options
     assert first.cfg_cache == CFGCacheConfig(2, 0.25)
@@ -212,9 +200,9 @@ def test_the_size_of_the_images(draw):
         ({}, None, small, (8, 16)),
         ({}, 8, small, (8, 8)),
     ):
-        found = draw(diffusion_model(**changes), None, size, low_res=low_res)
+        found = draw(diffusion_model(**changes), None, size, more={"low_res": low_res})
         assert found.images.shape == (1, *shape, 3)
-    found = draw(diffusion_model(), None, num_samples=5, batch_size=2, low_res=small)
+    found = draw(diffusion_model(), None, num_samples=5, batch_size=2, more={"low_res": small})
     taken = [(call.low_res[:, 0, 0, 0] * 10).round().tolist() for call in found.calls]
     assert taken == [[0, 1], [2, 0], [1]]
 
@@ -232,8 +220,8 @@ def test_processes_share_the_batches_out_and_draw_the_same(draw, monkeypatch):
     monkeypatch.setattr(Processes, "gathered", gathered)
     # the first one cannot be given what the second has not drawn yet
     with pytest.raises(KeyError):
-        draw(model, None, processes=Processes(0, 2), **options)
-    second = draw(model, None, processes=Processes(1, 2), **options)
+        draw(model, None, more={"processes": Processes(0, 2)}, **options)
+    second = draw(model, None, more={"processes": Processes(1, 2)}, **options)
     assert [sorted(share) for share in shares] == [[0, 4], [0, 2, 4, 6]]
     assert (second.images == alone.images).all() and (second.labels == alone.labels).all()
     for call, whole in zip(second.calls, alone.calls[1::2], strict=True):
@@ -256,18 +244,9 @@ def test_a_seed_decides_labels_and_images_and_leaves_torchs_own_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize(
-    ("changes", "size", "said"),
-    [
-        ({}, 9, "multiples of 2; they are 9x9"),
-        ({}, 16, "8x8 inputs .* is 16x16"),
-        ({"in_channels": 6}, None, "enlarges a small image"),
-    ],
-)
-def test_networks_refuse_what_they_cannot_read(changes, size, said):
-    config = SamplingConfig(num_samples=1, respacing="1", scale=1.0)
-    with pytest.raises(ValueError, match=said):
-        generate(diffusion_model(**changes), noisy_classifier(), config, size)
+def test_a_small_image_is_needed_by_an_upsampler():
+    with pytest.raises(ValueError, match="enlarges a small image"):
+        generate(diffusion_model(in_channels=6), None, SamplingConfig(num_samples=1))
 
 
 def test_a_model_of_a_short_schedule_is_respaced_within_it(draw):
@@ -280,8 +259,7 @@ def test_a_model_of_a_short_schedule_is_respaced_within_it(draw):
 
 
 def each(count):
-    factors = ", ".join(["1"] * count)
-    return GuidanceSchedule.from_json(f'{{"points": [[0, 1]], "per_image": [{factors}]}}')
+    return replace(GuidanceSchedule.constant(1.0), per_image=(1.0,) * count)
 
 
 @pytest.mark.parametrize("name", ["schedule", "cfg_schedule"])
@@ -293,14 +271,10 @@ def each(count):
         (4, 2, "2", each(1), None),
         (5, 2, "2", each(2), "the batch has 1"),
         (2, 4, "2", each(4), "the batch has 2"),
-        (1, 1, "3", GuidanceSchedule.from_json('{"values": [1, 2, 3]}'), None),
-        (1, 1, "4", GuidanceSchedule.from_json('{"values": [1, 2, 3]}'), "lists 3 scales"),
-        (1, 1, "2", GuidanceSchedule.from_json('{"expression": "1 / percent"}'), "zero"),
-        (
-            *(1, 1, "2"),
-            GuidanceSchedule.from_json('{"points": [[0, 1]], "models": "flow"}'),
-            "for flow models",
-        ),
+        (1, 1, "3", GuidanceSchedule(StepList((1, 2, 3))), None),
+        (1, 1, "4", GuidanceSchedule(StepList((1, 2, 3))), "lists 3 scales"),
+        (1, 1, "2", GuidanceSchedule(Formula("1 / percent")), "zero"),
+        (1, 1, "2", replace(each(1), models="flow"), "for flow models"),
     ],
 )
 def test_schedules_have_to_fit_every_step_and_batch(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,13 +70,9 @@ def test_each_image_of_a_run_keeps_its_own_small_image(cfg):
     [
         (upsampler, None, "is an upsampler and needs low_res"),
         (diffusion_model, (2, 3, SIZE, SIZE), "draws from noise alone and takes no low_res"),
-        (
-            upsampler,
-            (2, 3, SIZE + 1, SIZE),
-            "8x9, which an ADM upsampler enlarges to 32x36, but the image to draw is 32x32",
-        ),
-        (upsampler, (2, 3, LARGE, LARGE), "enlarges to 128x128, but the image to draw is 32x32"),
-        (upsampler, (3, 3, SIZE, SIZE), "3 low-res images for a batch of 2"),
+        (upsampler, (2, 3, 9, 8), "8x9, .* to 32x36, but the image to draw is 32x32"),
+        (upsampler, (2, 3, 8, 9), "9x8, .* to 36x32, but the image to draw is 32x32"),
+        (upsampler, (3, 3, SIZE, SIZE), "3 low-res images for a batch of 2.*or 2"),
         (upsampler, (2, 1, SIZE, SIZE), "has 1 channels, but the image to draw has 3"),
     ],
 )
@@ -154,7 +149,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def draw(guidance):
-    """Runs `sample` with a model; gives its images and labels, or what it says of an error."""
+    """Runs `sample` with a model: its images and labels, or its error."""
 
     def run(model, *arguments, status=0):
         given = ["--model", f"@{model}.safetensors", *arguments, "--output", "a.npz"]
@@ -165,14 +160,6 @@ def draw(guidance):
             return file["arr_0"], file["arr_1"].tolist()
 
     return run
-
-
-def test_samples_of_one_model_are_enlarged_by_another(draw):
-    small, _ = draw("base", "--num-samples", "3", "--label", "1,2")
-    Path("a.npz").rename("small.npz")
-    images, labels = draw("upsampler", "--low-res", "small.npz")
-    assert (small.shape, images.shape) == ((3, SIZE, SIZE, 3), (3, LARGE, LARGE, 3))
-    assert labels == [1, 2, 1]
 
 
 def test_the_command_draws_what_the_library_draws(draw, files):
@@ -216,7 +203,6 @@ def test_images_and_labels_of_the_command(draw, model, options, labels):
     [
         ("upsampler", [], "is an upsampler and needs low_res"),
         ("base", ["--low-res", "@wide.png"], "takes no low_res"),
-        ("upsampler", ["--low-res", "missing.png"], "missing.png"),
         ("upsampler", ["--low-res", "@torn.png"], "torn.png is not a whole picture"),
         ("upsampler", ["--low-res", "@base.safetensors"], "is not a whole picture"),
         ("upsampler", ["--low-res", "@strange.npz"], "label 3 is asked for, but the classes go"),

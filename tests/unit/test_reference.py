@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 BAR = 1e-4
 CLASSES = 5
-SIZE = 32
+SIZE = 16
 COMMON = {"model_channels": 32, "num_res_blocks": 1, "image_size": SIZE}
 THEIRS = {"attention_resolutions": (2, 4), "in_channels": 3}
 
