@@ -6,13 +6,10 @@ import pytest
 import torch
 from tiny_networks import SIZE, diffusion_model
 
-from guidance.evaluation.compute_cost import count_compute
 from guidance.sampling.cfg_cache import FIRST, LONGEST, NO_CACHE, CFGCache, CFGCacheConfig
-from guidance.sampling.generate import SamplingConfig, generate
 from guidance.sampling.loop import sample
 from guidance.sampling.steps import chain, predict_x0
 
-STEPS = 12
 NOISE = (torch.ones(2), torch.zeros(2))  # where a term is stored as it is
 
 
@@ -139,35 +136,6 @@ def test_images_of_another_shape_do_not_fit():
     assert cache.matches_shape(torch.zeros(2, 4)) and not cache.matches_shape(torch.zeros(3, 4))
     cache.store(torch.zeros(3, 4), torch.ones(3), torch.zeros(3))
     assert cache.matches_shape(torch.zeros(3, 4))
-
-
-@pytest.fixture(scope="module")
-def draw():
-    """Images of a run, and the model's passes for each of them."""
-    model = diffusion_model()
-
-    def run(**options):
-        config = {"num_samples": 3, "label": [0, 1, 2], "cfg": 4.0, "respacing": f"{STEPS}"}
-        with count_compute(model, None) as cost:
-            images, _ = generate(model, None, SamplingConfig(**config | options))
-        return torch.from_numpy(images), cost.passes / 3
-
-    return run
-
-
-@pytest.mark.parametrize(("interval", "computed"), [(1, 12), (2, 6), (3, 4), (5, 3), (100, 1)])
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
-def test_passes_of_a_run(draw, method, interval, computed):
-    images, passes = draw(cfg_interval=interval, method=method)
-    assert passes == STEPS + computed
-    assert torch.equal(images, draw(method=method)[0]) == (interval == 1)
-
-
-@pytest.mark.parametrize("cfg", [0.0, 1.0])
-def test_at_cfg_1_and_0_there_is_no_term(draw, cfg):
-    images, passes = draw(cfg=cfg, cfg_interval=3)
-    assert passes == STEPS
-    assert torch.equal(images, draw(cfg=cfg)[0])
 
 
 def test_a_step_without_its_own_term_adds_the_last_one():

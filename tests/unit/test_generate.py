@@ -13,6 +13,7 @@ from tiny_networks import CLASSES, NAMES, SIZE, diffusion_model, noisy_classifie
 
 from guidance import DiffusionModel, GuidanceSchedule
 from guidance.core.distributed import Processes
+from guidance.evaluation.compute_cost import count_compute
 from guidance.sampling import generate as generation
 from guidance.sampling.cfg_cache import CFGCacheConfig
 from guidance.sampling.generate import SamplingConfig, check_schedules, generate
@@ -242,6 +243,34 @@ def test_a_seed_decides_labels_and_images_and_leaves_torchs_own_alone():
     assert (first[0] == same[0]).all() and (first[1] == same[1]).all()
     assert (first[0] != other[0]).any()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+def test_passes_and_gradients_of_a_run(method):
+    """Of 12 steps; at cfg 1 and 0 there is no term of CFG."""
+    model, classifier, drawn = diffusion_model(), noisy_classifier(), {}
+    for gradient_interval, cfg_interval, cfg, gradients, passes in (
+        (1, 1, 4.0, 12, 24),
+        (2, 3, 4.0, 6, 16),
+        (5, 5, 4.0, 3, 15),
+        (100, 100, 4.0, 1, 13),
+        (1, 3, 1.0, 12, 12),
+        (1, 3, 0.0, 12, 12),
+    ):
+        config = SamplingConfig(
+            num_samples=2,
+            label=[0, 2],
+            scale=20.0,
+            respacing="12",
+            cfg=cfg,
+            gradient_interval=gradient_interval,
+            cfg_interval=cfg_interval,
+            method=method,
+        )
+        with count_compute(model, classifier) as cost:
+            drawn[gradient_interval, cfg], _ = generate(model, classifier, config)
+        assert (cost.gradients / 2, cost.passes / 2) == (gradients, passes)
+    assert (drawn[1, 4.0] != drawn[5, 4.0]).any()
 
 
 def test_a_small_image_is_needed_by_an_upsampler():

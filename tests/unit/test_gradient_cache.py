@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_networks import CLASSES, SIZE, diffusion_model, noisy_classifier
+from tiny_networks import CLASSES, SIZE, noisy_classifier
 from torch import nn
 
 from guidance import ImageClassifier
 from guidance.classifiers.base import ClassifierOutput, SamplingPoint, Target
 from guidance.classifiers.gradient_cache import GradientCache
 from guidance.classifiers.preprocessing import Preprocessing
-from guidance.evaluation.compute_cost import count_compute
 from guidance.sampling.classifier_guidance import Guide
-from guidance.sampling.generate import SamplingConfig, generate
 from guidance.sampling.strength import Strength
-
-STEPS = 12
 
 
 class Recorder:
@@ -145,27 +141,3 @@ def test_beyond_the_classifiers_range_the_levels_are_its_end():
 def test_an_interval_below_one_is_refused(interval):
     with pytest.raises(ValueError, match=f"gradient_interval is {interval}; .* at least 1"):
         GradientCache(interval)
-
-
-@pytest.fixture(scope="module")
-def draw():
-    """Images of a run, and the gradients computed for each of them."""
-    model, classifier = diffusion_model(), noisy_classifier()
-
-    def run(**options):
-        config = {"num_samples": 3, "label": [0, 1, 2], "cfg": 0.0, "scale": 20.0}
-        with count_compute(model, classifier) as cost:
-            config = SamplingConfig(**config | {"respacing": f"{STEPS}"} | options)
-            images, _ = generate(model, classifier, config)
-        return torch.from_numpy(images), cost.gradients / 3
-
-    return run
-
-
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
-@pytest.mark.parametrize(("interval", "gradients"), [(1, 12), (2, 6), (5, 3), (100, 1)])
-def test_gradients_of_a_run(draw, method, interval, gradients):
-    images, found = draw(gradient_interval=interval, method=method)
-    assert found == gradients
-    if interval == 5:
-        assert not torch.equal(images, draw(method=method)[0])
