@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from tiny_networks import (
-    CLASSES,
-    NAMES,
-    SIZE,
-    diffusion_model,
-    guidance_term,
-    noisy_classifier,
-    unet,
-    write_model,
-)
+from tiny_networks import CLASSES, NAMES, SIZE, diffusion_model, guidance_term, noisy_classifier
 from torch import nn
 
-from guidance import ImageClassifier, load_adm, load_image_classifier
-from guidance.__main__ import main
+from guidance import ImageClassifier
 from guidance.classifiers.base import SamplingPoint, Target
 from guidance.classifiers.preprocessing import Preprocessing
 from guidance.sampling.classifier_guidance import Guide
-from guidance.sampling.generate import SamplingConfig, generate
 from guidance.sampling.loop import sample
 from guidance.sampling.respacing import respaced_timesteps
 from guidance.sampling.steps import chain
@@ -283,24 +271,3 @@ def test_where_the_schedule_is_zero_nothing_goes_through_the_model(model):
         hook.remove()
     assert len(seen) == 2
     assert graphs == [True, True, False, False]
-
-
-# --- the command line ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gradient", ["cheap", "exact"])
-def test_sample_follows_an_image_classifier(tmp_path, root, capsys, gradient):
-    """The picture that the library draws with the same file."""
-    judge = root / "models" / "classifiers" / "digits_judge.safetensors"
-    write_model(tmp_path / "free.safetensors", unet(num_classes=None, null_class=None), None)
-    common = ["--classifier", str(judge), "--label", "3,8", "--num-samples", "2", "--device", "cpu"]
-    common += ["--respacing", "3", "--output", str(tmp_path / "out.npz"), "--scale", "9"]
-    arguments = ["sample", "--model", str(tmp_path / "free.safetensors"), *common]
-    assert main([*arguments, "--gradient", gradient]) == 0, capsys.readouterr().err
-    got = np.load(tmp_path / "out.npz")["arr_0"]
-    config = SamplingConfig(num_samples=2, label="3,8", scale=9.0, respacing="3")
-    model = load_adm(tmp_path / "free.safetensors")
-    expected, _ = generate(model, load_image_classifier(judge, gradient=gradient), config)
-    plain, _ = generate(model, None, SamplingConfig(num_samples=2, respacing="3"))
-    assert np.array_equal(got, expected)
-    assert (got != plain).mean() > 0.05

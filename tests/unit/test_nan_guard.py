@@ -80,8 +80,8 @@ def test_what_was_found_is_an_error_when_it_has_arrived(slow):
 
 def test_the_end_waits_for_all(slow):
     guard = NaNGuard()
-    guard.check(GOOD, GOOD, SIGMA)
-    guard.check(broken(0), GOOD, SIGMA)
+    for gradient in (GOOD, broken(0)):
+        guard.check(gradient, GOOD, SIGMA)
     with pytest.raises(ValueError, match="not finite at sigma 1 "):
         guard.finish()
     assert slow.waited == 2

@@ -40,7 +40,7 @@ def pair(make, layout, theirs, ours):
     return network, copy
 
 
-def unet_pair(**options):
+def unet_pair(make=reference_unet.UNetModel, **options):
     """The U-Nets; options in our words."""
     ours = {"channel_mult": (1, 2, 3), "num_classes": CLASSES, "out_channels": 6}
     ours |= {"num_heads": 2, "num_head_channels": 32} | options
@@ -49,7 +49,7 @@ def unet_pair(**options):
     theirs = {"use_scale_shift_norm": True, "resblock_updown": True}
     theirs |= {words.get(name, name): value for name, value in ours.items()}
     theirs["num_head_channels"] = ours["num_head_channels"] or -1
-    return pair(reference_unet.UNetModel, UNetLayout, theirs, ours)
+    return pair(make, UNetLayout, theirs | {"in_channels": 3}, ours)
 
 
 def classifier_pair(pool):
@@ -87,6 +87,15 @@ def test_unet_outputs(options):
         expected = theirs(x, t, y)
         assert expected.abs().max() > 0.1
         assert (ours(x, t, y) - expected).abs().max() < BAR
+
+
+@torch.no_grad()
+def test_upsampler_outputs():
+    theirs, ours = unet_pair(reference_unet.SuperResModel, in_channels=6)
+    x, t, y = noisy_inputs()
+    low_res = x[:, :, ::4, ::4].clamp(-1, 1)
+    got = torch.cat(DiffusionModel(ours, "linear")(x, t, y, low_res), dim=1)
+    assert (got - theirs(x, t, y=y, low_res=low_res)).abs().max() < BAR
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])

@@ -27,11 +27,9 @@ BY_FILE = {one.file.removesuffix(".pt"): one for one in RELEASED}
 LSUN = [name for name in BY_FILE if name.startswith("lsun")]
 
 
-def cases(kind):
-    """A test case for each released network of a kind."""
-    names = [
-        n for n, one in BY_FILE.items() if (one.kind == "classifier") == (kind == "classifier")
-    ]
+def cases(classifiers):
+    """A test case for each released network that is a classifier, or is not."""
+    names = [name for name, one in BY_FILE.items() if (one.kind == "classifier") == classifiers]
     long = [pytest.mark.timeout(1800), pytest.mark.long]
     return [pytest.param(n, marks=() if n == QUICK else long, id=n) for n in names if n not in LSUN]
 
@@ -58,20 +56,10 @@ def options(script_util, one, defaults):
 
 def original(script_util, one):
     """The original's network for the flags of `one`, with random weights."""
-    make, defaults = {
-        "classifier": (
-            script_util.create_classifier_and_diffusion,
-            script_util.classifier_and_diffusion_defaults(),
-        ),
-        "diffusion": (
-            script_util.create_model_and_diffusion,
-            script_util.model_and_diffusion_defaults(),
-        ),
-        "upsampler": (
-            script_util.sr_create_model_and_diffusion,
-            script_util.sr_model_and_diffusion_defaults(),
-        ),
-    }[one.kind]
+    both = {"classifier": "classifier", "diffusion": "model", "upsampler": "sr_model"}[one.kind]
+    create = {"upsampler": "sr_create_model"}.get(one.kind, f"create_{both}")
+    make = getattr(script_util, f"{create}_and_diffusion")
+    defaults = getattr(script_util, f"{both}_and_diffusion_defaults")()
     with torch.device("meta"):
         network, _ = make(**options(script_util, one, defaults))
     return with_random_weights(network.to_empty(device="cpu")).eval()
@@ -118,7 +106,7 @@ def compared(name, expected, got, bar, scale=1.0):
     assert difference < bar * scale
 
 
-@pytest.mark.parametrize("name", cases("diffusion"))
+@pytest.mark.parametrize("name", cases(False))
 def test_diffusion_outputs(script_util, name):
     one = BY_FILE[name]
     theirs = original(script_util, one)
@@ -136,7 +124,7 @@ def test_diffusion_outputs(script_util, name):
     compared(name, expected, got, BAR)
 
 
-@pytest.mark.parametrize("name", cases("classifier"))
+@pytest.mark.parametrize("name", cases(True))
 def test_classifier_logits_and_gradient(script_util, name):
     one = BY_FILE[name]
     theirs = original(script_util, one)

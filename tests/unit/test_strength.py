@@ -142,10 +142,9 @@ def test_a_capped_term():
 
 
 def test_the_cap_of_nothing_and_of_half_precision():
-    zero = torch.zeros(2, 3)
+    zero, large = torch.zeros(2, 3), torch.full((1, 2), 60000.0, dtype=torch.float16)
     assert torch.equal(cap_factor(zero, zero, 0.5), torch.ones(2))
     assert torch.equal(cap_factor(torch.ones(2, 3), zero, 0.5), torch.zeros(2))
-    large = torch.full((1, 2), 60000.0, dtype=torch.float16)
     assert float(cap_factor(large, large, 0.5)) == pytest.approx(0.5)
 
 
