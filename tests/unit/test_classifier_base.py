@@ -9,7 +9,6 @@ import torch
 
 from guidance.classifiers.base import (
     Target,
-    class_name,
     label_of_each,
     log_likelihood,
     smoothed_target,
@@ -85,16 +84,3 @@ def test_the_labels_that_were_given_stay_as_they_are():
     given = torch.tensor([4, 5, 6])
     label_of_each(given, 3)[0] = 9
     assert given.tolist() == [4, 5, 6]
-
-
-@pytest.mark.parametrize(
-    ("index", "classes", "labels", "name"),
-    [
-        (0, 2, ("cat", "dog"), "cat"),
-        (1, None, ("cat", "dog"), "dog"),
-        (3, 10, None, "3"),
-        (3, None, None, "3"),
-    ],
-)
-def test_a_class_is_called_by_its_name_or_its_number(index, classes, labels, name):
-    assert class_name(index, classes, labels) == name

@@ -39,9 +39,6 @@ def refused(said, make, *arguments):
         assert words in str(error.value)
 
 
-# --- places ----------------------------------------------------------------------------------
-
-
 def test_coordinates_on_each_axis():
     here = RunPosition(percent=0.3, step=3.0, steps=7, sigma=2.0)
     assert [here.on(axis) for axis in ("percent", "step", "sigma")] == [0.3, 0.5, 2.0]
@@ -89,8 +86,6 @@ def test_a_sigma_that_was_rounded_has_its_own_step():
         assert 1.0 <= step_of(FALLING, rounded) == pytest.approx(1.0, abs=1e-4)
     assert step_of(FALLING, 4.0 * (1 + 5e-5)) < 1.0
 
-
-# --- all kinds of curves ---------------------------------------------------------------------
 
 SOME = ((0.0, 4.0), (1.0, 1.0))
 EXAMPLES = {  # by what describes them
@@ -181,9 +176,6 @@ def test_a_new_kind_of_curve_is_one_class(monkeypatch):
     refused("'wave' ... 'height'", GuidanceSchedule.from_dict, {"wave": 3, "height": 4})
 
 
-# --- points ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("interpolation", "scale"),
     [
@@ -235,9 +227,6 @@ def test_scales_along_an_axis(curve, axis, positions, scales):
     assert [curve.at(place(**{axis: at})) for at in positions] == pytest.approx(scales)
 
 
-# --- steps and formulas ----------------------------------------------------------------------
-
-
 def test_what_no_json_can_hold():
     """The rest is in the table of test_schedule."""
     refused("position of a point is nan ... finite", Points, "step", ((math.nan, 1),))
@@ -275,9 +264,6 @@ def test_equal_formulas():
     one, same, other = Formula("1 + percent"), Formula("1 + percent"), Formula("2 + percent")
     assert one == same and len({one, same, other}) == 2
     assert one != other and one != "1 + percent"
-
-
-# --- numbers ---------------------------------------------------------------------------------
 
 
 def test_what_is_a_finite_number():

@@ -122,9 +122,6 @@ def test_a_config_goes_to_the_sampler(draw):
     assert draw(model, None, cfg=3.0, cfg_schedule=schedule).calls[0].cfg is schedule
 
 
-# --- labels ----------------------------------------------------------------------------------
-
-
 def unconditional():
     return diffusion_model(num_classes=None, null_class=None)
 
@@ -189,9 +186,6 @@ def test_what_does_not_fit_is_refused(draw, model, classifier, options, said):
         draw(diffusion_model(**model), classifier, size, **options)
 
 
-# --- sizes and processes ---------------------------------------------------------------------
-
-
 def test_the_size_of_the_images(draw):
     small = torch.arange(3.0)[:, None, None, None].expand(3, 3, 2, 4) / 10
     for changes, size, low_res, shape in (
@@ -230,9 +224,6 @@ def test_processes_share_the_batches_out_and_draw_the_same(draw, monkeypatch):
     assert (second.bar.options["total"], second.bar.options["disable"]) == (2 * 3, True)
 
 
-# --- with the real sampler -------------------------------------------------------------------
-
-
 def test_a_seed_decides_labels_and_images_and_leaves_torchs_own_alone():
     networks = diffusion_model(), noisy_classifier()
     before = torch.get_rng_state()
@@ -257,16 +248,9 @@ def test_passes_and_gradients_of_a_run(method):
         (1, 3, 1.0, 12, 12),
         (1, 3, 0.0, 12, 12),
     ):
-        config = SamplingConfig(
-            num_samples=2,
-            label=[0, 2],
-            scale=20.0,
-            respacing="12",
-            cfg=cfg,
-            gradient_interval=gradient_interval,
-            cfg_interval=cfg_interval,
-            method=method,
-        )
+        intervals = {"gradient_interval": gradient_interval, "cfg_interval": cfg_interval}
+        options = {"label": [0, 2], "scale": 20.0, "respacing": "12", "method": method}
+        config = SamplingConfig(num_samples=2, cfg=cfg, **options, **intervals)
         with count_compute(model, classifier) as cost:
             drawn[gradient_interval, cfg], _ = generate(model, classifier, config)
         assert (cost.gradients / 2, cost.passes / 2) == (gradients, passes)
@@ -282,9 +266,6 @@ def test_a_model_of_a_short_schedule_is_respaced_within_it(draw):
     model = DiffusionModel(diffusion_model().network, torch.linspace(0.99, 0.01, 20))
     (call,) = draw(model, None, respacing="2").calls
     assert [step.timestep for step in call.steps] == [19, 0]
-
-
-# --- schedules that do not fit ---------------------------------------------------------------
 
 
 def each(count):

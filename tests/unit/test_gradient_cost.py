@@ -8,6 +8,7 @@ from tiny_networks import (
     SmoothClassifier,
     classifier_layout,
     half_unet,
+    images,
     noisy_classifier,
     randomised,
 )
@@ -24,10 +25,6 @@ from guidance.classifiers.gradient_memory import (
 
 LABELS = torch.tensor([2, 0, 1])
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
-
-
-def images(batch=3, size=8):
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(3))
 
 
 def kept_by(compute):
@@ -71,7 +68,7 @@ def test_frozen_layers_have_torchs_gradient(layer, memory):
 
 
 def test_a_frozen_convolution_keeps_nothing_of_its_input():
-    layer, x = layers.Conv2d(4, 4, 3, padding=1), images()[:, :1].repeat(1, 4, 1, 1)
+    layer, x = layers.Conv2d(4, 4, 3, padding=1), images(3)[:, :1].repeat(1, 4, 1, 1)
     x.requires_grad_(True)
     assert kept_by(lambda: layer(x)) >= x.untyped_storage().nbytes()
     layer.requires_grad_(False)
@@ -90,20 +87,17 @@ def kernels(compute):
 def test_attention_takes_the_fused_kernel(dtype, new_order):
     network = randomised(EncoderUNet(classifier_layout(new_attention_order=new_order))).to(dtype)
     classifier = NoisyClassifier(network, "linear")
-    names = kernels(lambda: classifier.gradient(images(), 1.5, LABELS))
+    names = kernels(lambda: classifier.gradient(images(3), 1.5, LABELS))
     assert {FUSED, f"{FUSED}_backward"} <= names
     assert not {"aten::bmm", "aten::softmax", "aten::_softmax"} & names
-    assert FUSED in kernels(lambda: classifier.log_probs(images(), 1.5))
-
-
-# --- plans -----------------------------------------------------------------------------------
+    assert FUSED in kernels(lambda: classifier.log_probs(images(3), 1.5))
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 def test_recomputed_stages_give_the_same_gradient_to_the_bit(pool):
     whole = noisy_classifier(pool=pool)
     saving = whole.with_memory_plan(GradientMemoryPlan(recompute=True))
-    expected, got = (one.gradient(images(), 1.5, LABELS) for one in (whole, saving))
+    expected, got = (one.gradient(images(3), 1.5, LABELS) for one in (whole, saving))
     assert expected.abs().max() > 0
     assert torch.equal(got, expected)
 
@@ -114,12 +108,12 @@ def test_parts_of_a_batch_give_the_same_gradient(at_once, label):
     """The plan may be a function of the images."""
     whole, seen, sigma = noisy_classifier(), [], torch.tensor([0.5, 3.0, 20.0])
     whole.network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    expected = whole.gradient_and_log_probs(images(), sigma, label)
+    expected = whole.gradient_and_log_probs(images(3), sigma, label)
     plan = GradientMemoryPlan(images=at_once)
     for memory_plan in (plan, lambda x: plan if len(x) == 3 else None):
         seen.clear()
         parts = whole.with_memory_plan(memory_plan)
-        got = parts.gradient_and_log_probs(images(), sigma, label)
+        got = parts.gradient_and_log_probs(images(3), sigma, label)
         assert max(seen) == min(at_once, 3) and sum(seen) == 3
         for one, other in zip(got, expected, strict=True):
             assert (one - other).abs().max() < 1e-5 * other.abs().max()

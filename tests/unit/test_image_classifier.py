@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_networks import CLASSES, NAMES, SIZE, diffusion_model, guidance_term, noisy_classifier
+from tiny_networks import (
+    CLASSES,
+    NAMES,
+    SIZE,
+    diffusion_model,
+    guidance_term,
+    images,
+    noisy_classifier,
+)
 from torch import nn
 
 from guidance import ImageClassifier
@@ -52,20 +60,17 @@ def classifier(gradient="cheap", network=None, **options):
     )
 
 
-def points(dtype=torch.float64):
-    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
+POINTS = images(dtype=torch.float64)
 LEVELS = [(0.1, 1.0), (30.0, 1.0), (0.3, 0.7), (0.9, 0.1)]
 BEYOND = [(1.0, 0.0), (20000.0, 1.0)]
 
 
 @pytest.mark.parametrize(("sigma", "alpha"), LEVELS)
 def test_exact_is_autograd_through_the_whole_chain(sigma, alpha):
-    x = points().requires_grad_()
+    x = POINTS.clone().requires_grad_()
     log_probs = Smooth()(denoiser(x)).log_softmax(dim=1)
     (whole,) = torch.autograd.grad(log_probs[[0, 1], LABELS].sum(), x)
-    x_in = points().requires_grad_()
+    x_in = POINTS.clone().requires_grad_()
     term = guidance_term(classifier("exact"), x_in, denoiser(x_in), sigma, LABELS, alpha, 2.0)
     expected = 2 * sigma**2 / alpha * whole
     assert expected.abs().max() > 1e-4
@@ -76,9 +81,9 @@ def test_exact_is_autograd_through_the_whole_chain(sigma, alpha):
 @pytest.mark.parametrize(("sigma", "alpha"), [*LEVELS, *BEYOND])
 def test_cheap_is_the_variance_times_the_gradient(sigma, alpha, std):
     """r^2 g: at most s^2 g however much noise there is, and sigma^2 / alpha^2 g for little."""
-    denoised = denoiser(points())
+    denoised = denoiser(POINTS)
     guide = classifier(data_std=std)
-    term = guidance_term(guide, points(), denoised, sigma, LABELS, alpha)
+    term = guidance_term(guide, POINTS, denoised, sigma, LABELS, alpha)
     g, _ = guide.image_gradient(denoised, LABELS)
     variance = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     assert (term - variance * g).abs().max() < 1e-12
@@ -86,7 +91,7 @@ def test_cheap_is_the_variance_times_the_gradient(sigma, alpha, std):
 
 def test_beyond_its_range_exact_has_the_weight_of_its_end():
     for sigma, alpha in BEYOND:
-        x = points().requires_grad_()
+        x = POINTS.clone().requires_grad_()
         point = SamplingPoint.at(x, denoiser(x), sigma, alpha)
         found = classifier("exact").output(point, Target(LABELS))
         assert (found.sigma / found.alpha).tolist() == pytest.approx([157.4] * 2)
@@ -96,7 +101,7 @@ def test_beyond_its_range_exact_has_the_weight_of_its_end():
 @pytest.mark.parametrize("kind", ["cheap", "exact"])
 def test_an_output_for_another_level(kind):
     """cheap: the same gradient, weighted for it; exact: the same term."""
-    x, guide = points().requires_grad_(), classifier(kind, data_std=0.5)
+    x, guide = POINTS.clone().requires_grad_(), classifier(kind, data_std=0.5)
     first = guide.output(SamplingPoint.at(x, denoiser(x), 2.0), Target(LABELS, 0.1))
     levels = torch.tensor([0.5] * 2).double(), torch.tensor([0.8] * 2).double()
     second = guide.rescale(first, *levels)
@@ -160,7 +165,7 @@ def test_decoding_is_part_of_the_gradient():
     (wanted,) = torch.autograd.grad(expected[[0, 1], LABELS].sum(), x0)
     assert torch.allclose(g, wanted, atol=1e-12) and torch.allclose(log_probs, expected)
     # finished images are read as they are
-    pixels = points()
+    pixels = POINTS
     assert torch.allclose(guide.image_log_probs(pixels), Smooth()(pixels).log_softmax(dim=1))
 
 
@@ -169,7 +174,7 @@ def test_half_precision_keeps_small_gradients():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
     nn.init.normal_(network[1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
     network.requires_grad_(False)
-    x0 = points(torch.float32)
+    x0 = images()
     expected, log_probs = classifier(network=network).image_gradient(x0, LABELS)
     got, _ = classifier(network=network.half()).image_gradient(x0, LABELS)
     assert log_probs.min() < -8
@@ -180,8 +185,8 @@ def test_half_precision_keeps_small_gradients():
 
 def test_inside_inference_mode_with_weights_made_there():
     with torch.inference_mode():
-        got = guidance_term(classifier(network=Smooth()), points(), points(), 1.0, LABELS)
-    assert torch.equal(got, guidance_term(classifier(), points(), points(), 1.0, LABELS))
+        got = guidance_term(classifier(network=Smooth()), POINTS, POINTS, 1.0, LABELS)
+    assert torch.equal(got, guidance_term(classifier(), POINTS, POINTS, 1.0, LABELS))
 
 
 def test_what_cannot_be():
@@ -194,15 +199,12 @@ def test_what_cannot_be():
             ImageClassifier(Smooth(), AS_IT_IS, CLASSES, **options)
     for label, said in ((3, "from 0 to 2"), (torch.tensor([0, 1, 2]), "one, or 2 of them")):
         with pytest.raises(ValueError, match=said):
-            classifier().image_gradient(points(), label)
-    for x in (points(), points().requires_grad_()):
+            classifier().image_gradient(POINTS, label)
+    for x in (POINTS, POINTS.clone().requires_grad_()):
         with pytest.raises(ValueError, match="not connected with x.*or use cheap"):
-            guidance_term(classifier("exact"), x, points(), 1.0, 0)
+            guidance_term(classifier("exact"), x, POINTS, 1.0, 0)
     assert classifier().name(1) == NAMES[1]
     assert ImageClassifier(Smooth(), AS_IT_IS, CLASSES).name(1) == "1"
-
-
-# --- the embedded sampler --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +213,8 @@ def model():
 
 
 def run(model, guides):
-    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
     steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps("4"))
-    return sample(model, x, steps, guides=guides, cfg=0.0, labels=LABELS)
+    return sample(model, images(), steps, guides=guides, cfg=0.0, labels=LABELS)
 
 
 def in_fp32(gradient):
@@ -227,7 +228,7 @@ def guide_of(classifier, scale):
 def test_one_step_of_the_sampler_is_the_whole_chain(model):
     """With CFG and clipping, which are parts of the prediction."""
     step = chain(model.schedule.alpha_bar.tolist(), [400])[0]
-    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    x = images()
     options = {"labels": LABELS, "cfg": 2.0, "noise": torch.zeros_like}
     plain = sample(model, x, [step], **options)
     guided = sample(model, x, [step], guides=[guide_of(in_fp32("exact"), 3.0)], **options)

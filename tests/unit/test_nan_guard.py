@@ -94,9 +94,6 @@ def test_at_most_a_hundred_looks_are_pending(slow):
         assert slow.waited == (0 if looks < 100 else 100)
 
 
-# --- values on their way ---------------------------------------------------------------------
-
-
 def test_values_of_the_cpu_are_here_at_once():
     values = torch.ones(2, requires_grad=True)
     copy = HostCopy(values * 2)

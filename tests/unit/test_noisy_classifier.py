@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_networks import CLASSES, NAMES, SIZE, SmoothClassifier, half_unet, noisy_classifier
+from tiny_networks import CLASSES, NAMES, SmoothClassifier, half_unet, images, noisy_classifier
 from torch import nn
 
 from guidance import NoisyClassifier
 from guidance.classifiers.base import SamplingPoint, Target
-
-
-def images(batch=2, dtype=torch.float32, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, 3, SIZE, SIZE, generator=generator, dtype=dtype)
 
 
 def smooth():
@@ -49,9 +44,6 @@ def test_each_image_has_its_own_label_and_noise_level():
     expected = classifier.gradient(x, 1.0, torch.tensor([2, 2, 2]))
     for label in (2, torch.tensor(2), torch.tensor([2])):
         assert torch.equal(classifier.gradient(x, 1.0, label), expected)
-
-
-# --- coordinates -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("space", ["ve", "flow"])
@@ -96,9 +88,6 @@ def test_the_output_has_tweedies_weight_and_the_schedules_levels(sigma, alpha):
     gradient, log_probs = classifier.gradient_and_log_probs(x, level[0], 1, level[1], 0.25)
     assert torch.allclose(found.gradient, gradient, rtol=1e-9, atol=0)
     assert torch.allclose(found.log_probs, log_probs, rtol=1e-9, atol=0)
-
-
-# --- torch's modes ---------------------------------------------------------------------------
 
 
 def copied_in_inference_mode(network):
@@ -146,9 +135,6 @@ def test_nothing_is_left_behind(trainable, inference):
     assert all(p.requires_grad == trainable and p.grad is None for p in network.parameters())
 
 
-# --- precision -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_points_the_same_way(dtype):
     x, sigma, label = images(batch=3), torch.tensor([0.1, 2.0, 60.0]), torch.tensor([0, 1, 2])
@@ -187,9 +173,6 @@ def test_a_half_precision_image_keeps_its_dtype(dtype):
     gradient = NoisyClassifier(half_unet().to(dtype), "linear").gradient(x, 1.0, 0)
     assert (gradient.dtype, gradient.shape) == (torch.float16, x.shape)
     assert gradient.isfinite().all()
-
-
-# --- what it knows of itself -----------------------------------------------------------------
 
 
 def test_a_classifier_knows_its_classes_and_channels():

@@ -30,9 +30,6 @@ def at(seen, position):
     return seen.scales[seen.positions.index(position)]
 
 
-# --- the line --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("steps", "points"),
     [(1, 201), (2, 201), (3, 201), (4, 199), (101, 201), (201, 201), (300, 300), (10_000, 10_000)],
@@ -80,9 +77,6 @@ def test_a_list_of_steps_is_drawn_in_the_run_that_it_fits():
     with pytest.raises(ScheduleError, match="lists 4 scales, but this run has 20 steps"):
         preview(steps_of(7.0, 5.0, 1.0, 1.0), 20)
     assert preview(CONSTANT).steps == 20
-
-
-# --- axes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,9 +146,6 @@ def test_the_axis_sigma_goes_as_far_as_its_points(points, first, last, count):
     assert len(seen.positions) == count
 
 
-# --- passes and intervals --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 300])
 def test_passes_are_those_of_a_run(steps):
     """Counted at the steps alone, however many places are drawn between them."""
@@ -187,9 +178,6 @@ def test_intervals_go_from_their_first_point_to_their_last(schedule, intervals):
     assert len(found) == len(intervals)
     for one, other in zip(found, intervals, strict=True):
         assert one == pytest.approx(other, abs=1e-9)
-
-
-# --- gaps and errors -------------------------------------------------------------------------
 
 
 def test_gaps_are_named_and_guide_nothing():
@@ -227,9 +215,6 @@ def test_a_step_without_a_scale_is_an_error():
 def test_a_scale_that_no_number_holds(schedule, percent):
     with pytest.raises(ScheduleError, match=f"at percent {percent} is too large"):
         preview(schedule, 3)
-
-
-# --- a scale for each image ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny_networks import CLASSES, SIZE, diffusion_model, noisy_classifier
+from tiny_networks import CLASSES, diffusion_model, images, noisy_classifier
 
 from guidance import GuidanceSchedule, NoiseSchedule
 from guidance.sampling.classifier_guidance import Guide
@@ -41,8 +41,7 @@ def classifier():
     return noisy_classifier()
 
 
-def x_t(batch=2):
-    return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
+X = images(seed=9)
 
 
 def guide(classifier, labels, scale, schedule=None):
@@ -52,10 +51,7 @@ def guide(classifier, labels, scale, schedule=None):
 def run(model, seed=0, **options):
     torch.manual_seed(seed)
     steps = chain(ALPHA_BAR, respaced_timesteps(options.pop("respacing", "ddim5")))
-    return sample(model, x_t(), steps, **{"labels": LABELS} | options)
-
-
-# --- classifier-free guidance ----------------------------------------------------------------
+    return sample(model, X, steps, **{"labels": LABELS} | options)
 
 
 @methods
@@ -75,19 +71,19 @@ def test_without_labels_a_model_runs_with_its_null_class(model):
 @pytest.mark.parametrize("cfg", [3.0, -1.5])
 def test_cfg_is_its_formula_in_one_batch(model, calls, cfg):
     (step,) = chain(ALPHA_BAR, [600])
-    got = sample(model, x_t(), [step], labels=LABELS, cfg=cfg, clip_denoised=False)
+    got = sample(model, X, [step], labels=LABELS, cfg=cfg, clip_denoised=False)
     assert calls == [[[600] * 4, [0, 2, CLASSES, CLASSES]]]
     t = torch.full((2,), 600.0)
     with torch.no_grad():
-        cond, _ = model(x_t(), t, LABELS)
-        uncond, _ = model(x_t(), t, model.null_labels(2))
-    expected = predict_x0(x_t(), uncond + cfg * (cond - uncond), step.alpha_bar)
+        cond, _ = model(X, t, LABELS)
+        uncond, _ = model(X, t, model.null_labels(2))
+    expected = predict_x0(X, uncond + cfg * (cond - uncond), step.alpha_bar)
     assert (cond - uncond).abs().max() > 1e-3
     assert torch.allclose(got, expected, atol=1e-4)
 
 
 def test_cfg_keeps_the_conditional_variance(model):
-    x, t = x_t(), torch.full((2,), 600.0)
+    x, t = X, torch.full((2,), 600.0)
     first, _ = chain(ALPHA_BAR, [0, 600])
     with torch.no_grad():
         eps, v = model(x, t, LABELS)
@@ -96,9 +92,6 @@ def test_cfg_keeps_the_conditional_variance(model):
     expected = ddpm_step(x, x0, ddpm_variance(first, v, x), first, 0.0, torch.ones_like(x))
     got = sample(model, x, [first], method="ddpm", labels=LABELS, cfg=3.0, noise=torch.ones_like)
     assert torch.allclose(got, expected, atol=1e-5)
-
-
-# --- classifier guidance ---------------------------------------------------------------------
 
 
 class Untouchable:
@@ -129,16 +122,16 @@ def test_a_step_adds_the_sum_of_its_guides_terms(model, classifier, method):
     options = {"method": method, "labels": LABELS, "noise": torch.zeros_like}
 
     def pulled(*guides):
-        return sample(model, x_t(), [step], guides=guides, **options)
+        return sample(model, X, [step], guides=guides, **options)
 
     gradients = [
-        classifier.gradient(x_t(), (1 - now) ** 0.5, labels, now**0.5) for labels in (LABELS, other)
+        classifier.gradient(X, (1 - now) ** 0.5, labels, now**0.5) for labels in (LABELS, other)
     ]
     moved = 2 * gradients[0] - 3 * gradients[1]
     if method == "ddpm":
         with torch.no_grad():
-            _, v = model(x_t(), torch.full((2,), 600.0), LABELS)
-        expected = ddpm_variance(step, v, x_t()) * moved
+            _, v = model(X, torch.full((2,), 600.0), LABELS)
+        expected = ddpm_variance(step, v, X) * moved
     else:
         # of x0, and of the eps that goes with it
         term = moved * (1 - now) / now**0.5
@@ -154,9 +147,6 @@ def test_a_gradient_that_is_not_finite_ends_the_run(model, method):
     broken.network.out[0].weight.data[0] = math.nan
     with pytest.raises(ValueError, match="gradient is not finite at sigma 0.9"):
         run(model, method=method, guides=[guide(broken, LABELS, 1.0)])
-
-
-# --- schedules -------------------------------------------------------------------------------
 
 
 def test_passes_of_a_cfg_interval(model, calls):
@@ -183,9 +173,6 @@ def test_positions_of_a_run():
     for one, step in zip(found, steps, strict=True):
         assert one.sigma == pytest.approx(((1 - step.alpha_bar) / step.alpha_bar) ** 0.5)
     assert step_position(Step(0, 0.5, 1.0, 0.1), 0, 1, 1).percent == 1.0
-
-
-# --- noise, clipping, models -----------------------------------------------------------------
 
 
 @methods

@@ -18,9 +18,6 @@ def place(percent=0.5, step=10.0, steps=21, sigma=1.0):
     return RunPosition(percent=percent, step=step, steps=steps, sigma=sigma)
 
 
-# --- kinds and reading -----------------------------------------------------------------------
-
-
 def test_kinds_of_schedules():
     assert GuidanceSchedule.constant(7.5).at(place()) == 7.5
     some = [(0.2, 8.0), (0.6, 2.0)]
@@ -87,9 +84,6 @@ def test_sigmas_of_the_other_kind_of_model(schedule, on_ve, on_flow):
                 schedule.check_model(flow=flow)
 
 
-# --- expressions -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -150,8 +144,6 @@ def test_what_is_not_an_expression(text, part):
 def test_the_longest_expression():
     assert GuidanceSchedule(Formula("1." + "0" * 498)).at(place()) == 1
 
-
-# --- JSON ------------------------------------------------------------------------------------
 
 EXAMPLES = [
     {"axis": "percent", "interpolation": "linear", "points": [[0.0, 7.5], [1.0, 1.0]]},
@@ -266,9 +258,6 @@ def test_published_schema_refuses_what_is_not_read(published, text, part):
     assert not published.is_valid(json.loads(text))
 
 
-# --- presets ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", SCHEDULE_PRESETS)
 def test_a_preset_goes_from_one_to_its_scale_or_has_it_as_its_mean(name):
     schedule = preset(name, 7.0)
@@ -303,8 +292,6 @@ def test_a_preset_keeps_ten_digits_and_a_name_is_needed():
     with pytest.raises(ScheduleError, match="preset is 'best'; .* interval for SDXL, linear rise"):
         preset("best", 7.0)
 
-
-# --- shapes and keyframes --------------------------------------------------------------------
 
 VALUES = {"axis": "step", "scale": 7.0, "end_scale": 2.0, "start": 0.25, "end": 0.75}
 VALUES |= {"outside": 0.5, "exponent": 3.0, "last_steps": 4, "keyframes": "0: 1, 1: 2"}

@@ -133,16 +133,6 @@ def test_a_ddim_step(eta):
     assert found.item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("index", [0, 2, 4])
-def test_ddim_at_eta_one_is_ddpm_with_the_posteriors_variance(index):
-    step = chain(ALPHA_BAR, respaced_timesteps("ddim5"))[index]
-    variance = number(posterior_variance(step.alpha_bar, step.alpha_bar_prev))
-    for drawn in (number(1.7), number(0.0)):
-        x, x0 = number(-0.4), number(0.5)
-        got = ddim_step(x, x0, step, 1.0, drawn)
-        assert got.item() == pytest.approx(ddpm_step(x, x0, variance, step, 0.0, drawn).item())
-
-
 def test_the_last_step_adds_no_noise():
     step, noise = Step(3, 0.4, 1.0, 0.1), number(1e6)
     assert ddim_step(number(2.0), number(0.5), step, 1.0, noise).item() == pytest.approx(0.5)

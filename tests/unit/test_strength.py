@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny_networks import CLASSES, SIZE, SmoothClassifier, guidance_term, noisy_classifier
+from tiny_networks import CLASSES, SmoothClassifier, guidance_term, images, noisy_classifier
 
 from guidance import GuidanceSchedule, NoisyClassifier
 from guidance.classifiers.base import SamplingPoint
@@ -21,10 +21,6 @@ TERM = torch.tensor([[[3.0, 4.0]], [[30.0, 40.0]], [[0.0, 1.0]]])
 DENOISED = torch.tensor([[[6.0, 8.0]], [[6.0, 8.0]], [[0.0, 2.0]]])
 
 
-def images(batch=3, dtype=torch.float64):
-    return torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
 @pytest.fixture
 def classifier():
     return NoisyClassifier(SmoothClassifier(), "linear")
@@ -33,9 +29,6 @@ def classifier():
 def term(classifier, x, sigma=2.0, denoised=None, **options):
     denoised = torch.ones_like(x) if denoised is None else denoised
     return guidance_term(classifier, x, denoised, sigma, LABELS, **{"scale": 1.5} | options)
-
-
-# --- values ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,9 +90,6 @@ def test_a_schedule_takes_the_place_of_the_scale(classifier):
     assert Guide(classifier, LABELS, before, nothing).at(POSITION, 3) is None
 
 
-# --- entropy ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("probs", "factor"),
     [
@@ -125,9 +115,6 @@ def test_the_entropy_factor_in_half_precision():
     assert half.dtype == torch.float32 and float(half) == pytest.approx(exact, rel=0.05)
 
 
-# --- cap -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("cap", "factors"), [(0.5, [1.0, 0.1, 1.0]), (0.25, [0.5, 0.05, 0.5]), (9.0, [1, 1, 1])]
 )
@@ -148,11 +135,8 @@ def test_the_cap_of_nothing_and_of_half_precision():
     assert float(cap_factor(large, large, 0.5)) == pytest.approx(0.5)
 
 
-# --- in the term -----------------------------------------------------------------------------
-
-
 def test_options_in_the_guidance_term(classifier):
-    x = images()
+    x = images(3, torch.float64)
     gradient, log_probs = classifier.gradient_and_log_probs(x, 2.0, LABELS)
     plain = term(classifier, x)
     assert torch.allclose(x + plain, guide_denoised(x, gradient, 2.0, 1.5), rtol=0, atol=1e-12)
@@ -170,7 +154,7 @@ def test_options_in_the_guidance_term(classifier):
 
 def test_label_smoothing_mixes_the_classes_gradients(classifier):
     """The gradient of sum_k q_k log p_k is that mixture of the gradients of log p_k."""
-    x = images()
+    x = images(3, torch.float64)
     each = torch.stack([classifier.gradient(x, 2.0, k) for k in range(CLASSES)], dim=1)
     weights = torch.full((3, CLASSES), 0.1, dtype=torch.float64)
     weights[torch.arange(3), LABELS] += 0.7
@@ -182,7 +166,7 @@ def test_label_smoothing_mixes_the_classes_gradients(classifier):
 
 
 def test_the_report_has_the_scales_the_term_and_all_log_probs(classifier):
-    x, seen = images(), []
+    x, seen = images(3, torch.float64), []
     guide = Guide(classifier, LABELS, Strength(scale=(1.0, 2.0, 0.0), cap=0.01))
     point = SamplingPoint.at(x, x, 2.0)
     found = guide.term(point, report=lambda *values: seen.append(values))
@@ -191,13 +175,8 @@ def test_the_report_has_the_scales_the_term_and_all_log_probs(classifier):
     assert torch.allclose(log_probs, classifier.log_probs(x, 2.0))
 
 
-def test_what_is_not_finite_is_an_error_with_its_sigma_and_image():
-    classifier = noisy_classifier()
-    x = images(dtype=torch.float32)
-    x[1, 0, 0, 0] = math.nan
-    sigma = torch.tensor([1.0, 2.5, 3.0])
-    with pytest.raises(ValueError, match=r"image itself is not finite at sigma 2\.5 in image 1"):
-        term(classifier, x, sigma)
+def test_what_is_not_finite_is_an_error_at_once():
+    x, classifier = images(3), noisy_classifier()
     classifier.network.out[0].weight.data[0] = math.nan
     with pytest.raises(ValueError, match=r"gradient is not finite at sigma 2 in image 0"):
-        term(classifier, images(dtype=torch.float32))
+        term(classifier, x)

@@ -90,6 +90,12 @@ class SmoothClassifier(nn.Module):
         return 3 * seen.tanh() @ self.last.T
 
 
+def images(batch: int = 2, dtype: torch.dtype = torch.float32, seed: int = 3, size: int = SIZE):
+    """Noise (batch, 3, size, size), the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, size, size, generator=generator).to(dtype)
+
+
 def guidance_term(classifier, x, denoised, sigma, labels, alpha=1.0, scale=1.0, **options):
     """What guidance adds to `denoised` at one point of a run."""
     guide = Guide(classifier, labels, Strength(scale=scale, **options))
