@@ -89,7 +89,7 @@ def test_the_model_needs_a_graph_only_when_the_gradient_is_due():
 
 
 def test_an_exact_gradient_of_another_batch_size_is_computed_anew():
-    """As where a host splits a batch: the last output does not fit, and the graph is asked for."""
+    """As where a host splits a batch: the last output does not fit, and the graph is needed."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
     classifier = ImageClassifier(

@@ -208,6 +208,7 @@ def test_a_step_without_a_scale_is_an_error():
     ("schedule", "percent"),
     [
         (GuidanceSchedule.ramp("percent", [(0.0, -1.5e308), (1.0, 1.5e308)]), "0.5"),
+        (GuidanceSchedule.ramp("percent", [(0.0, -(10**308)), (1.0, 10**308)]), "0.5"),
         (replace(GuidanceSchedule.constant(1e308), per_image=(1.0, 10.0)), "0"),
         (GuidanceSchedule.ramp("percent", [(0.0, 1e-300), (1.0, 1e300)], "exponential"), "0.5"),
     ],
