@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -88,26 +87,26 @@ def test_a_sigma_that_was_rounded_has_its_own_step():
 
 
 SOME = ((0.0, 4.0), (1.0, 1.0))
-EXAMPLES = {  # by what describes them
-    "cosine, step: 4 at 0, 1 at 1": Points("step", SOME, "cosine"),
-    "power 0.5, step: 4 at 0, 1 at 1": Points("step", SOME, "power", exponent=0.5),
-    "percent: 4 at 0, 1 at 1": Points("percent", SOME),
-    "2 everywhere": Points("sigma", ((5.0, 2.0),), "power", exponent=3.0),
-    "4 for step 0.2 to 0.8, else 1": Points("step", ((0.2, 4.0), (0.8, 4.0)), "hold", 1.0),
-    "sigma: 2 at 5, else 0": Points("sigma", ((5.0, 2.0),), outside=0.0),
-    "hold, percent: 1 at 0, 2 at 0.1, 3 at 0.2, ..., 7 at 0.6": Points(
+EXAMPLES = {  # by what describes them; made in the test, where an error is a failure
+    "cosine, step: 4 at 0, 1 at 1": lambda: Points("step", SOME, "cosine"),
+    "power 0.5, step: 4 at 0, 1 at 1": lambda: Points("step", SOME, "power", exponent=0.5),
+    "percent: 4 at 0, 1 at 1": lambda: Points("percent", SOME),
+    "2 everywhere": lambda: Points("sigma", ((5.0, 2.0),), "power", exponent=3.0),
+    "4 for step 0.2 to 0.8, else 1": lambda: Points("step", ((0.2, 4.0), (0.8, 4.0)), "hold", 1.0),
+    "sigma: 2 at 5, else 0": lambda: Points("sigma", ((5.0, 2.0),), outside=0.0),
+    "hold, percent: 1 at 0, 2 at 0.1, 3 at 0.2, ..., 7 at 0.6": lambda: Points(
         "percent", tuple((x / 10, x + 1) for x in range(7)), "hold"
     ),
-    "step by step 7, 7, 5, 2.5, 1": StepList((7.0, 7.0, 5.0, 2.5, 1.0)),
-    "step by step 7, 7, 5, ..., 1": StepList((7.0, 7.0, 5.0, 3.0, 2.0, 1.0)),
-    "4 in the last 5 steps, else 0.5": LastSteps(5, 4.0, 0.5),
-    "1 + sigma * step": Formula("1 + sigma * step"),
+    "step by step 7, 7, 5, 2.5, 1": lambda: StepList((7.0, 7.0, 5.0, 2.5, 1.0)),
+    "step by step 7, 7, 5, ..., 1": lambda: StepList((7.0, 7.0, 5.0, 3.0, 2.0, 1.0)),
+    "4 in the last 5 steps, else 0.5": lambda: LastSteps(5, 4.0, 0.5),
+    "1 + sigma * step": lambda: Formula("1 + sigma * step"),
 }
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_a_curve_there_and_back(text):
-    curve = EXAMPLES[text]
+    curve = EXAMPLES[text]()
     values = json.loads(json.dumps(curve.to_dict()))
     assert curve_from_dict(values) == type(curve).from_dict(values) == curve
     assert curve.describe() == text and isinstance(curve, Curve)
@@ -115,29 +114,30 @@ def test_a_curve_there_and_back(text):
 
 
 def test_each_kind_of_curve_has_an_example_and_a_key_of_its_own():
-    assert {type(curve) for curve in EXAMPLES.values()} == set(CURVES)
+    assert {type(make()) for make in EXAMPLES.values()} == set(CURVES)
     assert len({kind.key for kind in CURVES}) == len(CURVES)
 
 
 @pytest.mark.parametrize(
     ("curve", "depends_on", "knots", "steps", "outside"),
     [
-        (Points("step", SOME), {"step"}, [0, 1], None, None),
-        (Points("sigma", ((5.0, 2.0),), outside=0.0), {"sigma"}, [5], None, 0.0),
-        (StepList((7.0, 7.0, 5.0)), {"step"}, [], 3, None),
-        (LastSteps(5, 4.0), {"step"}, [], None, 1.0),
-        (Formula("sigma * step + pi"), {"sigma", "step"}, [], None, None),
-        (Formula("steps"), set(), [], None, None),
+        (lambda: Points("step", SOME), {"step"}, [0, 1], None, None),
+        (lambda: Points("sigma", ((5.0, 2.0),), outside=0.0), {"sigma"}, [5], None, 0.0),
+        (lambda: StepList((7.0, 7.0, 5.0)), {"step"}, [], 3, None),
+        (lambda: LastSteps(5, 4.0), {"step"}, [], None, 1.0),
+        (lambda: Formula("sigma * step + pi"), {"sigma", "step"}, [], None, None),
+        (lambda: Formula("steps"), set(), [], None, None),
     ],
 )
 def test_what_a_curve_says_of_itself(curve, depends_on, knots, steps, outside):
+    curve = curve()
     assert (curve.depends_on, list(curve.knots)) == (depends_on, knots)
     assert (curve.steps, curve.outside) == (steps, outside)
 
 
 @pytest.mark.parametrize("kind", CURVES, ids=lambda kind: kind.key)
 def test_a_key_that_the_kind_does_not_have(kind):
-    curve = next(one for one in EXAMPLES.values() if isinstance(one, kind))
+    curve = next(one for one in (make() for make in EXAMPLES.values()) if type(one) is kind)
     refused(f"'colour' ... {kind.key!r}", curve_from_dict, curve.to_dict() | {"colour": 1})
 
 
@@ -192,38 +192,75 @@ def test_a_sixth_of_the_way_between_two_points(interpolation, scale):
 
 
 FOUR = ((0.0, 1.0), (0.25, 2.0), (0.5, 6.0), (1.0, 8.0))
-INSIDE = Points("percent", ((0.25, 7.0), (0.75, 7.0)), "hold", outside=2.0)
-FALL = Points("sigma", ((1000.0, 7.0), (0.01, 7.0)), "hold", outside=0.0)
+
+
+def inside(axis="percent"):
+    return Points(axis, ((0.25, 7.0), (0.75, 7.0)), "hold", outside=2.0)
+
+
+def falling():
+    return Points("sigma", ((1000.0, 7.0), (0.01, 7.0)), "hold", outside=0.0)
 
 
 @pytest.mark.parametrize(
     ("curve", "axis", "positions", "scales"),
     [
-        (Points("percent", ((0.2, 4.0), (0.4, 8.0))), "percent", (0, 0.2, 0.4, 1), [4, 4, 8, 8]),
-        (Points("percent", FOUR), "percent", (0.125, 0.25, 0.375, 0.5, 0.75), [1.5, 2, 4, 6, 7]),
-        (Points("percent", FOUR, "hold"), "percent", (0.2, 0.25, 0.4, 0.5, 1), [1, 2, 2, 6, 8]),
-        (Points("percent", ((0.0, 0.0), (1.0, 1.0)), "power"), "percent", (0.5,), [0.25]),
-        (Points("step", ((0, 1), (1, 2)), "power", exponent=0.5), "step", (5,), [1.5]),
-        (Points("step", ((0.0, -3.0), (1.0, 0.0))), "step", (0, 20), [-3, 0]),
-        (Points("step", ((0, 0.5), (1, 1)), "exponential"), "step", (20,), [1]),
-        (Points("sigma", ((0.0, 4.0),)), "sigma", (0, 1), [4, 4]),
-        (Points("sigma", ((10, 1), (2, 5), (0, 3))), "sigma", (20, 10, 4, 2, 0), [1, 1, 4, 5, 3]),
+        (
+            lambda: Points("percent", ((0.2, 4.0), (0.4, 8.0))),
+            "percent",
+            (0, 0.2, 0.4, 1),
+            [4, 4, 8, 8],
+        ),
+        (
+            lambda: Points("percent", FOUR),
+            "percent",
+            (0.125, 0.25, 0.375, 0.5, 0.75),
+            [1.5, 2, 4, 6, 7],
+        ),
+        (
+            lambda: Points("percent", FOUR, "hold"),
+            "percent",
+            (0.2, 0.25, 0.4, 0.5, 1),
+            [1, 2, 2, 6, 8],
+        ),
+        (lambda: Points("percent", ((0.0, 0.0), (1.0, 1.0)), "power"), "percent", (0.5,), [0.25]),
+        (lambda: Points("step", ((0, 1), (1, 2)), "power", exponent=0.5), "step", (5,), [1.5]),
+        (lambda: Points("step", ((0.0, -3.0), (1.0, 0.0))), "step", (0, 20), [-3, 0]),
+        (lambda: Points("step", ((0, 0.5), (1, 1)), "exponential"), "step", (20,), [1]),
+        (lambda: Points("sigma", ((0.0, 4.0),)), "sigma", (0, 1), [4, 4]),
+        (
+            lambda: Points("sigma", ((10, 1), (2, 5), (0, 3))),
+            "sigma",
+            (20, 10, 4, 2, 0),
+            [1, 1, 4, 5, 3],
+        ),
         # the slack at the ends of an interval
-        (INSIDE, "percent", (0.25 - 0.9e-5, 0.75 + 0.9e-5), [7, 7]),
-        (INSIDE, "percent", (0.25 - 1.1e-5, 0.75 + 1.1e-5), [2, 2]),
-        (replace(INSIDE, axis="step"), "step", (5 - 19e-5, 5 - 21e-5, 15 + 19e-5), [7, 2, 7]),
+        (inside, "percent", (0.25 - 0.9e-5, 0.75 + 0.9e-5), [7, 7]),
+        (inside, "percent", (0.25 - 1.1e-5, 0.75 + 1.1e-5), [2, 2]),
+        (lambda: inside("step"), "step", (5 - 19e-5, 5 - 21e-5, 15 + 19e-5), [7, 2, 7]),
         # in sigma it is a share of it
-        (FALL, "sigma", (1000.009, 0.00999991, 1000.011, 0.0099998), [7, 7, 0, 0]),
+        (falling, "sigma", (1000.009, 0.00999991, 1000.011, 0.0099998), [7, 7, 0, 0]),
         # a list of steps: a step that was rounded down has its own scale
-        (StepList((7.0,) * 10 + (5.0,) * 11), "step", (9.99, 10 - 0.9e-5, 10 - 1.1e-5), [7, 5, 7]),
+        (
+            lambda: StepList((7.0,) * 10 + (5.0,) * 11),
+            "step",
+            (9.99, 10 - 0.9e-5, 10 - 1.1e-5),
+            [7, 5, 7],
+        ),
         # the last steps; more than there are is all
-        (LastSteps(2, 7.0), "step", (18, 19, 20, 19 - 0.9e-5, 19 - 1.1e-5), [1, 7, 7, 7, 1]),
-        (LastSteps(30, 7.0), "step", (0,), [7]),
-        (LastSteps(1, 7.0, 0.5), "step", (0, 20), [0.5, 7]),
-        (Formula("steps + step / 10"), "step", (5,), [21.5]),
+        (
+            lambda: LastSteps(2, 7.0),
+            "step",
+            (18, 19, 20, 19 - 0.9e-5, 19 - 1.1e-5),
+            [1, 7, 7, 7, 1],
+        ),
+        (lambda: LastSteps(30, 7.0), "step", (0,), [7]),
+        (lambda: LastSteps(1, 7.0, 0.5), "step", (0, 20), [0.5, 7]),
+        (lambda: Formula("steps + step / 10"), "step", (5,), [21.5]),
     ],
 )
 def test_scales_along_an_axis(curve, axis, positions, scales):
+    curve = curve()
     assert [curve.at(place(**{axis: at})) for at in positions] == pytest.approx(scales)
 
 

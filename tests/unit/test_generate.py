@@ -276,22 +276,22 @@ def each(count):
 @pytest.mark.parametrize(
     ("samples", "batch", "respacing", "schedule", "said"),
     [
-        (4, 2, "2", each(2), None),
-        (2, 4, "2", each(2), None),
-        (4, 2, "2", each(1), None),
-        (5, 2, "2", each(2), "the batch has 1"),
-        (2, 4, "2", each(4), "the batch has 2"),
-        (1, 1, "3", GuidanceSchedule(StepList((1, 2, 3))), None),
-        (1, 1, "4", GuidanceSchedule(StepList((1, 2, 3))), "lists 3 scales"),
-        (1, 1, "2", GuidanceSchedule(Formula("1 / percent")), "zero"),
-        (1, 1, "2", replace(each(1), models="flow"), "for flow models"),
+        (4, 2, "2", lambda: each(2), None),
+        (2, 4, "2", lambda: each(2), None),
+        (4, 2, "2", lambda: each(1), None),
+        (5, 2, "2", lambda: each(2), "the batch has 1"),
+        (2, 4, "2", lambda: each(4), "the batch has 2"),
+        (1, 1, "3", lambda: GuidanceSchedule(StepList((1, 2, 3))), None),
+        (1, 1, "4", lambda: GuidanceSchedule(StepList((1, 2, 3))), "lists 3 scales"),
+        (1, 1, "2", lambda: GuidanceSchedule(Formula("1 / percent")), "zero"),
+        (1, 1, "2", lambda: replace(each(1), models="flow"), "for flow models"),
     ],
 )
 def test_schedules_have_to_fit_every_step_and_batch(
     name, samples, batch, respacing, schedule, said
 ):
     config = SamplingConfig(
-        num_samples=samples, batch_size=batch, respacing=respacing, **{name: schedule}
+        num_samples=samples, batch_size=batch, respacing=respacing, **{name: schedule()}
     )
     if said is None:
         check_schedules(diffusion_model(), config)

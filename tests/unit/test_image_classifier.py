@@ -26,7 +26,6 @@ from guidance.sampling.strength import Strength
 from guidance.schedules.schedule import GuidanceSchedule
 
 LABELS = torch.tensor([0, 2])
-AS_IT_IS = Preprocessing()
 
 
 class Smooth(nn.Module):
@@ -56,7 +55,7 @@ def denoiser(x):
 
 def classifier(gradient="cheap", network=None, **options):
     return ImageClassifier(
-        network or Smooth(), AS_IT_IS, CLASSES, NAMES, gradient=gradient, **options
+        network or Smooth(), Preprocessing(), CLASSES, NAMES, gradient=gradient, **options
     )
 
 
@@ -130,7 +129,7 @@ def test_gaussian_data_and_a_linear_likelihood(sigma, alpha):
         posterior = covariance - alpha * gain @ covariance
         network = TwoSided(c)
         for kind in kinds:
-            guide = ImageClassifier(network, AS_IT_IS, 2, gradient=kind, data_std=0.7)
+            guide = ImageClassifier(network, Preprocessing(), 2, gradient=kind, data_std=0.7)
             term = guidance_term(guide, x, denoised, sigma, 0, alpha, 1.5).flatten(1)
             expected = 1.5 * network.share(denoised)[:, None] * (posterior @ c)
             assert (term - expected).abs().max() < 1e-9
@@ -196,7 +195,7 @@ def test_what_cannot_be():
         ({"labels": ["a"]}, "labels names 1 classes; the network has 3"),
     ):
         with pytest.raises(ValueError, match=said):
-            ImageClassifier(Smooth(), AS_IT_IS, CLASSES, **options)
+            ImageClassifier(Smooth(), Preprocessing(), CLASSES, **options)
     for label, said in ((3, "from 0 to 2"), (torch.tensor([0, 1, 2]), "one, or 2 of them")):
         with pytest.raises(ValueError, match=said):
             classifier().image_gradient(POINTS, label)
@@ -204,7 +203,7 @@ def test_what_cannot_be():
         with pytest.raises(ValueError, match="not connected with x.*or use cheap"):
             guidance_term(classifier("exact"), x, POINTS, 1.0, 0)
     assert classifier().name(1) == NAMES[1]
-    assert ImageClassifier(Smooth(), AS_IT_IS, CLASSES).name(1) == "1"
+    assert ImageClassifier(Smooth(), Preprocessing(), CLASSES).name(1) == "1"
 
 
 @pytest.fixture(scope="module")

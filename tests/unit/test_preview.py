@@ -13,8 +13,11 @@ from guidance.schedules.curves import Formula, LastSteps, ScheduleError, StepLis
 from guidance.schedules.presets import preset
 from guidance.schedules.preview import preview
 
-CONSTANT = GuidanceSchedule.constant(4.0)
 OF_THE_MODEL = "the model decides which steps have these sigmas"
+
+
+def constant(scale=4.0):
+    return GuidanceSchedule.constant(scale)
 
 
 def formula(text):
@@ -36,7 +39,7 @@ def at(seen, position):
 )
 def test_a_line_has_about_200_pieces_however_many_steps(steps, points):
     """The same number between every two steps, and no fewer points than steps."""
-    seen = preview(CONSTANT, steps)
+    seen = preview(constant(), steps)
     assert (len(seen.positions), seen.steps, seen.passes) == (points, steps, 2 * steps)
     gaps = [b - a for a, b in itertools.pairwise(seen.positions)]
     assert (seen.positions[0], seen.positions[-1]) == (0, 1)
@@ -46,7 +49,7 @@ def test_a_line_has_about_200_pieces_however_many_steps(steps, points):
 @pytest.mark.parametrize("steps", [0, -1, 10_001])
 def test_a_number_of_steps_that_is_not_drawn(steps):
     with pytest.raises(ScheduleError, match=f"steps is {steps}; .* 1 to 10000"):
-        preview(CONSTANT, steps)
+        preview(constant(), steps)
 
 
 def test_scales_along_the_line():
@@ -76,28 +79,28 @@ def test_a_list_of_steps_is_drawn_in_the_run_that_it_fits():
     assert [at(seen, i / 3) for i in range(4)] == [7, 5, 1, 1]
     with pytest.raises(ScheduleError, match="lists 4 scales, but this run has 20 steps"):
         preview(steps_of(7.0, 5.0, 1.0, 1.0), 20)
-    assert preview(CONSTANT).steps == 20
+    assert preview(constant()).steps == 20
 
 
 @pytest.mark.parametrize(
     ("schedule", "axis", "counted"),
     [
-        (formula("9"), "percent", True),
-        (formula("2 + steps"), "percent", True),
-        (formula("2 + step / steps"), "step", True),
-        (formula("2 + step + percent"), "percent", True),
-        (formula("2 + sigma"), "sigma", False),
-        (formula("2 + sigma + steps"), "sigma", False),
-        (formula("2 + sigma + step"), "step", False),
-        (formula("2 + sigma + percent + step"), "percent", False),
-        (GuidanceSchedule(LastSteps(4, 4.0)), "step", True),
-        (steps_of(4.0, 4.0, 4.0, 4.0), "step", True),
-        (GuidanceSchedule.ramp("percent", [(0.0, 3.0)]), "percent", True),
-        (GuidanceSchedule.ramp("step", [(0.0, 3.0)]), "step", True),
+        (lambda: formula("9"), "percent", True),
+        (lambda: formula("2 + steps"), "percent", True),
+        (lambda: formula("2 + step / steps"), "step", True),
+        (lambda: formula("2 + step + percent"), "percent", True),
+        (lambda: formula("2 + sigma"), "sigma", False),
+        (lambda: formula("2 + sigma + steps"), "sigma", False),
+        (lambda: formula("2 + sigma + step"), "step", False),
+        (lambda: formula("2 + sigma + percent + step"), "percent", False),
+        (lambda: GuidanceSchedule(LastSteps(4, 4.0)), "step", True),
+        (lambda: steps_of(4.0, 4.0, 4.0, 4.0), "step", True),
+        (lambda: GuidanceSchedule.ramp("percent", [(0.0, 3.0)]), "percent", True),
+        (lambda: GuidanceSchedule.ramp("step", [(0.0, 3.0)]), "step", True),
     ],
 )
 def test_the_axis_and_the_passes(schedule, axis, counted):
-    seen = preview(schedule, 4)
+    seen = preview(schedule(), 4)
     assert (seen.axis, seen.passes) == (axis, 8 if counted else None)
     notes = {"sigma": OF_THE_MODEL}.get(axis, "drawn with sigma as in SD and SDXL")
     assert seen.note == "" if counted else seen.note.startswith(notes)
@@ -150,8 +153,8 @@ def test_the_axis_sigma_goes_as_far_as_its_points(points, first, last, count):
 def test_passes_are_those_of_a_run(steps):
     """Counted at the steps alone, however many places are drawn between them."""
     assert preview(GuidanceSchedule(LastSteps(3, 7.0)), steps).passes == steps + min(3, steps)
-    assert preview(GuidanceSchedule.constant(1.0), steps).passes == steps
-    assert preview(GuidanceSchedule.constant(1.0 + 1e-12), steps).passes == 2 * steps
+    assert preview(constant(1.0), steps).passes == steps
+    assert preview(constant(1.0 + 1e-12), steps).passes == 2 * steps
     whole = preview(formula("1 if step == floor(step) else 2"), steps)
     assert whole.passes == steps
 
@@ -159,22 +162,22 @@ def test_passes_are_those_of_a_run(steps):
 @pytest.mark.parametrize(
     ("schedule", "intervals"),
     [
-        (CONSTANT, [(0.0, 1.0)]),
-        (GuidanceSchedule.constant(1.0), []),
-        (formula("4 if step < 1.5 else 1"), [(0.0, 0.745)]),
-        (formula("4 if step > 1.5 else 1"), [(0.755, 1.0)]),
-        (formula("4 if step == 1 else 1"), [(0.5, 0.5)]),
-        (formula("4 if step == 0 or step == 2 else 1"), [(0.0, 0.0), (1.0, 1.0)]),
-        (formula("1 - step"), [(0.005, 1.0)]),
-        (GuidanceSchedule(LastSteps(1, 4.0)), [(1.0, 1.0)]),
-        (GuidanceSchedule.interval("percent", 0.213, 0.7, 5.0), [(0.213, 0.7)]),
+        (constant, [(0.0, 1.0)]),
+        (lambda: constant(1.0), []),
+        (lambda: formula("4 if step < 1.5 else 1"), [(0.0, 0.745)]),
+        (lambda: formula("4 if step > 1.5 else 1"), [(0.755, 1.0)]),
+        (lambda: formula("4 if step == 1 else 1"), [(0.5, 0.5)]),
+        (lambda: formula("4 if step == 0 or step == 2 else 1"), [(0.0, 0.0), (1.0, 1.0)]),
+        (lambda: formula("1 - step"), [(0.005, 1.0)]),
+        (lambda: GuidanceSchedule(LastSteps(1, 4.0)), [(1.0, 1.0)]),
+        (lambda: GuidanceSchedule.interval("percent", 0.213, 0.7, 5.0), [(0.213, 0.7)]),
         # narrow ones are not lost
-        (GuidanceSchedule.interval("percent", 0.50101, 0.50102, 5.0), [(0.50101, 0.50102)]),
-        (GuidanceSchedule.interval("sigma", 1.0001, 1.0, 5.0), [(1.0001, 1.0)]),
+        (lambda: GuidanceSchedule.interval("percent", 0.50101, 0.50102, 5.0), [(0.50101, 0.50102)]),
+        (lambda: GuidanceSchedule.interval("sigma", 1.0001, 1.0, 5.0), [(1.0001, 1.0)]),
     ],
 )
 def test_intervals_go_from_their_first_point_to_their_last(schedule, intervals):
-    found = preview(schedule, 3).intervals
+    found = preview(schedule(), 3).intervals
     assert len(found) == len(intervals)
     for one, other in zip(found, intervals, strict=True):
         assert one == pytest.approx(other, abs=1e-9)
@@ -207,15 +210,18 @@ def test_a_step_without_a_scale_is_an_error():
 @pytest.mark.parametrize(
     ("schedule", "percent"),
     [
-        (GuidanceSchedule.ramp("percent", [(0.0, -1.5e308), (1.0, 1.5e308)]), "0.5"),
-        (GuidanceSchedule.ramp("percent", [(0.0, -(10**308)), (1.0, 10**308)]), "0.5"),
-        (replace(GuidanceSchedule.constant(1e308), per_image=(1.0, 10.0)), "0"),
-        (GuidanceSchedule.ramp("percent", [(0.0, 1e-300), (1.0, 1e300)], "exponential"), "0.5"),
+        (lambda: GuidanceSchedule.ramp("percent", [(0.0, -1.5e308), (1.0, 1.5e308)]), "0.5"),
+        (lambda: GuidanceSchedule.ramp("percent", [(0.0, -(10**308)), (1.0, 10**308)]), "0.5"),
+        (lambda: replace(constant(1e308), per_image=(1.0, 10.0)), "0"),
+        (
+            lambda: GuidanceSchedule.ramp("percent", [(0.0, 1e-300), (1.0, 1e300)], "exponential"),
+            "0.5",
+        ),
     ],
 )
 def test_a_scale_that_no_number_holds(schedule, percent):
     with pytest.raises(ScheduleError, match=f"at percent {percent} is too large"):
-        preview(schedule, 3)
+        preview(schedule(), 3)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_a_scale_that_no_number_holds(schedule, percent):
     ],
 )
 def test_factors_of_images(scale, factors, drawn, passes, note):
-    seen = preview(replace(GuidanceSchedule.constant(scale), per_image=factors), 10)
+    seen = preview(replace(constant(scale), per_image=factors), 10)
     assert (set(seen.scales), seen.passes, seen.note) == ({drawn}, passes, note)
     assert seen.intervals == ([(0.0, 1.0)] if passes == 20 else [])
 

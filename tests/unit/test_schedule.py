@@ -59,23 +59,24 @@ def test_descriptions():
 @pytest.mark.parametrize(
     ("schedule", "on_ve", "on_flow"),
     [
-        (preset("interval for SDXL", 7.0), None, "is for ve models.*from 1 to 0"),
+        (lambda: preset("interval for SDXL", 7.0), None, "is for ve models.*from 1 to 0"),
         (
-            GuidanceSchedule.from_json('{"points": [[0, 4]], "models": "flow"}'),
+            lambda: GuidanceSchedule.from_json('{"points": [[0, 4]], "models": "flow"}'),
             "is for flow models.*far above 1",
             None,
         ),
         (
-            GuidanceSchedule.interval("sigma", 5.0, 0.3, 7.0),
+            lambda: GuidanceSchedule.interval("sigma", 5.0, 0.3, 7.0),
             None,
             "starts at sigma 5, but.*axis percent or step",
         ),
-        (GuidanceSchedule.interval("sigma", 1.0, 0.3, 7.0), None, None),
-        (GuidanceSchedule.interval("percent", 0.1, 0.3, 7.0), None, None),
-        (GuidanceSchedule(Formula("1 + sigma")), None, None),
+        (lambda: GuidanceSchedule.interval("sigma", 1.0, 0.3, 7.0), None, None),
+        (lambda: GuidanceSchedule.interval("percent", 0.1, 0.3, 7.0), None, None),
+        (lambda: GuidanceSchedule(Formula("1 + sigma")), None, None),
     ],
 )
 def test_sigmas_of_the_other_kind_of_model(schedule, on_ve, on_flow):
+    schedule = schedule()
     for flow, said in ((False, on_ve), (True, on_flow)):
         if said is None:
             schedule.check_model(flow=flow)
@@ -152,14 +153,13 @@ EXAMPLES = [
     {"axis": "step", "values": [7.5, 1.0], "per_image": [1.0, 2.0]},
     {"axis": "step", "last": 3, "scale": 2.0, "outside": 1.0},
     {"expression": "1 + percent"},
-    *(preset(name, 7.0).to_dict() for name in SCHEDULE_PRESETS),
 ]
 SHORT = {
-    "7": GuidanceSchedule.constant(7),
-    "[[0, 7], [1, 1]]": GuidanceSchedule.ramp("percent", [(0, 7), (1, 1)]),
-    '{"points": [[0.5, 2]]}': GuidanceSchedule.ramp("percent", [(0.5, 2)]),
-    '{"values": [2, 1]}': GuidanceSchedule(StepList((2, 1))),
-    '{"last": 2, "scale": 3}': GuidanceSchedule(LastSteps(2, 3, 1.0)),
+    "7": lambda: GuidanceSchedule.constant(7),
+    "[[0, 7], [1, 1]]": lambda: GuidanceSchedule.ramp("percent", [(0, 7), (1, 1)]),
+    '{"points": [[0.5, 2]]}': lambda: GuidanceSchedule.ramp("percent", [(0.5, 2)]),
+    '{"values": [2, 1]}': lambda: GuidanceSchedule(StepList((2, 1))),
+    '{"last": 2, "scale": 3}': lambda: GuidanceSchedule(LastSteps(2, 3, 1.0)),
 }
 
 
@@ -173,7 +173,7 @@ def test_json_there_and_back(values):
 @pytest.mark.parametrize("text", SHORT)
 def test_short_forms(text):
     schedule = GuidanceSchedule.from_json(text)
-    assert schedule == SHORT[text] == GuidanceSchedule.from_json(schedule.to_json())
+    assert schedule == SHORT[text]() == GuidanceSchedule.from_json(schedule.to_json())
 
 
 HUGE = "1" + "0" * 400  # an integer that no float holds
@@ -299,25 +299,27 @@ VALUES = {"axis": "step", "scale": 7.0, "end_scale": 2.0, "start": 0.25, "end": 
 VALUES |= {"outside": 0.5, "exponent": 3.0, "last_steps": 4, "keyframes": "0: 1, 1: 2"}
 VALUES |= {"expression": "1 + sigma", "curve": "[[0, 7], [1, 1]]"}
 ENDS = [(0.25, 7.0), (0.75, 2.0)]
-OF_SHAPES = {
-    "constant": GuidanceSchedule.constant(7.0),
-    **{
-        shape: GuidanceSchedule.ramp("step", ENDS, shape, exponent=3.0)
-        for shape in ("linear", "cosine", "power", "exponential")
-    },
-    "interval": GuidanceSchedule.interval("step", 0.25, 0.75, 7.0, 0.5),
-    "last steps": GuidanceSchedule(LastSteps(4, 7.0, 0.5)),
-    "keyframes": GuidanceSchedule.ramp("step", [(0.0, 1.0), (1.0, 2.0)]),
-    "curve": GuidanceSchedule.ramp("percent", [(0, 7), (1, 1)]),
-    "expression": GuidanceSchedule(Formula("1 + sigma")),
-    **{name: preset(name, 7.0) for name in SCHEDULE_PRESETS},
-}
+
+
+def of_shapes():
+    """What each shape makes of VALUES."""
+    ramps = ("linear", "cosine", "power", "exponential")
+    return {
+        "constant": GuidanceSchedule.constant(7.0),
+        **{name: GuidanceSchedule.ramp("step", ENDS, name, exponent=3.0) for name in ramps},
+        "interval": GuidanceSchedule.interval("step", 0.25, 0.75, 7.0, 0.5),
+        "last steps": GuidanceSchedule(LastSteps(4, 7.0, 0.5)),
+        "keyframes": GuidanceSchedule.ramp("step", [(0.0, 1.0), (1.0, 2.0)]),
+        "curve": GuidanceSchedule.ramp("percent", [(0, 7), (1, 1)]),
+        "expression": GuidanceSchedule(Formula("1 + sigma")),
+        **{name: preset(name, 7.0) for name in SCHEDULE_PRESETS},
+    }
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_schedule_of_each_shape(shape):
     made = schedule_of_shape(shape, **VALUES)
-    assert made == OF_SHAPES[shape]
+    assert made == of_shapes()[shape]
     each = schedule_of_shape(shape, **VALUES, per_image=" 1, 0.5")
     assert each.per_image == (1.0, 0.5) and each.curve == made.curve and each.models == made.models
 
@@ -330,18 +332,26 @@ def test_factors_that_are_no_numbers():
 @pytest.mark.parametrize(
     ("text", "axis", "curve"),
     [
-        ("0: 7.5, 0.6: 7, 1: 1", "percent", Points("percent", ((0, 7.5), (0.6, 7), (1, 1)))),
-        ("0:7.5;0.6:7;1:1", "step", Points("step", ((0, 7.5), (0.6, 7), (1, 1)))),
-        ("\n0 : 7.5\n0.6: 7,\n\n 1: 1 ;", "step", Points("step", ((0, 7.5), (0.6, 7), (1, 1)))),
-        ("9: 1, 2: 4", "sigma", Points("sigma", ((9.0, 1.0), (2.0, 4.0)))),
-        ("7, 5, 1e0", "sigma", StepList((7.0, 5.0, 1.0))),
-        ("7;5\n1,", "sigma", StepList((7.0, 5.0, 1.0))),
+        (
+            "0: 7.5, 0.6: 7, 1: 1",
+            "percent",
+            lambda: Points("percent", ((0, 7.5), (0.6, 7), (1, 1))),
+        ),
+        ("0:7.5;0.6:7;1:1", "step", lambda: Points("step", ((0, 7.5), (0.6, 7), (1, 1)))),
+        (
+            "\n0 : 7.5\n0.6: 7,\n\n 1: 1 ;",
+            "step",
+            lambda: Points("step", ((0, 7.5), (0.6, 7), (1, 1))),
+        ),
+        ("9: 1, 2: 4", "sigma", lambda: Points("sigma", ((9.0, 1.0), (2.0, 4.0)))),
+        ("7, 5, 1e0", "sigma", lambda: StepList((7.0, 5.0, 1.0))),
+        ("7;5\n1,", "sigma", lambda: StepList((7.0, 5.0, 1.0))),
     ],
 )
 def test_keyframes(text, axis, curve):
-    assert parse_keyframes(text, axis) == GuidanceSchedule(curve)
+    assert parse_keyframes(text, axis) == GuidanceSchedule(curve())
     if axis == "percent":
-        assert parse_keyframes(text) == GuidanceSchedule(curve)
+        assert parse_keyframes(text) == GuidanceSchedule(curve())
 
 
 @pytest.mark.parametrize(
