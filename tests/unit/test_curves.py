@@ -191,77 +191,36 @@ def test_a_sixth_of_the_way_between_two_points(interpolation, scale):
     assert curve.at(place(percent=0.1)) == pytest.approx(scale)
 
 
-FOUR = ((0.0, 1.0), (0.25, 2.0), (0.5, 6.0), (1.0, 8.0))
-
-
-def inside(axis="percent"):
-    return Points(axis, ((0.25, 7.0), (0.75, 7.0)), "hold", outside=2.0)
-
-
-def falling():
-    return Points("sigma", ((1000.0, 7.0), (0.01, 7.0)), "hold", outside=0.0)
-
-
-@pytest.mark.parametrize(
-    ("curve", "axis", "positions", "scales"),
-    [
-        (
-            lambda: Points("percent", ((0.2, 4.0), (0.4, 8.0))),
-            "percent",
-            (0, 0.2, 0.4, 1),
-            [4, 4, 8, 8],
-        ),
-        (
-            lambda: Points("percent", FOUR),
-            "percent",
-            (0.125, 0.25, 0.375, 0.5, 0.75),
-            [1.5, 2, 4, 6, 7],
-        ),
-        (
-            lambda: Points("percent", FOUR, "hold"),
-            "percent",
-            (0.2, 0.25, 0.4, 0.5, 1),
-            [1, 2, 2, 6, 8],
-        ),
-        (lambda: Points("percent", ((0.0, 0.0), (1.0, 1.0)), "power"), "percent", (0.5,), [0.25]),
-        (lambda: Points("step", ((0, 1), (1, 2)), "power", exponent=0.5), "step", (5,), [1.5]),
-        (lambda: Points("step", ((0.0, -3.0), (1.0, 0.0))), "step", (0, 20), [-3, 0]),
-        (lambda: Points("step", ((0, 0.5), (1, 1)), "exponential"), "step", (20,), [1]),
-        (lambda: Points("sigma", ((0.0, 4.0),)), "sigma", (0, 1), [4, 4]),
-        (
-            lambda: Points("sigma", ((10, 1), (2, 5), (0, 3))),
-            "sigma",
-            (20, 10, 4, 2, 0),
-            [1, 1, 4, 5, 3],
-        ),
+def test_scales_along_an_axis():
+    four = ((0.0, 1.0), (0.25, 2.0), (0.5, 6.0), (1.0, 8.0))
+    inside, falling = ((0.25, 7.0), (0.75, 7.0)), ((1000.0, 7.0), (0.01, 7.0))
+    for curve, axis, scales in (
+        (Points("percent", ((0.2, 4.0), (0.4, 8.0))), "percent", {0: 4, 0.2: 4, 0.4: 8, 1: 8}),
+        (Points("percent", four), "percent", {0.125: 1.5, 0.25: 2, 0.375: 4, 0.5: 6, 0.75: 7}),
+        (Points("percent", four, "hold"), "percent", {0.2: 1, 0.25: 2, 0.4: 2, 0.5: 6, 1: 8}),
+        (Points("percent", ((0.0, 0.0), (1.0, 1.0)), "power"), "percent", {0.5: 0.25}),
+        (Points("step", ((0, 1), (1, 2)), "power", exponent=0.5), "step", {5: 1.5}),
+        (Points("step", ((0.0, -3.0), (1.0, 0.0))), "step", {0: -3, 20: 0}),
+        (Points("step", ((0, 0.5), (1, 1)), "exponential"), "step", {20: 1}),
+        (Points("sigma", ((0.0, 4.0),)), "sigma", {0: 4, 1: 4}),
+        (Points("sigma", ((10, 1), (2, 5), (0, 3))), "sigma", {20: 1, 10: 1, 4: 4, 2: 5, 0: 3}),
         # the slack at the ends of an interval
-        (inside, "percent", (0.25 - 0.9e-5, 0.75 + 0.9e-5), [7, 7]),
-        (inside, "percent", (0.25 - 1.1e-5, 0.75 + 1.1e-5), [2, 2]),
-        (lambda: inside("step"), "step", (5 - 19e-5, 5 - 21e-5, 15 + 19e-5), [7, 2, 7]),
+        (Points("percent", inside, "hold", 2.0), "percent", {0.25 - 0.9e-5: 7, 0.75 + 0.9e-5: 7}),
+        (Points("percent", inside, "hold", 2.0), "percent", {0.25 - 1.1e-5: 2, 0.75 + 1.1e-5: 2}),
+        (Points("step", inside, "hold", 2.0), "step", {5 - 19e-5: 7, 5 - 21e-5: 2, 15 + 19e-5: 7}),
         # in sigma it is a share of it
-        (falling, "sigma", (1000.009, 0.00999991, 1000.011, 0.0099998), [7, 7, 0, 0]),
+        (Points("sigma", falling, "hold", 0.0), "sigma", {1000.009: 7, 0.00999991: 7}),
+        (Points("sigma", falling, "hold", 0.0), "sigma", {1000.011: 0, 0.0099998: 0}),
         # a list of steps: a step that was rounded down has its own scale
-        (
-            lambda: StepList((7.0,) * 10 + (5.0,) * 11),
-            "step",
-            (9.99, 10 - 0.9e-5, 10 - 1.1e-5),
-            [7, 5, 7],
-        ),
+        (StepList((7,) * 10 + (5,) * 11), "step", {9.99: 7, 10 - 0.9e-5: 5, 10 - 1.1e-5: 7}),
         # the last steps; more than there are is all
-        (
-            lambda: LastSteps(2, 7.0),
-            "step",
-            (18, 19, 20, 19 - 0.9e-5, 19 - 1.1e-5),
-            [1, 7, 7, 7, 1],
-        ),
-        (lambda: LastSteps(30, 7.0), "step", (0,), [7]),
-        (lambda: LastSteps(1, 7.0, 0.5), "step", (0, 20), [0.5, 7]),
-        (lambda: Formula("steps + step / 10"), "step", (5,), [21.5]),
-    ],
-)
-def test_scales_along_an_axis(curve, axis, positions, scales):
-    curve = curve()
-    assert [curve.at(place(**{axis: at})) for at in positions] == pytest.approx(scales)
+        (LastSteps(2, 7.0), "step", {18: 1, 19: 7, 20: 7, 19 - 0.9e-5: 7, 19 - 1.1e-5: 1}),
+        (LastSteps(30, 7.0), "step", {0: 7}),
+        (LastSteps(1, 7.0, 0.5), "step", {0: 0.5, 20: 7}),
+        (Formula("steps + step / 10"), "step", {5: 21.5}),
+    ):
+        found = {position: curve.at(place(**{axis: position})) for position in scales}
+        assert found == pytest.approx(scales), curve.describe()
 
 
 def test_what_no_json_can_hold():
