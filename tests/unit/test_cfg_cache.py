@@ -70,17 +70,9 @@ def test_evaluations_that_compute_the_term(config, lengths, expected):
     assert computed(CFGCacheConfig(*config), lengths) == expected
 
 
-@pytest.mark.parametrize(
-    ("change", "second"),
-    [
-        (0.1, 9),  # below half of the tolerance: five evaluations later
-        (0.25, 8),  # from half of it to the whole: four, as before
-        (0.3, 8),
-        (0.5, 8),
-        (0.6, 7),  # above it: three
-    ],
-)
+@pytest.mark.parametrize(("change", "second"), [(0.1, 9), (0.25, 8), (0.3, 8), (0.5, 8), (0.6, 7)])
 def test_the_interval_after_a_prediction(change, second):
+    """Five below half of the tolerance, four from there to the whole, three above it."""
     lengths = [1 - change] * 4 + [1.0] * 6
     assert computed(CFGCacheConfig(1, 0.5), lengths)[:3] == [0, 4, second]
 

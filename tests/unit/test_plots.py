@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from guidance.core.figures import new_figure, to_pixels
 from guidance.evaluation import report_plot
 from guidance.evaluation.judge import Score
 from guidance.evaluation.report import Row
@@ -38,15 +37,6 @@ def legend(ax):
     """The names in its legend, in order; None without one."""
     found = ax.get_legend()
     return found and [text.get_text() for text in found.get_texts()]
-
-
-def test_a_figure_in_pixels():
-    pixels = to_pixels(new_figure(2.0, 1.5))
-    assert (pixels.shape, pixels.dtype) == ((150, 200, 3), np.uint8)
-    assert (pixels == 255).all()
-    figure = new_figure(1.0, 1.0)
-    figure.set_facecolor((1.0, 0.0, 0.0))
-    assert (to_pixels(figure) == [255, 0, 0]).all()
 
 
 # --- a trace ---------------------------------------------------------------------------------
@@ -156,12 +146,6 @@ def test_losses_and_the_last_five_validations(figure_of):
     strengths = [line.get_alpha() for line in bottom.lines]
     assert strengths == sorted(strengths) and strengths[-1] == 1, "the newest is the strongest"
     assert top.get_ylim()[0] == 0 and bottom.get_ylim() == (0, 1.03)
-
-
-def test_a_training_before_its_first_validation(figure_of):
-    top, bottom = figure_of(training_plot.plot_training, [2.0, 1.0], []).axes
-    assert legend(top) == ["each step", "mean of about 50"]
-    assert not bottom.lines and legend(bottom) is None
 
 
 # --- an evaluation ---------------------------------------------------------------------------
