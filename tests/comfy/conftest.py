@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from core_guiders import Wiring
+from mixture_model import Mixture
+from schedule_inputs import SCHEDULE_INPUTS
 from tiny_models import write_classifier, write_unet
 
 
@@ -115,13 +117,8 @@ def load_model(call, files):
     """(MODEL, VAE) of a model file."""
 
     def run(name="unconditional.safetensors", noise_schedule="auto", dtype="auto", clip=True):
-        return call(
-            "ADMModelLoader",
-            model_name=name,
-            noise_schedule=noise_schedule,
-            clip_denoised=clip,
-            dtype=dtype,
-        )
+        inputs = {"model_name": name, "noise_schedule": noise_schedule, "dtype": dtype}
+        return call("ADMModelLoader", clip_denoised=clip, **inputs)
 
     return run
 
@@ -131,12 +128,8 @@ def load_classifier(call, files):
     """A NOISY_CLASSIFIER of a classifier file."""
 
     def run(name="any_size.safetensors", noise_schedule="auto", dtype="auto"):
-        return call(
-            "NoisyClassifierLoader",
-            classifier_name=name,
-            noise_schedule=noise_schedule,
-            dtype=dtype,
-        )[0]
+        inputs = {"classifier_name": name, "noise_schedule": noise_schedule, "dtype": dtype}
+        return call("NoisyClassifierLoader", **inputs)[0]
 
     return run
 
@@ -202,12 +195,50 @@ def place_classifier(pack_module):
     """A NOISY_CLASSIFIER around any network, as the loader gives one for a file."""
 
     def run(network, classes=4):
-        adapter = pack_module("nodes.host.comfy_adapter")
+        kind = pack_module("nodes.host.classifiers").PlacedClassifier
+        placed = pack_module("nodes.host.patcher").placed
         labels = [f"class {index}" for index in range(classes)]
         classifier = pack_module("guidance").NoisyClassifier(network, "linear", labels)
-        cpu = torch.device("cpu")
-        patcher = adapter.AllOrNothingPatcher(network, load_device=cpu, offload_device=cpu)
-        return adapter.PlacedClassifier(classifier, patcher, type(network).__name__)
+        return kind(classifier, placed(network), type(network).__name__)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mixtures(place_classifier):
+    """Two NOISY_CLASSIFIERs that images can be steered by."""
+    return [place_classifier(Mixture(seed)) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="session")
+def steered(call):
+    """The MODEL with Classifier Guidance."""
+
+    def run(model, classifier, label="0,3", scale=2.0, **options):
+        inputs = {"model": model, "classifier": classifier, "label": label, "scale": scale}
+        return call("ClassifierGuidance", **inputs, **options)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made(call):
+    """A GUIDANCE_SCHEDULE by the node."""
+
+    def run(shape, **inputs):
+        return call("GuidanceSchedule", **SCHEDULE_INPUTS | inputs | {"shape": shape})[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scheduled(call, made):
+    """The MODEL with CFG Scale Scheduler: a schedule, or the scale of a constant one."""
+
+    def run(model, schedule, **cache):
+        if isinstance(schedule, float):
+            schedule = made("constant", scale=schedule)
+        return call("CFGScaleScheduler", model=model, schedule=schedule, **cache)[0]
 
     return run
 

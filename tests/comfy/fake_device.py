@@ -85,7 +85,7 @@ class FakeDevice:
         """A NOISY_CLASSIFIER whose network is there."""
         import comfy.ops
 
-        adapter, adm = map(self.pack_module, ("nodes.host.comfy_adapter", "guidance.adm"))
+        adm = self.pack_module("guidance.adm")
         layout = adm.ClassifierLayout(**CLASSIFIER, pool=pool)
         device = torch.device(device or self.device)
         with self.mode:
@@ -93,30 +93,25 @@ class FakeDevice:
             operations = comfy.ops.disable_weight_init
             network = adm.EncoderUNet(layout, operations, dtype, device)
             network.eval().requires_grad_(False)
-        return self.placed(network, adapter, device)
-
-    def placed(self, network, adapter, device):
-        """A NOISY_CLASSIFIER of that network."""
+        patcher = self.pack_module("nodes.host.patcher").AllOrNothingPatcher(
+            network, load_device=device, offload_device=device
+        )
         classifier = self.pack_module("guidance").NoisyClassifier(network, "linear")
-        patcher = adapter.AllOrNothingPatcher(network, load_device=device, offload_device=device)
-        return adapter.PlacedClassifier(classifier, patcher, "a classifier")
+        kind = self.pack_module("nodes.host.classifiers").PlacedClassifier
+        return kind(classifier, patcher, "a classifier")
 
-    def evaluate(self, model, seen, number=3, watched=True):
+    def evaluate(self, model, seen, number=3):
         """Runs a MODEL's wrappers, its prediction replaced, under the mode `seen`."""
         with self.mode:
-            self._evaluate(model, seen, number, watched)
+            self._evaluate(model, seen, number)
         return seen.seen
 
-    def _evaluate(self, model, seen, number, watched):
+    def _evaluate(self, model, seen, number):
         import comfy.patcher_extension as extension
 
-        adapter, finite = map(
-            self.pack_module, ("nodes.host.comfy_adapter", "guidance.sampling.nan_guard")
-        )
         sigmas = torch.linspace(10, 1, number, device=self.device)
         options = dict(model.model_options["transformer_options"])
         options |= {"sample_sigmas": sigmas}
-        options |= {adapter.WATCH_KEY: finite.NaNGuard()} if watched else {}
         guider = SimpleNamespace(
             model_patcher=model,
             inner_model=SimpleNamespace(

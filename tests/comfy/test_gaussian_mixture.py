@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixture import CLASS, MEANS, SPREAD, WEIGHTS, ExactClassifier, network_output
-from sampler_runs import sampler_named
+from sampler_runs import core_guider, drawn, few_sigmas, latent_noise
 from torch import nn
 
 from guidance.core.noise import NoiseSchedule
@@ -81,37 +81,25 @@ def mixture_model(plane_model):
 
 
 @pytest.fixture(scope="module")
-def drawn(call, mixture_model, place_classifier):
-    """(COUNT, 2) samples by a core sampler, steered towards LABEL unless scale is 0."""
-    import comfy.samplers
-
+def samples(call, steered, mixture_model, place_classifier):
+    """(COUNT, 2) by a core sampler, steered towards LABEL unless scale is 0."""
     classifier = place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
 
     def run(kind, sampler, scale=1.0):
-        model = mixture_model(kind)
-        inputs = {"classifier": classifier, "label": str(LABEL), "scale": scale}
-        (steered,) = call("ClassifierGuidance", model=model, **inputs)
-        schedule = "simple" if kind == "FLOW" else "karras"
-        sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, schedule, STEPS)
-        guider = comfy.samplers.CFGGuider(steered)
-        guider.set_conds([[torch.zeros(1, 1, 1), {}]], [[torch.zeros(1, 1, 1), {}]])
-        guider.set_cfg(1.0)
-        noise = torch.randn(COUNT, 2, 1, 1, generator=torch.Generator().manual_seed(6))
+        guided = steered(mixture_model(kind), classifier, str(LABEL), scale)
+        sigmas = few_sigmas(guided, STEPS, "simple" if kind == "FLOW" else "karras")
         if sampler == "SamplerADM":
-            (chosen,) = call("SamplerADM", method="ddpm", eta=0.0)
-        else:
-            chosen = sampler_named(sampler)
-        with torch.inference_mode():
-            return guider.sample(noise, torch.zeros_like(noise), chosen, sigmas, seed=5).flatten(1)
+            (sampler,) = call("SamplerADM", method="ddpm", eta=0.0)
+        start = latent_noise(COUNT, 2, 1, 1, seed=6)
+        return drawn(core_guider(guided), sigmas, sampler, start=start, seed=5).flatten(1)
 
     return run
 
 
-def test_the_distance_tells_conditional_from_unconditional(drawn, say_at_the_end):
+def test_the_distance_tells_conditional_from_unconditional(samples, say_at_the_end):
     floor = distance(exact_samples(LABEL, 1), exact_samples(LABEL, 2))
     between = distance(exact_samples(None, 1), exact_samples(LABEL, 2))
-    unguided = distance(drawn("EPS", "euler", 0.0), exact_samples(LABEL, 2))
+    unguided = distance(samples("EPS", "euler", 0.0), exact_samples(LABEL, 2))
     say_at_the_end(f"sliced Wasserstein: floor {floor:.3f}, unconditional {between:.3f}")
     assert floor < 0.015
     assert between > 0.2
@@ -119,14 +107,14 @@ def test_the_distance_tells_conditional_from_unconditional(drawn, say_at_the_end
 
 
 @pytest.mark.parametrize(("kind", "sampler"), CASES)
-def test_samples_follow_the_exact_conditional(drawn, say_at_the_end, kind, sampler):
-    found = distance(drawn(kind, sampler), exact_samples(LABEL, 2))
+def test_samples_follow_the_exact_conditional(samples, say_at_the_end, kind, sampler):
+    found = distance(samples(kind, sampler), exact_samples(LABEL, 2))
     say_at_the_end(f"sliced Wasserstein: {kind} {sampler} {found:.4f}")
     assert found <= BARS[sampler]
 
 
 @pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM"])
-def test_algorithm_1_follows_the_exact_conditional(drawn, say_at_the_end, kind):
-    found = distance(drawn(kind, "SamplerADM"), exact_samples(LABEL, 2))
+def test_algorithm_1_follows_the_exact_conditional(samples, say_at_the_end, kind):
+    found = distance(samples(kind, "SamplerADM"), exact_samples(LABEL, 2))
     say_at_the_end(f"sliced Wasserstein: {kind} ADM Sampler ddpm {found:.4f}")
     assert found <= 0.06

@@ -14,8 +14,11 @@ from test_guided_run import guider_of, sigmas_of, start_of
 
 from guidance import load_adm, load_classifier
 from guidance.checkpoints.image_classifiers import load_image_classifier
-from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.classifier_guidance import Guide
+from guidance.sampling.loop import sample
 from guidance.sampling.respacing import respaced_timesteps
+from guidance.sampling.steps import chain
+from guidance.sampling.strength import Strength
 
 JUDGE = "digits_judge.safetensors"
 SIZE = 32
@@ -193,7 +196,7 @@ def test_runs_equal_the_librarys(call, load_image, files, load_model, steered, g
     clean = load_image_classifier(judge_path(call), gradient=gradient)
 
     def run(scale):
-        guides = [Guide(clean, torch.tensor(LABELS), scale)]
+        guides = [Guide(clean, torch.tensor(LABELS), Strength(scale=scale))]
         options = {"method": method, "guides": guides, "noise": lambda x: draw(None, None)}
         return sample(library, start_of(sigmas, noise()), steps, **options)
 
@@ -470,10 +473,10 @@ def test_names_that_are_none(load_image, digit_resnet, name):
 
 
 def test_its_classes_are_offered(pack_module, digit_resnet):
-    adapter = pack_module("nodes.host.comfy_adapter")
-    assert adapter.classes_of("image_classifiers", digit_resnet)[3] == "digit 3"
-    assert adapter.classes_of("image_classifiers", JUDGE)[3] == "3"
-    assert adapter.classes_of("image_classifiers", "nowhere") == ()
+    server = pack_module("nodes.host.server")
+    assert server.classes_of("image_classifiers", digit_resnet)[3] == "digit 3"
+    assert server.classes_of("image_classifiers", JUDGE)[3] == "3"
+    assert server.classes_of("image_classifiers", "nowhere") is None
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16"])

@@ -108,8 +108,8 @@ def test_it_guides_in_the_models_space_and_not_in_the_vaes(
     classifier = train()
     assert classifier.classifier.space == "Digits"
     # the same training on what VAE Encode gives: the scale factor ignored
-    adapter = pack_module("nodes.host.comfy_adapter")
-    monkeypatch.setattr(adapter, "to_model_space", lambda _, samples: samples.clone().float())
+    training = pack_module("nodes.training")
+    monkeypatch.setattr(training, "to_model_space", lambda _, samples: samples.clone().float())
     ignored = train()
     plain, guided, wrong = right(), right(classifier), right(ignored)
     say_at_the_end(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from mixture import ExactClassifier, denoised, network_output, points
-from sampler_runs import noise
+from sampler_runs import core_guider, differ, drawn, evaluated, noise
 
 from guidance.core.noise import NoiseSchedule
 
@@ -69,71 +69,51 @@ def exact_classifier(place_classifier):
     return place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
 
 
-def evaluated(model, x, sigma):
-    """(B, 2) denoised, in x's dtype, through the guider of KSampler."""
-    import comfy.samplers
-
-    kept = []
-
-    def once(wrapped, start, *_, extra_args=None, **__):
-        kept.append(wrapped(x, x.new_full((len(x),), sigma), **extra_args))
-        return start  # what a run returns is cast to float32
-
-    guider = comfy.samplers.CFGGuider(model)
-    conds = [[torch.zeros(1, 1, 1), {}]]
-    guider.set_conds(conds, conds)
-    guider.set_cfg(1.0)
-    start, levels = torch.zeros(x.shape), torch.tensor([sigma, 0.0])
-    with torch.inference_mode():
-        guider.sample(start, start, comfy.samplers.KSAMPLER(once), levels, seed=0)
-    return kept[0].flatten(1)
-
-
 @pytest.fixture
-def steered(call, exact_classifier):
+def guided(steered, exact_classifier):
     """The MODEL with Classifier Guidance."""
-
-    def run(model, label, scale=1.0):
-        inputs = {"classifier": exact_classifier, "label": label, "scale": scale}
-        return call("ClassifierGuidance", model=model, **inputs)[0]
-
-    return run
+    return lambda model, label: steered(model, exact_classifier, label, 1.0)
 
 
-def check(model, steered, sigma, unit, alpha):
+def at(model, x, sigma):
+    """(B, 2) denoised, in x's dtype, through the guider of KSampler."""
+    return evaluated(core_guider(model), x, sigma).flatten(1)
+
+
+def check(model, guided, sigma, unit, alpha):
     """Scale 1 is E[x0 | x, y], for each label."""
     x = points(unit, alpha)
     pixels = x[..., None, None]
-    plain = evaluated(model, pixels, sigma)
+    plain = at(model, pixels, sigma)
     assert (plain - denoised(x, unit, alpha)).abs().max() < 1e-10
     for label in range(3):
-        guided = evaluated(steered(model, str(label)), pixels, sigma)
+        towards = at(guided(model, str(label)), pixels, sigma)
         expected = denoised(x, unit, alpha, label)
         assert (plain - expected).abs().max() > 1e-3
-        assert (guided - expected).abs().max() < 1e-10
+        assert (towards - expected).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(("kind", "sigma"), CASES)
-def test_scale_one_is_the_conditional_expectation(exact_model, steered, kind, sigma):
-    check(exact_model(kind), steered, sigma, sigma, 1 - sigma if KINDS[kind] == "flow" else 1.0)
+def test_scale_one_is_the_conditional_expectation(exact_model, guided, kind, sigma):
+    check(exact_model(kind), guided, sigma, sigma, 1 - sigma if KINDS[kind] == "flow" else 1.0)
 
 
 @pytest.mark.parametrize("sigma", FLOW_LEVELS)
-def test_flow_with_a_noise_scale(exact_model, steered, sigma):
-    check(exact_model("FLOW", noise_scale=2.5), steered, sigma, 2.5 * sigma, 1 - sigma)
+def test_flow_with_a_noise_scale(exact_model, guided, sigma):
+    check(exact_model("FLOW", noise_scale=2.5), guided, sigma, 2.5 * sigma, 1 - sigma)
 
 
-def test_each_image_as_if_alone_and_in_any_order(exact_model, steered):
+def test_each_image_as_if_alone_and_in_any_order(exact_model, guided):
     x = points(1.0, 1.0, 6)[..., None, None]
     labels, order = [0, 1, 2, 2, 1, 0], [3, 0, 5, 1, 4, 2]
     listed = ",".join(map(str, labels))
     model = exact_model("EPS")
-    whole = evaluated(steered(model, listed), x, 1.0)
+    whole = at(guided(model, listed), x, 1.0)
     permuted = ",".join(str(labels[i]) for i in order)
-    assert torch.equal(evaluated(steered(model, permuted), x[order], 1.0), whole[order])
+    assert torch.equal(at(guided(model, permuted), x[order], 1.0), whole[order])
     for index, label in enumerate(labels):
         one = slice(index, index + 1)
-        alone = evaluated(steered(model, str(label)), x[one], 1.0)
+        alone = at(guided(model, str(label)), x[one], 1.0)
         assert (alone - whole[one]).abs().max() < 1e-12
 
 
@@ -148,30 +128,23 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def test_digits_each_image_as_if_alone_and_in_any_order(call, load_model, load_classifier):
+def test_digits_each_image_as_if_alone_and_in_any_order(
+    load_model, load_classifier, label_of, steered
+):
     """The models that ship, in fp32."""
     model = load_model("digits_adm.safetensors", dtype="fp32")[0]
     classifier = load_classifier("digits_classifier.safetensors", dtype="fp32")
-    conditioning = call("ADMClassLabel", model=model, label="")[0]
+    none, sigmas = label_of(model, ""), torch.tensor([3.0, 1.0, 0.3, 0.0])
 
-    def drawn(labels, x, sigma=3.0):
-        import comfy.samplers
-
-        inputs = {"classifier": classifier, "label": ",".join(labels), "scale": 4.0}
-        (guided,) = call("ClassifierGuidance", model=model, **inputs)
-        guider = comfy.samplers.CFGGuider(guided)
-        guider.set_conds(conditioning, conditioning)
-        guider.set_cfg(1.0)
-        levels = torch.tensor([sigma, 1.0, 0.3, 0.0])
-        sampler = comfy.samplers.sampler_object("euler")
-        with torch.inference_mode():
-            return guider.sample(x, torch.zeros_like(x), sampler, levels, seed=0)
+    def run(labels, x):
+        guided = steered(model, classifier, ",".join(labels), 4.0)
+        return drawn(core_guider(guided, positive=none), sigmas, start=x)
 
     labels, order = ["7", "0", "4", "1"], [2, 0, 3, 1]
     x = noise(4, 32)
     with one_thread():
-        whole = drawn(labels, x)
-        assert torch.equal(drawn([labels[i] for i in order], x[order]), whole[order])
+        whole = run(labels, x)
+        assert torch.equal(run([labels[i] for i in order], x[order]), whole[order])
     for index, label in enumerate(labels):
         one = slice(index, index + 1)
-        assert (drawn([label], x[one]) - whole[one]).abs().max() < 1e-5
+        assert differ(run([label], x[one]), whole[one]) < 1e-5

@@ -63,7 +63,7 @@ def test_a_folder(loaded, pack_nodes, caplog, call):
 
 
 def test_folders_that_are_offered(pack_module, pictures):
-    assert "shapes" in pack_module("nodes.host.comfy_adapter").class_folder_names()
+    assert "shapes" in pack_module("nodes.host.paths").class_folder_names()
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "..", "../..", "/etc"])
@@ -170,10 +170,10 @@ def test_latents_are_trained_in_the_models_space(call, core_model, pack_module):
 def test_a_cancelled_training_goes_on(call, loaded, pack_module, monkeypatch):
     import comfy.model_management as management
 
-    adapter = pack_module("nodes.host.comfy_adapter")
+    module = pack_module("nodes.training")
     inputs = {"images": loaded[0], "labels": loaded[1], **TRAINING, "steps": 8}
     whole, _ = call("TrainNoisyClassifier", **inputs)
-    progress = adapter.training_progress
+    progress = module.training_progress
 
     def cancelled_at_5(steps):
         on_step = progress(steps)
@@ -184,12 +184,12 @@ def test_a_cancelled_training_goes_on(call, loaded, pack_module, monkeypatch):
 
         return each
 
-    monkeypatch.setattr(adapter, "training_progress", cancelled_at_5)
+    monkeypatch.setattr(module, "training_progress", cancelled_at_5)
     with pytest.raises(management.InterruptProcessingException):
         call("TrainNoisyClassifier", **inputs)
     steps = []
     monkeypatch.setattr(
-        adapter, "training_progress", lambda _: lambda step, loss: steps.append(step)
+        module, "training_progress", lambda _: lambda step, loss: steps.append(step)
     )
     again, _ = call("TrainNoisyClassifier", **inputs)
     assert steps == [6, 7, 8]

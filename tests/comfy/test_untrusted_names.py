@@ -170,8 +170,10 @@ def test_a_class_folder_that_links_out(call, class_folder, outside, target):
 
 def test_more_pictures_than_there_is_room_for(call, pack_module, class_folder, monkeypatch):
     """Said before the first of them is read."""
-    adapter, data = pack_module("nodes.host.comfy_adapter"), pack_module("guidance.training.data")
-    monkeypatch.setattr(adapter.comfy.model_management, "get_free_memory", lambda device: 1000)
+    data = pack_module("guidance.training.data")
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 1000)
     monkeypatch.setattr(data, "_read", None)
     said = refused(call, "LabelledImageFolder", folder="untrusted", size=8)
     assert "2 images of 8x8 take" in said and "choose a smaller size" in said
