@@ -29,15 +29,15 @@ def test_passes_of_an_interval_over_half_of_the_steps(wiring, conditional, made,
 
 
 @pytest.mark.parametrize("cfg", [4.0, 1.0])
-def test_constant_is_core_cfg_with_every_sampler(wiring, conditional, scheduled, cfg):
+def test_constant_is_core_cfg_with_every_sampler(blocks, scheduled, cfg):
     import comfy.samplers
 
-    model, sigmas = scheduled(conditional, cfg), few_sigmas(conditional, 3)
-    names = comfy.samplers.KSampler.SAMPLERS
-    different = []
+    pair = [[[torch.full((1, 3, 8), value), {}]] for value in (0.5, -0.5)]
+    model, sigmas, start = scheduled(blocks, cfg), few_sigmas(blocks, 3), latent_noise(2, 4, 8, 8)
+    names, different = comfy.samplers.KSampler.SAMPLERS, []
     for name in names:
-        core = drawn(wiring.cfg_guider(conditional, cfg), sigmas, name)
-        if not torch.equal(core, drawn(wiring.cfg_guider(model, 2.0), sigmas, name)):
+        core = drawn(core_guider(blocks, cfg, *pair), sigmas, name, start=start)
+        if not torch.equal(core, drawn(core_guider(model, 2.0, *pair), sigmas, name, start=start)):
             different.append(name)
     assert len(names) > 30
     assert not different

@@ -193,22 +193,6 @@ def sampler_of(call):
     return run
 
 
-@pytest.mark.parametrize("sampler", ["euler", "ddpm of the pack"])
-def test_order_of_two_classifiers_does_not_matter(
-    unconditional, guided, wiring, sampler_of, sampler
-):
-    one, two = {"scale": 1.5, "label": "0,3"}, {"scale": 2.0, "label": "1,2", "which": "second"}
-    outs = []
-    for row in ([one, two], [two, one], [one]):
-        model = unconditional
-        for options in row:
-            model = guided(model, **options)
-        sigmas = few_sigmas(model, 6)
-        outs.append(drawn(wiring.guider("basic", model), sigmas, sampler_of(sampler)))
-    assert differ(outs[0], outs[1]) < 1e-4
-    assert differ(outs[0], outs[2]) > 0.05
-
-
 @pytest.mark.parametrize("kind", ["basic", "cfg 3", "perp-neg"])
 def test_negative_scale_steers_away(conditional, guided, wiring, library, kind):
     """The more, the further: the class loses in each image."""
@@ -253,18 +237,12 @@ def test_one_label_per_image(conditional, guided, wiring, options):
     assert differ(other[1], whole[1]) > 0.05
 
 
-def test_one_label_is_for_all_images(unconditional, guided, wiring):
-    one, each = (
-        drawn(wiring.guider("basic", guided(unconditional, label=label)), few_sigmas(unconditional))
-        for label in ("2", "2,2")
-    )
-    assert torch.equal(one, each)
-
-
 # --- whole runs ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", [*GUIDERS, *PATCHES, "inpainting", "image to image", "both"])
+@pytest.mark.parametrize(
+    "setting", ["perp-neg", "masks", "RescaleCFG", "APG", "inpainting", "image to image", "both"]
+)
 def test_runs_follow_the_class(conditional, guided, wiring, library, setting):
     sigmas, more = few_sigmas(conditional, 6), {}
     if setting in ("inpainting", "both"):
@@ -421,12 +399,3 @@ def test_split_runs_go_on_where_the_first_ended(
     (_, end) = call_core(SAMPLING, "SplitSigmas", sigmas=sigmas, step=8)
     assert len(end) == 1
     assert torch.equal(drawn(guider, end, chosen, second, start=0 * second), second)
-
-
-def test_advanced_ksamplers_in_a_row(conditional, guided, wiring):
-    """Steps 0..3 with the noise left over, then 3..6 without new noise."""
-    model, empty = guided(conditional), {"samples": torch.zeros(2, 3, SIZE, SIZE)}
-    first = wiring.ksampler_advanced(model, empty, steps=6, end=3)
-    split = wiring.ksampler_advanced(model, first, steps=6, start=3)
-    whole = wiring.ksampler_advanced(model, empty, steps=6)
-    assert differ(split["samples"], whole["samples"]) < 1e-5

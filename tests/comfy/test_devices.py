@@ -126,12 +126,14 @@ def test_guidance_with_two_gpus(
     """Each computes one of the conditionings; the first of them guides."""
     x, labels = noise() * 3, conditional.model.diffusion_model.label_emb.weight
     plain = evaluated(wiring.guider("cfg 3", conditional), x, 3.0)
-    alone = evaluated(wiring.guider("cfg 3", steered(conditional, load_classifier())), x, 3.0)
+    alone = evaluated(
+        wiring.guider("cfg 3", steered(conditional, load_classifier(), scale=30.0)), x, 3.0
+    )
     computed = []
     if split_first:
-        model = steered(split(two_devices, conditional), load_classifier())
+        model = steered(split(two_devices, conditional), load_classifier(), scale=30.0)
     else:
-        model = split(two_devices, steered(conditional, load_classifier()))
+        model = split(two_devices, steered(conditional, load_classifier(), scale=30.0))
     (clone,) = model.get_additional_models_with_key("multigpu")
     hooks = []
     for one in (model, clone):

@@ -17,8 +17,8 @@ BARS = dict.fromkeys(
     ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_2", "lms", "er_sde"], 0.03
 )
 BARS |= {"res_multistep": 0.03, "euler_ancestral": 0.06, "ddpm": 0.06}
-CASES = [(kind, name) for kind in ("EPS", "V_PREDICTION", "EDM") for name in BARS]
-CASES += [("FLOW", "euler"), ("FLOW", "heun")]
+CASES = [("EPS", name) for name in BARS]
+CASES += [(kind, name) for kind in ("V_PREDICTION", "EDM", "FLOW") for name in ("euler", "heun")]
 
 
 class ExactNetwork(nn.Module):

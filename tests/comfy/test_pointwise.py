@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from mixture import ExactClassifier, denoised, network_output, points
-from sampler_runs import core_guider, differ, drawn, evaluated, noise
+from sampler_runs import core_guider, evaluated
 
 from guidance.core.noise import NoiseSchedule
 
@@ -115,36 +113,3 @@ def test_each_image_as_if_alone_and_in_any_order(exact_model, guided):
         one = slice(index, index + 1)
         alone = at(guided(model, str(label)), x[one], 1.0)
         assert (alone - whole[one]).abs().max() < 1e-12
-
-
-@contextmanager
-def one_thread():
-    """Several threads split the products of a small batch between two images, and round there."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_digits_each_image_as_if_alone_and_in_any_order(
-    load_model, load_classifier, label_of, steered
-):
-    """The models that ship, in fp32."""
-    model = load_model("digits_adm.safetensors", dtype="fp32")[0]
-    classifier = load_classifier("digits_classifier.safetensors", dtype="fp32")
-    none, sigmas = label_of(model, ""), torch.tensor([3.0, 1.0, 0.3, 0.0])
-
-    def run(labels, x):
-        guided = steered(model, classifier, ",".join(labels), 4.0)
-        return drawn(core_guider(guided, positive=none), sigmas, start=x)
-
-    labels, order = ["7", "0", "4", "1"], [2, 0, 3, 1]
-    x = noise(4, 32)
-    with one_thread():
-        whole = run(labels, x)
-        assert torch.equal(run([labels[i] for i in order], x[order]), whole[order])
-    for index, label in enumerate(labels):
-        one = slice(index, index + 1)
-        assert differ(run([label], x[one]), whole[one]) < 1e-5

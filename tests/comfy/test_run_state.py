@@ -57,15 +57,3 @@ def test_also_after_an_interruption(guided, conditional, first, steps):
         drawn(guider, sigmas, callback=interrupt)
     assert (len(passes), len(gradients)) == (steps + 1, 1)
     assert torch.equal(drawn(guider, sigmas), drawn(guided(first)[0], sigmas))
-
-
-def test_two_runs_at_a_time_share_nothing(guided, conditional):
-    """A run inside of another one, as some samplers of other packs begin."""
-    guider, other = guided("cfg")[0], guided("cfg")[0]
-    sigmas, inner = few_sigmas(conditional, STEPS), []
-    outer = drawn(
-        guider,
-        sigmas,
-        callback=lambda step, *_: inner.append(drawn(other, sigmas)) if step == 1 else None,
-    )
-    assert torch.equal(outer, inner[0])

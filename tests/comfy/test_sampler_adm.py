@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from core_guiders import PATCHES, SAMPLING, region
-from library_runs import draws, guide, library_run, mixture_classifier, opinion, start_of
+from library_runs import draws, guide, library_run, mixture_classifier, start_of
 from sampler_runs import core_guider, differ, drawn, evaluated, latent_noise, noise, picture
 from tiny_models import SIZE
 
@@ -41,8 +41,8 @@ def ddpm(call):
 def scheduled(call, unconditional):
     """ADM Scheduler's SIGMAS."""
 
-    def run(respacing="ddim25", denoise=1.0):
-        return call("ADMScheduler", model=unconditional, respacing=respacing, denoise=denoise)[0]
+    def run(respacing="ddim10"):
+        return call("ADMScheduler", model=unconditional, respacing=respacing, denoise=1.0)[0]
 
     return run
 
@@ -51,11 +51,11 @@ def scheduled(call, unconditional):
 def expected(files, scheduled):
     """The library's run of algorithm 1 over the same steps."""
 
-    def run(guides=(), name="unconditional", respacing="ddim25", noise=None, start=None, **options):
+    def run(guides=(), name="unconditional", respacing="ddim10", noise=None, start=None, **options):
         path = files["diffusion_models"] / f"{name}.safetensors"
         x = start_of(scheduled(respacing), start)
-        options |= {"method": "ddpm", "noise": noise or draws(like=start), "guides": guides}
-        return library_run(path, x, respacing, **options)
+        options = {"method": "ddpm", **options, "noise": noise or draws(like=start)}
+        return library_run(path, x, respacing, guides=guides, **options)
 
     return run
 
@@ -171,21 +171,12 @@ def test_a_second_evaluation_does_not_count(conditional, wiring, ddpm):
     assert torch.equal(*both)
 
 
-def test_runs_do_not_pile_up(conditional, guided, wiring, ddpm, scheduled):
-    """What ADM Sampler hangs into an evaluation is there once, and gone after the run."""
-    hung = []
-
-    def count(args):
-        wrappers = args["model_options"]["transformer_options"]["wrappers"]
-        hung.append(sum(len(some) for some in wrappers["calc_cond_batch"].values()))
-        return args["denoised"]
-
+def test_a_run_leaves_nothing_behind(conditional, guided, wiring, ddpm, scheduled):
+    """What ADM Sampler hooks into its evaluations is gone after the run."""
     model = guided(conditional)
-    model.set_model_sampler_post_cfg_function(count)
-    guider, sigmas = wiring.guider("cfg 3", model), scheduled("6")
     before = str(model.model_options)
+    guider, sigmas = wiring.guider("cfg 3", model), scheduled("6")
     first = drawn(guider, sigmas, ddpm)
-    assert hung == [1] * 6
     assert torch.equal(drawn(guider, sigmas, ddpm), first)
     assert str(model.model_options) == before
 
@@ -222,15 +213,19 @@ def test_what_it_cannot_sample_is_refused(call, core_model, method, kind, values
 # --- whole runs against the library ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize(
+    ("method", "eta", "cfg"), [("ddpm", 0.0, 1.0), ("ddpm", 0.0, 3.0), ("ddim", 0.8, 3.0)]
+)
 def test_cfg_and_classifier_together(
-    load_model, guided, wiring, ddpm, classifiers, expected, scheduled, cfg
+    call, load_model, guided, wiring, classifiers, expected, scheduled, method, eta, cfg
 ):
-    """CFG moves the mean, and the variance stays the conditional one."""
+    """CFG moves the mean, and the variance stays the conditional one; DDIM draws noise, too."""
     model = load_model("conditional.safetensors")[0]
-    got = drawn(wiring.guider(f"cfg {cfg:.0f}", guided(model)), scheduled(), ddpm)
+    (sampler,) = call("SamplerADM", method=method, eta=eta)
+    got = drawn(wiring.guider(f"cfg {cfg:.0f}", guided(model)), scheduled(), sampler)
     labels, guides = torch.tensor([1, 2]), [guide(classifiers[0], LABELS, SCALE)]
-    assert differ(got, expected(guides, "conditional", cfg=cfg, labels=labels)) < 1e-4
+    options = {"cfg": cfg, "labels": labels, "method": method, "eta": eta}
+    assert differ(got, expected(guides, "conditional", **options)) < 1e-4
 
 
 def test_two_classifiers(unconditional, guided, wiring, ddpm, classifiers, expected, scheduled):
@@ -256,22 +251,6 @@ def test_split_runs_draw_from_their_own_seeds(
         noise=lambda x: sources[next(count) // 4](),
     )
     assert differ(got, whole) < 1e-4
-
-
-@pytest.mark.parametrize("method", ["ddpm", "ddim"])
-def test_sampler_custom_follows_the_class(
-    call, call_core, wiring, unconditional, guided, classifiers, scheduled, method
-):
-    """From a given picture with denoise 0.6."""
-    inputs = {"sampler": call("SamplerADM", method=method, eta=0.0)[0]}
-    inputs |= {"sigmas": scheduled("20", 0.6), "latent_image": {"samples": picture()}}
-    inputs |= {"add_noise": True, "noise_seed": 7, "cfg": 1.0, **wiring.pair(unconditional)}
-    plain, towards = (
-        call_core(SAMPLING, "SamplerCustom", model=model, **inputs)[0]["samples"]
-        for model in (unconditional, guided(unconditional))
-    )
-    better = opinion(classifiers[0], towards, LABELS) > opinion(classifiers[0], plain, LABELS)
-    assert torch.isfinite(towards).all() and better.all()
 
 
 # --- masks and previews ------------------------------------------------------------------------

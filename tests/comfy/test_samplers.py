@@ -7,52 +7,16 @@ import torch
 from mixture_model import Mixture
 from sampler_runs import core_guider, drawn, evaluated, few_sigmas, noise
 
-SAMPLERS = [
-    "euler",
-    "euler_cfg_pp",
-    "euler_ancestral",
-    "euler_ancestral_cfg_pp",
-    "heun",
-    "heunpp2",
-    "exp_heun_2_x0",
-    "exp_heun_2_x0_sde",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "lms",
-    "dpm_fast",
-    "dpm_adaptive",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2s_ancestral_cfg_pp",
-    "dpmpp_sde",
-    "dpmpp_sde_gpu",
-    "dpmpp_2m",
-    "dpmpp_2m_cfg_pp",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_gpu",
-    "dpmpp_2m_sde_heun",
-    "dpmpp_2m_sde_heun_gpu",
-    "dpmpp_3m_sde",
-    "dpmpp_3m_sde_gpu",
-    "ddpm",
-    "lcm",
-    "ipndm",
-    "ipndm_v",
-    "deis",
-    "res_multistep",
-    "res_multistep_cfg_pp",
-    "res_multistep_ancestral",
-    "res_multistep_ancestral_cfg_pp",
-    "gradient_estimation",
-    "gradient_estimation_cfg_pp",
-    "er_sde",
-    "seeds_2",
-    "seeds_3",
-    "sa_solver",
-    "sa_solver_pece",
-    "ddim",
-    "uni_pc",
-    "uni_pc_bh2",
-]
+NAMES = """
+euler euler_cfg_pp euler_ancestral euler_ancestral_cfg_pp heun heunpp2 exp_heun_2_x0
+exp_heun_2_x0_sde dpm_2 dpm_2_ancestral lms dpm_fast dpm_adaptive dpmpp_2s_ancestral
+dpmpp_2s_ancestral_cfg_pp dpmpp_sde dpmpp_sde_gpu dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde
+dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde dpmpp_3m_sde_gpu ddpm lcm
+ipndm ipndm_v deis res_multistep res_multistep_cfg_pp res_multistep_ancestral
+res_multistep_ancestral_cfg_pp gradient_estimation gradient_estimation_cfg_pp er_sde seeds_2
+seeds_3 sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2
+"""
+SAMPLERS = NAMES.split()
 LABELS = torch.tensor([0, 3])
 
 
@@ -82,26 +46,6 @@ def mixture():
 def guided(steered, mixtures):
     """The MODEL with Classifier Guidance."""
     return lambda model, scale: steered(model, mixtures[0], "0,3", scale)
-
-
-def falling(steps):
-    """From a sigma that fixes the classes not yet, in steps that suit the high orders."""
-    import comfy.k_diffusion.sampling as k_sampling
-
-    return k_sampling.get_sigmas_karras(steps, 0.03, 10.0)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_follows_the_class(unconditional, guided, mixture, name):
-    sigmas = falling(16)
-
-    def opinion(model):
-        out = drawn(core_guider(model), sigmas, name)
-        assert torch.isfinite(out).all()
-        with torch.no_grad():
-            return mixture.logits(out, torch.zeros(2)).log_softmax(dim=1)[range(2), LABELS]
-
-    assert (opinion(guided(unconditional, 1.0)) > opinion(unconditional)).all()
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +99,7 @@ def test_a_step_of_cfg_pp(unconditional, guided, mixture):
     sigma, following = 3.0, 1.0
     x = sigma * noise()
     steered = core_guider(guided(unconditional, 2.0))
-    sigmas = torch.tensor([sigma, following])
-    got = 0
+    got = drawn(steered, torch.tensor([sigma, following]), "euler_cfg_pp")
     plain = evaluated(core_guider(unconditional), x, sigma)
     level = torch.full((2,), sigma)
     with torch.no_grad():

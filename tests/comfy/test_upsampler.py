@@ -85,9 +85,7 @@ def test_each_image_of_the_batch_has_its_own_small_image(upsampler, conditioned,
         assert (both[one] - alone).abs().max() < 1e-5
 
 
-def test_one_small_image_serves_the_whole_batch_and_alpha_is_dropped(
-    upsampler, conditioned, sampled
-):
+def test_one_small_image_serves_the_batch_and_alpha_is_dropped(upsampler, conditioned, sampled):
     image, x = images(1, channels=4), START
     shared = sampled(upsampler, conditioned(upsampler, image), x)
     twice = image[..., :3].repeat(2, 1, 1, 1)
