@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from sampler_runs import (
-    copying_sampler,
     counted_calls,
     drawn,
     few_sigmas,
@@ -53,15 +52,13 @@ def test_interval_1_changes_nothing(run, conditional):
     [({"cfg_interval": 4}, 10, 10), ({"tolerance": 0.5}, 9, 14), ({}, 16, 16)],
     ids=str,
 )
-def test_passes_at_the_network(call, wiring, load_model, scheduled, sampler, cache, low, high):
+def test_passes_at_the_network(
+    sampler_of, wiring, load_model, scheduled, sampler, cache, low, high
+):
     """Conditionings that the diffusion network computes in 8 steps, whoever samples."""
     model = scheduled(load_model("conditional.safetensors")[0], 4.0, **cache)
     images = counted_calls(model.model.diffusion_model)
-    if sampler == "ddpm of the pack":
-        (sampler,) = call("SamplerADM", method="ddpm", eta=0.0)
-    elif sampler == "copies its options":
-        sampler = copying_sampler()
-    drawn(wiring.guider("cfg 3", model), few_sigmas(model, STEPS), sampler)
+    drawn(wiring.guider("cfg 3", model), few_sigmas(model, STEPS), sampler_of(sampler))
     assert low <= sum(images) / 2 <= high
 
 

@@ -216,9 +216,6 @@ def test_with_skip_layer_guidance(call_core, blocks, made, scheduled, patch, opt
     assert saved == passes / 2 + 2 * passes_at_1
 
 
-# --- a scale for each image, and what a schedule says of a run ---------------------------------
-
-
 @pytest.mark.parametrize("patch", [None, "RescaleCFG", "CFGZeroStar"])
 def test_a_scale_for_each_image(wiring, conditional, made, scheduled, patch):
     model = wiring.patched(patch, conditional) if patch else conditional

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 from core_guiders import GUIDERS, PATCHES, SAMPLING, region
-from library_runs import draws, guide, library_run, mixture_classifier, opinion, start_of, term_of
+from library_runs import draws, guide, library_run, mixture_classifier, start_of, term_of
 from sampler_runs import differ, drawn, evaluated, few_sigmas, noise, picture
 from tiny_models import SIZE
 
@@ -47,9 +47,6 @@ def masked_middle(inside=1.0):
 def term(library, x, denoised, sigma=SIGMA, labels=LABELS, scale=SCALE, which="first"):
     """What the library says that guidance adds."""
     return term_of(library[which], x, denoised, sigma, labels, scale)
-
-
-# --- one evaluation: guidance comes last, and unscaled ---------------------------------------
 
 
 def assert_term_is_added(guider, steered, library, scale=SCALE):
@@ -149,27 +146,6 @@ def test_regions_by_hand(unclipped, guided, wiring, library):
         assert differ(steered, expected) < 2e-5, kind
 
 
-def test_no_cfg_patch_sees_guidance(conditional, guided, wiring):
-    """A post-CFG patch gets the plain denoised image, so it cannot scale or clip guidance."""
-    seen = []
-
-    def watching(model):
-        model = model.clone()
-        model.set_model_sampler_post_cfg_function(
-            lambda args: seen.append(args["denoised"]) or args["denoised"]
-        )
-        return wiring.guider("cfg 3", model)
-
-    x = SIGMA * noise()
-    for model in (conditional, guided(conditional)):
-        evaluated(watching(model), x, SIGMA)
-    assert len(seen) == 2
-    assert torch.equal(*seen)
-
-
-# --- several classifiers, several labels, signs ----------------------------------------------
-
-
 def test_two_classifiers_add_up(unconditional, guided, wiring, library):
     x = SIGMA * noise()
     plain = evaluated(wiring.guider("basic", unconditional), x, SIGMA)
@@ -179,34 +155,6 @@ def test_two_classifiers_add_up(unconditional, guided, wiring, library):
     terms = terms + term(library, x, plain, labels=[1, 2], scale=-1.0, which="second")
     assert differ(evaluated(wiring.guider("basic", both), x, SIGMA), plain + terms) < 1e-5
     assert differ(terms, term(library, x, plain, scale=1.5)) > 0.1
-
-
-@pytest.fixture(scope="module")
-def sampler_of(call):
-    """A core sampler's name as it is, and the SAMPLER of "ddpm of the pack" and its like."""
-
-    def run(name):
-        if not name.endswith("of the pack"):
-            return name
-        return call("SamplerADM", method=name[:4], eta=0.0)[0]
-
-    return run
-
-
-@pytest.mark.parametrize("kind", ["basic", "cfg 3", "perp-neg"])
-def test_negative_scale_steers_away(conditional, guided, wiring, library, kind):
-    """The more, the further: the class loses in each image."""
-    sigmas = few_sigmas(conditional, 8)
-    away, plain, towards = (
-        opinion(
-            library["first"],
-            drawn(wiring.guider(kind, guided(conditional, scale=scale)), sigmas),
-            LABELS,
-        )
-        for scale in (-SCALE, 0.0, SCALE)
-    )
-    assert (away < plain).all()
-    assert (plain < towards).all()
 
 
 @pytest.mark.parametrize(
@@ -235,35 +183,6 @@ def test_one_label_per_image(conditional, guided, wiring, options):
     other = run([0, 1, 2, 3])
     assert torch.equal(other[[0, 2, 3]], whole[[0, 2, 3]])
     assert differ(other[1], whole[1]) > 0.05
-
-
-# --- whole runs ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "setting", ["perp-neg", "masks", "RescaleCFG", "APG", "inpainting", "image to image", "both"]
-)
-def test_runs_follow_the_class(conditional, guided, wiring, library, setting):
-    sigmas, more = few_sigmas(conditional, 6), {}
-    if setting in ("inpainting", "both"):
-        more |= {"latent": picture(), "mask": masked_middle()}
-    if setting in ("image to image", "both"):
-        sigmas, more = few_sigmas(conditional, 12)[-7:], more | {"latent": picture()}
-
-    def run(model):
-        if setting in PATCHES:
-            model = wiring.patched(setting, model)
-        return drawn(
-            wiring.guider(setting if setting in GUIDERS else "cfg 3", model), sigmas, **more
-        )
-
-    plain, off, steered = map(
-        run, (conditional, guided(conditional, scale=0.0), guided(conditional))
-    )
-    assert torch.isfinite(steered).all()
-    assert torch.equal(off, plain)
-    wanted, unguided = (opinion(library["first"], images, LABELS) for images in (steered, plain))
-    assert (wanted > unguided).all()
 
 
 def test_the_core_nodes_draw_the_same_image(conditional, guided, wiring, call_core):
@@ -338,9 +257,6 @@ def test_image_to_image_of_adm_scheduler(
     assert differ(got, expected) < 1e-4
 
 
-# --- inpainting ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("inside", [1.0, 0.6], ids=["hard", "soft"])
 def test_inpainting_by_hand(unconditional, guided, wiring, library, inside):
     """Outside is the given picture with its noise; guidance reads all of it, and draws inside."""
@@ -373,9 +289,6 @@ def test_inpainting_keeps_what_is_masked_out(
     # core's uni_pc stops at sigma 0.001, with that much noise left
     assert differ(out[kept], given[kept]) < (5e-3 if sampler == "uni_pc" else 1e-5)
     assert (out - plain)[~kept].abs().mean() > 0.1
-
-
-# --- split runs ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "euler_cfg_pp", "ddim of the pack"])

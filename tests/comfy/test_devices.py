@@ -24,9 +24,6 @@ def run(wiring, model, kind="cfg 3"):
     return drawn(wiring.guider(kind, model), few_sigmas(model))
 
 
-# --- where tensors go, and what they are ------------------------------------------------------
-
-
 @pytest.mark.parametrize("here, there", [("lazy", "meta"), ("lazy", "cpu"), ("meta", "lazy")])
 def test_the_classifier_may_be_on_another_device(
     roomy, root, steered, pack_module, unconditional, here, there
@@ -51,9 +48,6 @@ def test_no_float64_where_there_is_none(
         monkeypatch.setattr(noise, "WITHOUT_FLOAT64", (fake.device.type,))
     seen = fake.evaluate(steered(unconditional, fake.classifier(), **options), Dtypes(fake.device))
     assert torch.float32 in seen and (torch.float64 in seen) == double
-
-
-# --- memory that is short ---------------------------------------------------------------------
 
 
 def test_a_classifier_is_placed_whole_where_memory_is_short(call, load_classifier):
@@ -91,9 +85,6 @@ def test_a_model_that_is_partly_loaded_draws_the_same(
     (classifier,) = model.get_nested_additional_models()
     assert not classifier.model.model_lowvram
     model.detach()
-
-
-# --- several GPUs -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -175,9 +166,6 @@ def test_the_trace_of_two_gpus_counts_all_passes(two_devices, call, wiring, cond
     (model, trace) = call("GuidanceTrace", model=conditional)
     run(wiring, split(two_devices, model))
     assert [one["passes"] for one in trace.to_dict()["evaluations"]] == [2] * 4
-
-
-# --- latents that are no images ---------------------------------------------------------------
 
 
 def of_dimensions(core_model, dimensions):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixture import CLASS, MEANS, SPREAD, WEIGHTS, ExactClassifier, network_output
+from mixture import CLASS, MEANS, SPREAD, WEIGHTS
 from sampler_runs import core_guider, drawn, few_sigmas, latent_noise
-from torch import nn
 
 from guidance.core.noise import NoiseSchedule
 
@@ -19,29 +18,6 @@ BARS = dict.fromkeys(
 BARS |= {"res_multistep": 0.03, "euler_ancestral": 0.06, "ddpm": 0.06}
 CASES = [("EPS", name) for name in BARS]
 CASES += [(kind, name) for kind in ("V_PREDICTION", "EDM", "FLOW") for name in ("euler", "heun")]
-
-
-class ExactNetwork(nn.Module):
-    """What a perfect network of that kind would put out; told the sigma by `tell_sigma`."""
-
-    dtype = torch.float32
-
-    def __init__(self, kind, sampling):
-        super().__init__()
-        self.kind, self.sigma = kind, None
-        self.data = getattr(sampling, "sigma_data", 1.0)
-
-    def tell_sigma(self, apply_model, args):
-        """A model function wrapper: timesteps alone are too coarse to be exact."""
-        self.x, self.sigma = args["input"], args["timestep"]
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    def forward(self, x_in, timesteps, **_):
-        x, sigma = self.x.flatten(1).double(), self.sigma.double()[:, None]
-        names = {"EPS": "eps", "V_PREDICTION": "v", "EDM": "edm", "FLOW": "flow"}
-        alpha = 1 - sigma if self.kind == "FLOW" else torch.ones_like(sigma)
-        output = network_output(names[self.kind], x, sigma, alpha, float(self.data))
-        return output.view_as(x_in).to(x_in)
 
 
 def exact_samples(label, seed):
@@ -60,33 +36,16 @@ def distance(a, b):
 
 
 @pytest.fixture(scope="module")
-def mixture_model(plane_model):
-    """A core MODEL of that kind whose network is exact."""
+def samples(call, steered, exact_model, exact_classifier):
+    """(COUNT, 2) by a core sampler, steered towards LABEL unless scale is 0."""
 
-    def make(kind):
-        patcher = plane_model(kind)
-        sampling = patcher.model.model_sampling
+    def run(kind, sampler, scale=1.0):
+        model = exact_model(kind)
         if kind in ("EPS", "V_PREDICTION"):
             # up to sigma 157: from the 15 of Stable Diffusion's schedule, core's er_sde alone is
             # 0.05 off, guided or not
-            sampling.set_sigmas(NoiseSchedule("linear").ratios)
-        network = ExactNetwork(kind, sampling)
-        # core compares every sigma with all 1,000 of its table, for timesteps that are not read
-        sampling.timestep = lambda sigma: sigma
-        patcher.model.diffusion_model = network
-        patcher.set_model_unet_function_wrapper(network.tell_sigma)
-        return patcher
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def samples(call, steered, mixture_model, place_classifier):
-    """(COUNT, 2) by a core sampler, steered towards LABEL unless scale is 0."""
-    classifier = place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
-
-    def run(kind, sampler, scale=1.0):
-        guided = steered(mixture_model(kind), classifier, str(LABEL), scale)
+            model.model.model_sampling.set_sigmas(NoiseSchedule("linear").ratios)
+        guided = steered(model, exact_classifier, str(LABEL), scale)
         sigmas = few_sigmas(guided, STEPS, "simple" if kind == "FLOW" else "karras")
         if sampler == "SamplerADM":
             (sampler,) = call("SamplerADM", method="ddpm", eta=0.0)

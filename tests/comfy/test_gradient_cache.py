@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sampler_runs import copying_sampler, counted_calls, drawn, few_sigmas
-
-
-@pytest.fixture
-def sampler_of(call):
-    """A SAMPLER: of core, of the pack, or one that copies its model options at each step."""
-
-    def run(name):
-        if name == "copies its options":
-            return copying_sampler()
-        return call("SamplerADM", method="ddpm", eta=0.0)[0] if name == "ddpm of the pack" else name
-
-    return run
+from sampler_runs import counted_calls, drawn, few_sigmas
 
 
 @pytest.mark.parametrize("sampler", ["euler", "ddpm of the pack", "copies its options"])

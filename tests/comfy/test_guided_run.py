@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from library_runs import guide, library_run, start_of
-from sampler_runs import core_guider, counted_calls, differ, drawn, few_sigmas, noise
-from tiny_models import SIZE
+from sampler_runs import counted_calls, differ, drawn, few_sigmas, noise
 
 from guidance import load_classifier as library_classifier
 
@@ -100,24 +99,6 @@ def test_unloaded_and_loaded_again_gives_the_same_image(
             parameter.data = parameter.data.clone()
     assert any(p.is_inference() for p in classifier.patcher.model.parameters())
     assert torch.equal(first, drawn(guider_of(guided), sigmas))
-
-
-def test_cfg_of_the_guider_is_cores(load_model, label_of, guider_of, sigmas):
-    """The guider is core's own CFG, bit for bit."""
-    model = load_model("conditional.safetensors")[0]
-    core = core_guider(model, 3.5, label_of(model, "2"), label_of(model, ""))
-    a, b = (drawn(each, sigmas) for each in (core, guider_of(model, "2", "", 3.5)))
-    assert torch.equal(a, b)
-
-
-def test_images_of_the_core_ksampler_path(model, label_of, call_core):
-    """KSampler with an EmptyLatentImage (4 channels, an eighth of the size) just works."""
-    (latent,) = call_core("nodes", "EmptyLatentImage", width=2 * SIZE, height=2 * SIZE)
-    none = label_of(model, "")
-    inputs = {"model": model, "positive": none, "negative": none, "latent_image": latent}
-    inputs |= {"seed": 5, "steps": 4, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
-    (out,) = call_core("nodes", "KSampler", **inputs)
-    assert out["samples"].shape == (1, 3, SIZE * 2, SIZE * 2)
 
 
 def test_classify_image_names_the_classes(call, classifier):

@@ -240,9 +240,6 @@ def test_the_trace_sees_it(call, load_image, digits_model, guided, at, gradient)
     assert record["log_probs"] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-# --- latent models ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def small_vae(comfy):
     """A real core VAE of 4-channel latents (TAESD), made as the loaders do: in inference mode."""
@@ -337,9 +334,6 @@ def test_a_real_unet_with_a_prompt_made_in_inference_mode(
     expected = at(guided(outside, classifier, 5.0), same)
     assert torch.equal(at(guided(inside, classifier, 5.0), prompt), expected)
     assert differ(at(outside, same), expected) > 1e-4
-
-
-# --- what is refused -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

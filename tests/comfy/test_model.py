@@ -41,9 +41,6 @@ def sampled(wiring):
     return lambda model, **start: drawn(wiring.guider("basic", model), few_sigmas(model), **start)
 
 
-# --- what the loader gives -------------------------------------------------------------------
-
-
 def test_model_is_cores(load_model):
     import comfy.model_base
     import comfy.model_patcher
@@ -152,9 +149,6 @@ def test_replaced_file_is_noticed(pack_nodes, files, node, name, folder, write):
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
     assert file.stat().st_size == before.st_size
     assert len({missing, first, fingerprint(**inputs)}) == 3
-
-
-# --- Classifier Guidance ---------------------------------------------------------------------
 
 
 def test_clones_keep_guidance(load_model, load_classifier, steered, sampled):

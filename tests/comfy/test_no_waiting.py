@@ -11,6 +11,9 @@ from fake_device import FakeDevice, Waits
 from sampler_runs import drawn, few_sigmas
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+OPTIONS = [{"entropy_limit": 10.0, "cap": 0.5, "label_smoothing": 0.1}]
+OPTIONS += [{"gradient_interval": 2}, {"label": "1"}]
+
 
 @pytest.fixture
 def fake(comfy, pack_module, monkeypatch):
@@ -46,19 +49,10 @@ def test_what_waits_is_seen(root, fake):
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_an_evaluation_does_not_wait(steered, unconditional, fake, waits, pool, dtype):
-    classifier = fake.classifier(pool, dtype)
-    assert waits(steered(unconditional, classifier)) == []
+    assert waits(steered(unconditional, fake.classifier(pool, dtype))) == []
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"entropy_limit": 10.0, "cap": 0.5, "label_smoothing": 0.1},
-        {"gradient_interval": 2},
-        {"label": "1"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_no_option_makes_it_wait(steered, unconditional, fake, waits, options):
     assert waits(steered(unconditional, fake.classifier(), **options)) == []
 
@@ -77,9 +71,6 @@ def test_a_trace_with_a_page_does_not_make_it_wait(
     assert waits(model) == []
     assert len(trace.evaluations) == 3
     assert all(len(one.classifiers) == 1 for one in trace.evaluations)
-
-
-# --- nothing is lost by not waiting -------------------------------------------------------------
 
 
 class Overflowing(torch.nn.Module):

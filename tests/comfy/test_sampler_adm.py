@@ -60,17 +60,6 @@ def expected(files, scheduled):
     return run
 
 
-# --- seeds -----------------------------------------------------------------------------------
-
-
-def test_seeds(unconditional, guided, wiring, ddpm, scheduled):
-    """The same seed draws the same images, another one others."""
-    guider, sigmas = wiring.guider("basic", guided(unconditional)), scheduled("8")
-    first, same, other = (drawn(guider, sigmas, ddpm, seed=seed) for seed in (5, 5, 6))
-    assert torch.equal(first, same)
-    assert differ(first, other) > 0.1
-
-
 def test_noise_is_drawn_as_core_draws_it(call, unconditional, guided, wiring, scheduled):
     """DDIM at eta 1 is DDPM with the posterior's variance: core's "ddpm", draw for draw.
 
@@ -88,9 +77,6 @@ def test_batches_draw_as_core_does(unconditional, wiring, ddpm, expected, schedu
     start = noise(batch)
     got = drawn(wiring.guider("basic", unconditional), scheduled("10"), ddpm, start=start)
     assert differ(got, expected(respacing="10", start=start)) < 1e-4
-
-
-# --- one step by hand: the mean, the shift, and whose variance ---------------------------------
 
 
 def learned_variance(files, kind, x, t):
@@ -210,9 +196,6 @@ def test_what_it_cannot_sample_is_refused(call, core_model, method, kind, values
         drawn(guider, torch.tensor(values), sampler, start=start)
 
 
-# --- whole runs against the library ----------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("method", "eta", "cfg"), [("ddpm", 0.0, 1.0), ("ddpm", 0.0, 3.0), ("ddim", 0.8, 3.0)]
 )
@@ -251,9 +234,6 @@ def test_split_runs_draw_from_their_own_seeds(
         noise=lambda x: sources[next(count) // 4](),
     )
     assert differ(got, whole) < 1e-4
-
-
-# --- masks and previews ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("differential", [False, True], ids=["soft mask", "differential"])
