@@ -156,20 +156,6 @@ def test_two_in_a_row_add_up(load_image, load_classifier, digits_model, guided, 
 
 
 @pytest.mark.parametrize("gradient", ["cheap", "exact"])
-def test_scale_zero_is_bit_identical_and_schedule_zero_costs_nothing(
-    load_image, digits_model, guided, at, made, gradient
-):
-    classifier, sigma = load_image(gradient), table_sigma(digits_model, 500)
-    x = noisy_images(sigma)
-    plain = at(digits_model, x, sigma)
-    assert torch.equal(at(guided(digits_model, classifier, 0.0), x, sigma), plain)
-    never = guided(digits_model, classifier, schedule=made("constant", scale=0.0))
-    calls = counted_calls(classifier.classifier.network)
-    assert torch.equal(at(never, x, sigma), plain)
-    assert not calls
-
-
-@pytest.mark.parametrize("gradient", ["cheap", "exact"])
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_runs_equal_the_librarys(
     call, load_image, files, unconditional, guided, wiring, judge_path, gradient, method

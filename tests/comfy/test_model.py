@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import pytest
 import torch
-from mixture_model import Mixture
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from sampler_runs import core_guider, drawn, few_sigmas, latent_noise, noise, picture
+from sampler_runs import drawn, few_sigmas, noise, picture
 from tiny_models import (
     SIZE,
     write_classifier,
@@ -19,10 +15,7 @@ from tiny_models import (
     write_unet,
 )
 
-from guidance.checkpoints.checkpoint import METADATA_KEY
-
 SCALE = 100.0  # a random classifier's gradients are small
-LABELS = [0, 3]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,18 +32,6 @@ def more_files(files):
 def sampled(wiring):
     """A short run without classes."""
     return lambda model, **start: drawn(wiring.guider("basic", model), few_sigmas(model), **start)
-
-
-def test_model_is_cores(load_model):
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.sd
-
-    model, vae = load_model()
-    assert type(model) is comfy.model_patcher.ModelPatcher
-    assert isinstance(model.model, comfy.model_base.BaseModel)
-    assert model.model.model_type == comfy.model_base.ModelType.EPS
-    assert isinstance(vae, comfy.sd.VAE)
 
 
 def test_previews_show_the_picture(load_model):
@@ -175,31 +156,3 @@ def test_a_classifier_of_another_space_is_refused(core_model, load_classifier, l
 def test_class_label_for_another_model(label_of, core_model):
     with pytest.raises(ValueError, match="not an ADM model.*Load ADM Model"):
         label_of(core_model(), "1")
-
-
-@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
-def test_classifier_guides_other_models(core_model, place_classifier, steered, kind):
-    """4-channel latents with a classifier of them, in all kinds of coordinates."""
-    model, mixture = core_model(kind), Mixture(shape=(4, SIZE, SIZE))
-    start = latent_noise(2, 4, SIZE, SIZE)
-
-    def opinion(m):
-        out = drawn(core_guider(m), few_sigmas(m, 8), start=start)
-        with torch.no_grad():
-            logits = mixture.logits(model.model.process_latent_in(out), torch.zeros(2))
-        return logits.log_softmax(dim=1)[[0, 1], LABELS]
-
-    guided = steered(model, place_classifier(mixture), scale=1.0)
-    assert (opinion(guided) > opinion(model) + 1).all()
-
-
-def test_a_description_of_a_far_too_large_network_is_refused_at_once(files, load_model):
-    """Before a layer of it is built: that would take the machine's memory."""
-    path = files["diffusion_models"] / "boastful.safetensors"
-    write_unet(path, classes=None)
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()[METADATA_KEY])
-    about["layout"]["num_res_blocks"] = 10**9
-    save_file(load_file(path), path, {METADATA_KEY: json.dumps(about)})
-    with pytest.raises(ValueError, match=r"boastful\.safetensors describes a network that cannot"):
-        load_model(path.name)
