@@ -144,6 +144,17 @@ def label_of(call):
     return lambda model, label: call("ADMClassLabel", model=model, label=label)[0]
 
 
+@pytest.fixture(scope="session")
+def adm_sigmas(call, unconditional):
+    """ADM Scheduler's SIGMAS."""
+
+    def run(respacing="ddim10", denoise=1.0):
+        inputs = {"model": unconditional, "respacing": respacing, "denoise": denoise}
+        return call("ADMScheduler", **inputs)[0]
+
+    return run
+
+
 class Small(torch.nn.Module):
     """A network as ComfyUI calls it."""
 

@@ -13,10 +13,7 @@ PATCHES = {
     "CFGNorm": ("nodes_cfg", {"strength": 1.0}),
     "TCFG": ("nodes_tcfg", {}),
     "Mahiro": ("nodes_mahiro", {}),
-    "CFGOverride": (
-        "nodes_custom_sampler",
-        {"cfg": 1.0, "start_percent": 0.2, "end_percent": 1.0},
-    ),
+    "CFGOverride": ("nodes_custom_sampler", {"cfg": 1.0, "start_percent": 0.2, "end_percent": 1.0}),
     "PerpNeg": ("nodes_perpneg", {"neg_scale": 0.7}),
 }
 GUIDERS = ["basic", "cfg 1", "cfg 3", "cfg of the pack"]

@@ -15,14 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-READS = {
-    aten._local_scalar_dense,
-    aten.is_nonzero,
-    aten.nonzero,
-    aten.equal,
-    aten.masked_select,
-    aten._unique2,
-}
+READS = {aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal}
+READS |= {aten.masked_select, aten._unique2}
 COPIES = {aten._to_copy, aten.copy_}
 CPU = torch.device("cpu")
 
@@ -112,16 +106,12 @@ class FakeDevice:
         sigmas = torch.linspace(10, 1, number, device=self.device)
         options = dict(model.model_options["transformer_options"])
         options |= {"sample_sigmas": sigmas}
-        guider = SimpleNamespace(
-            model_patcher=model,
-            inner_model=SimpleNamespace(
-                model_sampling=SimpleNamespace(log_sigmas=torch.zeros(1000, device=self.device))
-            ),
-        )
+        sampling = SimpleNamespace(log_sigmas=torch.zeros(1000, device=self.device))
+        inner = SimpleNamespace(model_sampling=sampling)
+        guider = SimpleNamespace(model_patcher=model, inner_model=inner)
+        wrappers = model.get_all_wrappers(extension.WrappersMP.PREDICT_NOISE)
         executor = extension.WrapperExecutor.new_class_executor(
-            lambda x, sigma, options, seed: x * 0.5,
-            guider,
-            model.get_all_wrappers(extension.WrappersMP.PREDICT_NOISE),
+            lambda x, sigma, options, seed: x * 0.5, guider, wrappers
         )
         with torch.inference_mode(), seen:
             x = torch.empty(2, 3, SIZE, SIZE, device=self.device)

@@ -169,17 +169,15 @@ class Blocks(torch.nn.Module):
     def forward(self, x, timesteps, context, transformer_options=None, **_):
         """As a DiT does: every block may be replaced."""
         replaced = (transformer_options or {}).get("patches_replace", {}).get("dit", {})
-        img = x + context.mean(dim=(1, 2))[:, None, None, None]
+        args = {"img": x + context.mean(dim=(1, 2))[:, None, None, None]}
+
+        def block(args):
+            return {"img": torch.tanh(self.layer(args["img"]))}
+
         for key in (("double_block", 0), ("single_block", 0)):
-
-            def block(args):
-                return {"img": torch.tanh(self.layer(args["img"]))}
-
             patch = replaced.get(key)
-            img = (
-                patch({"img": img}, {"original_block": block}) if patch else block({"img": img})
-            )["img"]
-        return img
+            args = patch(args, {"original_block": block}) if patch else block(args)
+        return args["img"]
 
 
 @pytest.fixture(scope="module")

@@ -22,19 +22,14 @@ SIGMA = 3.0
 
 @pytest.fixture(scope="module")
 def library():
-    """The classifiers "first" and "second", without ComfyUI."""
-    return {name: mixture_classifier(seed) for seed, name in enumerate(("first", "second"))}
+    """The classifier that steers, without ComfyUI."""
+    return mixture_classifier(0)
 
 
 @pytest.fixture(scope="module")
-def guided(steered, mixtures, load_classifier):
-    """The MODEL with Classifier Guidance, by one of them or by one of a file."""
-    classifiers = {"first": mixtures[0], "second": mixtures[1], "file": load_classifier()}
-
-    def run(model, scale=SCALE, label="0,3", which="first", **options):
-        return steered(model, classifiers[which], label, scale, **options)
-
-    return run
+def guided(steered, mixtures):
+    """The MODEL with Classifier Guidance."""
+    return lambda model, scale=SCALE: steered(model, mixtures[0], "0,3", scale)
 
 
 def masked_middle(inside=1.0):
@@ -44,15 +39,15 @@ def masked_middle(inside=1.0):
     return mask
 
 
-def term(library, x, denoised, sigma=SIGMA, labels=LABELS, scale=SCALE, which="first"):
+def term(library, x, denoised, sigma=SIGMA):
     """What the library says that guidance adds."""
-    return term_of(library[which], x, denoised, sigma, labels, scale)
+    return term_of(library, x, denoised, sigma, LABELS, SCALE)
 
 
-def assert_term_is_added(guider, steered, library, scale=SCALE):
+def assert_term_is_added(guider, steered, library):
     x = SIGMA * noise()
     plain = evaluated(guider, x, SIGMA)
-    added = term(library, x, plain, scale=scale)
+    added = term(library, x, plain)
     assert added.abs().max() > 0.1
     assert differ(evaluated(steered, x, SIGMA), plain + added) < 1e-5
 
@@ -146,30 +141,19 @@ def test_regions_by_hand(unclipped, guided, wiring, library):
         assert differ(steered, expected) < 2e-5, kind
 
 
-def test_two_classifiers_add_up(unconditional, guided, wiring, library):
-    x = SIGMA * noise()
-    plain = evaluated(wiring.guider("basic", unconditional), x, SIGMA)
-    one = guided(unconditional, scale=1.5, label="0,3")
-    both = guided(one, scale=-1.0, label="1,2", which="second")
-    terms = term(library, x, plain, scale=1.5)
-    terms = terms + term(library, x, plain, labels=[1, 2], scale=-1.0, which="second")
-    assert differ(evaluated(wiring.guider("basic", both), x, SIGMA), plain + terms) < 1e-5
-    assert differ(terms, term(library, x, plain, scale=1.5)) > 0.1
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"entropy_limit": 4.0}, {"cap": 0.2}, {"label_smoothing": 0.3}],
     ids=["plain", "entropy", "cap", "smoothing"],
 )
-def test_one_label_per_image(conditional, guided, wiring, options):
+def test_one_label_per_image(conditional, steered, load_classifier, wiring, options):
     """Each image is as if drawn alone with its labels, and follows its image when permuted."""
     classes, wanted = [2, 0, 1, 2], [0, 3, 1, 2]
     sigmas = few_sigmas(conditional, 6)
 
     def run(order):
         first, labels = (",".join(str(v[i]) for i in order) for v in (classes, wanted))
-        model = guided(conditional, FILE_SCALE, labels, "file", **options)
+        model = steered(conditional, load_classifier(), labels, FILE_SCALE, **options)
         return drawn(wiring.guider("basic", model, first), sigmas, start=noise(4)[order])
 
     whole = run([0, 1, 2, 3])
@@ -222,11 +206,11 @@ def test_the_core_nodes_draw_the_same_image(conditional, guided, wiring, call_co
 
 @pytest.mark.parametrize("method", ["euler", "ddim", "ddpm"])
 def test_image_to_image_of_adm_scheduler(
-    call, unconditional, guided, wiring, library, files, sampler_of, method
+    adm_sigmas, unconditional, guided, wiring, library, files, sampler_of, method
 ):
     """denoise 0.4 of ddim25: the library's last ten steps, from the noised picture."""
     model = guided(unconditional)
-    (sigmas,) = call("ADMScheduler", model=model, respacing="ddim25", denoise=0.4)
+    sigmas = adm_sigmas("ddim25", 0.4)
     assert len(sigmas) == 11
     sampler = sampler_of(method if method == "euler" else f"{method} of the pack")
     got = drawn(wiring.guider("basic", model), sigmas, sampler, picture())
@@ -235,7 +219,7 @@ def test_image_to_image_of_adm_scheduler(
         start_of(sigmas, picture() / sigmas[0] + noise()),
         last=10,
         method="ddpm" if method == "ddpm" else "ddim",
-        guides=[guide(library["first"], LABELS, SCALE)],
+        guides=[guide(library, LABELS, SCALE)],
         noise=draws(),
     )
     assert differ(got, expected) < 1e-4
@@ -258,11 +242,11 @@ def test_inpainting_by_hand(unconditional, guided, wiring, library, inside):
     ["euler", "heun", "dpmpp_2m_sde", "er_sde", "uni_pc", "ddpm of the pack", "ddim of the pack"],
 )
 def test_inpainting_keeps_what_is_masked_out(
-    call, unconditional, guided, wiring, sampler_of, sampler
+    adm_sigmas, unconditional, guided, wiring, sampler_of, sampler
 ):
     """Also with a scale that pushes hard, at the last step as well."""
     model = guided(unconditional, scale=60.0)
-    (sigmas,) = call("ADMScheduler", model=model, respacing="8", denoise=1.0)
+    sigmas = adm_sigmas("8")
     mask, given = masked_middle(), picture()
     out, plain = (
         drawn(wiring.guider("basic", m), sigmas, sampler_of(sampler), given, mask)
@@ -273,24 +257,3 @@ def test_inpainting_keeps_what_is_masked_out(
     # core's uni_pc stops at sigma 0.001, with that much noise left
     assert differ(out[kept], given[kept]) < (5e-3 if sampler == "uni_pc" else 1e-5)
     assert (out - plain)[~kept].abs().mean() > 0.1
-
-
-@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_2", "euler_cfg_pp", "ddim of the pack"])
-def test_split_runs_go_on_where_the_first_ended(
-    call, call_core, conditional, guided, wiring, sampler_of, sampler
-):
-    """Two runs draw what one draws, with samplers that neither draw noise nor look back."""
-    guider = wiring.guider("cfg 3", guided(conditional, FILE_SCALE, which="file"))
-    chosen = sampler_of(sampler)
-    (sigmas,) = call("ADMScheduler", model=conditional, respacing="8", denoise=1.0)
-    high, low = call_core(SAMPLING, "SplitSigmas", sigmas=sigmas, step=2)
-    first = drawn(guider, high, chosen)
-    second = drawn(guider, low, chosen, first, start=torch.zeros_like(first))
-    whole = drawn(guider, sigmas, chosen)
-    assert differ(second, whole) < 1e-5
-    # the second run must be guided, too
-    plain = wiring.guider("cfg 3", conditional)
-    unguided = drawn(plain, low, chosen, first, start=torch.zeros_like(first))
-    assert differ(unguided, whole) > 0.01
-    # splitting after the last step leaves a run without steps
-    assert torch.equal(drawn(guider, sigmas[8:], chosen, second, start=0 * second), second)

@@ -162,12 +162,6 @@ def test_a_model_that_is_put_onto_another_gpu(
     assert torch.equal(run(wiring, model, "basic"), expected)
 
 
-def test_the_trace_of_two_gpus_counts_all_passes(two_devices, call, wiring, conditional):
-    (model, trace) = call("GuidanceTrace", model=conditional)
-    run(wiring, split(two_devices, model))
-    assert [one["passes"] for one in trace.to_dict()["evaluations"]] == [2] * 4
-
-
 def of_dimensions(core_model, dimensions):
     """A core MODEL whose latents have so many dimensions beside batch and channels."""
     import comfy.latent_formats

@@ -22,14 +22,11 @@ def guided(load_classifier, steered):
 
 
 @pytest.fixture
-def run(call, wiring):
+def run(wiring, adm_sigmas):
     """What a short run draws."""
-
-    def sampled(model):
-        sigmas = call("ADMScheduler", model=model, respacing="ddim5", denoise=1.0)[0]
-        return drawn(wiring.guider("basic", model), sigmas, start=noise(BATCH))
-
-    return sampled
+    return lambda model: drawn(
+        wiring.guider("basic", model), adm_sigmas("ddim5"), start=noise(BATCH)
+    )
 
 
 @pytest.fixture
@@ -45,11 +42,10 @@ def requested(monkeypatch, run):
 
     def sampled(model):
         seen.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(comfy.model_management, "load_models_gpu", spy)
-            run(model)
+        run(model)
         return seen[0]
 
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", spy)
     return sampled
 
 

@@ -40,9 +40,9 @@ def guider_of(call, label_of):
 
 
 @pytest.fixture
-def sigmas(call, model):
-    """ADM Scheduler's SIGMAS."""
-    return call("ADMScheduler", model=model, respacing="ddim10", denoise=1.0)[0]
+def sigmas(adm_sigmas):
+    """Ten steps."""
+    return adm_sigmas("ddim10")
 
 
 @pytest.fixture

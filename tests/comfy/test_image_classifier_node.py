@@ -158,13 +158,12 @@ def test_two_in_a_row_add_up(load_image, load_classifier, digits_model, guided, 
 @pytest.mark.parametrize("gradient", ["cheap", "exact"])
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_runs_equal_the_librarys(
-    call, load_image, files, unconditional, guided, wiring, judge_path, gradient, method
+    adm_sigmas, sampler_of, load_image, files, unconditional, steered, judge_path, gradient, method
 ):
     """Both algorithms: ddpm takes the bare gradient of the guide."""
-    (sigmas,) = call("ADMScheduler", model=unconditional, respacing="6", denoise=1.0)
-    (sampler,) = call("SamplerADM", method=method, eta=0.0)
-    model = guided(unconditional, load_image(gradient), 3.0)
-    got = drawn(wiring.guider("basic", model), sigmas, sampler)
+    sigmas, sampler = adm_sigmas("6"), sampler_of(f"{method} of the pack")
+    model = steered(unconditional, load_image(gradient), "3,8", 3.0)
+    got = drawn(core_guider(model), sigmas, sampler)
     clean = load_image_classifier(judge_path, gradient=gradient)
 
     def library(scale):

@@ -15,16 +15,8 @@ import torch
 from sampler_runs import core_guider, drawn, few_sigmas, latent_noise
 
 COUNT, STEPS, SCALE, SIDE = 100, 25, 12.0, 16
-TRAINING = {
-    "preset": "small",
-    "steps": 1200,
-    "batch_size": 64,
-    "learning_rate": 3e-3,
-    "noise_schedule": "cosine",
-    "pool": "attention",
-    "seed": 0,
-    "held_out": 0.1,
-}
+TRAINING = {"preset": "small", "steps": 1200, "batch_size": 64, "learning_rate": 3e-3}
+TRAINING |= {"noise_schedule": "cosine", "pool": "attention", "seed": 0, "held_out": 0.1}
 
 
 @dataclass

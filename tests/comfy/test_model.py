@@ -132,15 +132,6 @@ def test_replaced_file_is_noticed(pack_nodes, files, node, name, folder, write):
     assert len({missing, first, fingerprint(**inputs)}) == 3
 
 
-def test_clones_keep_guidance(load_model, load_classifier, steered, sampled):
-    model, _ = load_model()
-    guided = steered(model, load_classifier(), scale=SCALE)
-    assert torch.equal(sampled(guided.clone()), sampled(guided))
-    assert not torch.equal(sampled(guided.clone()), sampled(model))
-    # and the loaded MODEL itself stays as it was
-    assert not model.wrappers and not model.additional_models
-
-
 def test_a_classifier_of_another_space_is_refused(core_model, load_classifier, load_model, steered):
     """By the node itself, before anything is sampled."""
     latents = load_classifier("latents.safetensors")

@@ -90,27 +90,39 @@ class Overflowing(torch.nn.Module):
         return x.flatten(1)[:, :4] * steep * self.weight
 
 
+@pytest.fixture
+def slow(pack_module, monkeypatch):
+    """`slow(module, arrived)`: copies to main memory have arrived at the evaluation they say."""
+
+    def run(module, arrived):
+        class Slow(module.HostCopy):
+            """As from a device whose copies take their time."""
+
+            def __init__(self, values):
+                super().__init__(values)
+                self.check = arrived()
+
+            @property
+            def arrived(self):
+                return self.check()
+
+        monkeypatch.setattr(module, "HostCopy", Slow)
+
+    return run
+
+
 @pytest.mark.parametrize("arrives", ["at once", "two evaluations later", "never"])
 def test_a_gradient_that_is_not_finite_still_ends_the_run(
-    steered, wiring, pack_module, unconditional, place_classifier, monkeypatch, arrives
+    steered, wiring, pack_module, unconditional, place_classifier, slow, arrives
 ):
-    finite = pack_module("guidance.sampling.nan_guard")
     network = Overflowing()
 
-    class Slow(finite.HostCopy):
-        """As from a device whose copies take their time."""
-
-        def __init__(self, values):
-            super().__init__(values)
-            self.count = network.count
-
-        @property
-        def arrived(self):
-            """Whether the run has gone on for long enough."""
-            return arrives == "two evaluations later" and network.count >= self.count + 2
+    def arrived():
+        made = network.count
+        return lambda: arrives != "never" and network.count >= made + 2
 
     if arrives != "at once":
-        monkeypatch.setattr(finite, "HostCopy", Slow)
+        slow(pack_module("guidance.sampling.nan_guard"), arrived)
     model = steered(unconditional, place_classifier(network), "1")
     sigmas = few_sigmas(model, 8)
     with pytest.raises(ValueError, match="gradient is not finite at sigma") as error:
@@ -120,30 +132,14 @@ def test_a_gradient_that_is_not_finite_still_ends_the_run(
 
 
 def test_a_trace_tells_the_page_of_every_evaluation_in_order(
-    steered, wiring, pack_module, unconditional, load_classifier, monkeypatch
+    steered, wiring, pack_module, unconditional, load_classifier, monkeypatch, slow
 ):
     """Also where their numbers come late, or in no order."""
-    tracing, trace_module = (
-        pack_module("nodes.runtime.trace_wrapper"),
-        pack_module("guidance.sampling.trace"),
-    )
+    tracing, record = map(pack_module, ("nodes.runtime.trace_wrapper", "guidance.sampling.trace"))
     sent, made = [], []
-
-    class Slow(trace_module.HostCopy):
-        """As from a device whose copies take their time."""
-
-        def __init__(self, values):
-            super().__init__(values)
-            made.append(self)
-
-        @property
-        def arrived(self):
-            """Now and then."""
-            return len(made) % 3 == 0
-
-    monkeypatch.setattr(trace_module, "HostCopy", Slow)
+    slow(record, lambda: made.append(1) or (lambda: len(made) % 3 == 0))
     monkeypatch.setattr(tracing, "send_event", lambda event, about: sent.append(about["number"]))
-    trace = trace_module.Trace()
+    trace = record.Trace()
     model = tracing.traced(steered(unconditional, load_classifier()), trace, "1")
     drawn(wiring.guider("basic", model), few_sigmas(model, 7))
     assert sent == list(range(7))

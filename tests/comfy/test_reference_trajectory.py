@@ -70,15 +70,9 @@ def reference_trajectory(paths, schedule, x_t, labels):
         loss_type=gaussian_diffusion.LossType.MSE,
         rescale_timesteps=False,
     )
-    steps = diffusion.ddim_sample_loop_progressive(
-        unet,
-        x_t.shape,
-        noise=x_t,
-        clip_denoised=True,
-        cond_fn=cond_fn,
-        model_kwargs={},
-        device="cpu",
-    )
+    options = {"noise": x_t, "clip_denoised": True, "model_kwargs": {}, "device": "cpu"}
+    options |= {"cond_fn": cond_fn}
+    steps = diffusion.ddim_sample_loop_progressive(unet, x_t.shape, **options)
     return [step["sample"] for step in steps]
 
 

@@ -32,40 +32,30 @@ def classifiers():
 
 
 @pytest.fixture(scope="module")
-def ddpm(call):
+def ddpm(sampler_of):
     """The SAMPLER of algorithm 1."""
-    return call("SamplerADM", method="ddpm", eta=0.0)[0]
+    return sampler_of("ddpm of the pack")
 
 
 @pytest.fixture(scope="module")
-def scheduled(call, unconditional):
-    """ADM Scheduler's SIGMAS."""
-
-    def run(respacing="ddim10"):
-        return call("ADMScheduler", model=unconditional, respacing=respacing, denoise=1.0)[0]
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def expected(files, scheduled):
+def expected(files, adm_sigmas):
     """The library's run of algorithm 1 over the same steps."""
 
     def run(guides=(), name="unconditional", respacing="ddim10", noise=None, start=None, **options):
         path = files["diffusion_models"] / f"{name}.safetensors"
-        x = start_of(scheduled(respacing), start)
+        x = start_of(adm_sigmas(respacing), start)
         options = {"method": "ddpm", **options, "noise": noise or draws(like=start)}
         return library_run(path, x, respacing, guides=guides, **options)
 
     return run
 
 
-def test_noise_is_drawn_as_core_draws_it(call, unconditional, guided, wiring, scheduled):
+def test_noise_is_drawn_as_core_draws_it(call, unconditional, guided, wiring, adm_sigmas):
     """DDIM at eta 1 is DDPM with the posterior's variance: core's "ddpm", draw for draw.
 
     Core draws for the whole batch at once, one draw in every step but the last.
     """
-    guider, sigmas = wiring.guider("basic", guided(unconditional)), scheduled("10")
+    guider, sigmas = wiring.guider("basic", guided(unconditional)), adm_sigmas("10")
     wet, dry = (call("SamplerADM", method="ddim", eta=eta)[0] for eta in (1.0, 0.0))
     cores = drawn(guider, sigmas, "ddpm")
     assert differ(drawn(guider, sigmas, wet), cores) < 1e-4
@@ -73,9 +63,9 @@ def test_noise_is_drawn_as_core_draws_it(call, unconditional, guided, wiring, sc
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_batches_draw_as_core_does(unconditional, wiring, ddpm, expected, scheduled, batch):
+def test_batches_draw_as_core_does(unconditional, wiring, ddpm, expected, adm_sigmas, batch):
     start = noise(batch)
-    got = drawn(wiring.guider("basic", unconditional), scheduled("10"), ddpm, start=start)
+    got = drawn(wiring.guider("basic", unconditional), adm_sigmas("10"), ddpm, start=start)
     assert differ(got, expected(respacing="10", start=start)) < 1e-4
 
 
@@ -157,11 +147,11 @@ def test_a_second_evaluation_does_not_count(conditional, wiring, ddpm):
     assert torch.equal(*both)
 
 
-def test_a_run_leaves_nothing_behind(conditional, guided, wiring, ddpm, scheduled):
+def test_a_run_leaves_nothing_behind(conditional, guided, wiring, ddpm, adm_sigmas):
     """What ADM Sampler hooks into its evaluations is gone after the run."""
     model = guided(conditional)
     before = str(model.model_options)
-    guider, sigmas = wiring.guider("cfg 3", model), scheduled("6")
+    guider, sigmas = wiring.guider("cfg 3", model), adm_sigmas("6")
     first = drawn(guider, sigmas, ddpm)
     assert torch.equal(drawn(guider, sigmas, ddpm), first)
     assert str(model.model_options) == before
@@ -200,30 +190,30 @@ def test_what_it_cannot_sample_is_refused(call, core_model, method, kind, values
     ("method", "eta", "cfg"), [("ddpm", 0.0, 1.0), ("ddpm", 0.0, 3.0), ("ddim", 0.8, 3.0)]
 )
 def test_cfg_and_classifier_together(
-    call, load_model, guided, wiring, classifiers, expected, scheduled, method, eta, cfg
+    call, load_model, guided, wiring, classifiers, expected, adm_sigmas, method, eta, cfg
 ):
     """CFG moves the mean, and the variance stays the conditional one; DDIM draws noise, too."""
     model = load_model("conditional.safetensors")[0]
     (sampler,) = call("SamplerADM", method=method, eta=eta)
-    got = drawn(wiring.guider(f"cfg {cfg:.0f}", guided(model)), scheduled(), sampler)
+    got = drawn(wiring.guider(f"cfg {cfg:.0f}", guided(model)), adm_sigmas(), sampler)
     labels, guides = torch.tensor([1, 2]), [guide(classifiers[0], LABELS, SCALE)]
     options = {"cfg": cfg, "labels": labels, "method": method, "eta": eta}
     assert differ(got, expected(guides, "conditional", **options)) < 1e-4
 
 
-def test_two_classifiers(unconditional, guided, wiring, ddpm, classifiers, expected, scheduled):
+def test_two_classifiers(unconditional, guided, wiring, ddpm, classifiers, expected, adm_sigmas):
     model = guided(guided(unconditional), scale=-1.0, label="1,2", which=1)
-    got = drawn(wiring.guider("basic", model), scheduled(), ddpm)
+    got = drawn(wiring.guider("basic", model), adm_sigmas(), ddpm)
     guides = [guide(classifiers[0], LABELS, SCALE), guide(classifiers[1], [1, 2], -1.0)]
     assert differ(got, expected(guides)) < 1e-4
     assert differ(got, expected(guides[:1])) > 0.01
 
 
 def test_split_runs_draw_from_their_own_seeds(
-    unconditional, guided, wiring, ddpm, classifiers, expected, call_core, scheduled
+    unconditional, guided, wiring, ddpm, classifiers, expected, call_core, adm_sigmas
 ):
     """The second run starts its own draws, as core's ancestral samplers do."""
-    high, low = call_core(SAMPLING, "SplitSigmas", sigmas=scheduled("8"), step=4)
+    high, low = call_core(SAMPLING, "SplitSigmas", sigmas=adm_sigmas("8"), step=4)
     guider = wiring.guider("basic", guided(unconditional))
     first = drawn(guider, high, ddpm, seed=5)
     got = drawn(guider, low, ddpm, first, start=torch.zeros_like(first), seed=6)
@@ -276,13 +266,13 @@ def test_masked_step_by_hand(
 
 
 @pytest.mark.parametrize("method", ["ddpm", "ddim"])
-def test_previews(call, call_core, unconditional, guided, wiring, classifiers, scheduled, method):
+def test_previews(call, call_core, unconditional, guided, wiring, classifiers, adm_sigmas, method):
     """The callback's x0 is what the step is built on.
 
     DDIM (algorithm 2) guides the denoised image, as core's samplers do. DDPM (algorithm 1) leaves
     it alone and shifts the mean: its x0 is the plain prediction, and the guided x is beside it.
     """
-    sigmas = scheduled("6")
+    sigmas = adm_sigmas("6")
     (sampler,) = call("SamplerADM", method=method, eta=0.0)
     seen = []
     out = drawn(

@@ -12,18 +12,9 @@ from sampler_runs import drawn, few_sigmas, latent_noise
 
 SIDE = 16
 # fp32: the same on every processor
-TRAINING = {
-    "preset": "small",
-    "steps": 60,
-    "batch_size": 16,
-    "learning_rate": 2e-3,
-    "noise_schedule": "linear",
-    "pool": "adaptive",
-    "seed": 0,
-    "ema": 0.9,
-    "held_out": 0.25,
-    "precision": "fp32",
-}
+TRAINING = {"preset": "small", "steps": 60, "batch_size": 16, "learning_rate": 2e-3}
+TRAINING |= {"noise_schedule": "linear", "pool": "adaptive", "seed": 0}
+TRAINING |= {"ema": 0.9, "held_out": 0.25, "precision": "fp32"}
 FEW = {"steps": 2, "held_out": 0.0}
 
 

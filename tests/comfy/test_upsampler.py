@@ -37,9 +37,9 @@ def conditioned(call, label_of):
 
 
 @pytest.fixture
-def sigmas(call, unconditional):
+def sigmas(adm_sigmas):
     """Five steps."""
-    return call("ADMScheduler", model=unconditional, respacing="ddim5", denoise=1.0)[0]
+    return adm_sigmas("ddim5")
 
 
 @pytest.fixture
