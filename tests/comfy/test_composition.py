@@ -177,20 +177,11 @@ def test_the_core_nodes_draw_the_same_image(conditional, guided, wiring, call_co
     custom = {"sampler": comfy.samplers.sampler_object("euler"), "sigmas": few_sigmas(model)}
     custom |= {"latent_image": latent}
     (noisy,) = call_core(SAMPLING, "RandomNoise", noise_seed=7)
-    pair = wiring.pair(model)
+    pair, seeded = wiring.pair(model), {"add_noise": True, "noise_seed": 7, "cfg": 3.0}
     runs = [
         wiring.ksampler(model, latent, seed=7),
         wiring.ksampler_advanced(model, latent),
-        *call_core(
-            SAMPLING,
-            "SamplerCustom",
-            model=model,
-            add_noise=True,
-            noise_seed=7,
-            cfg=3.0,
-            **pair,
-            **custom,
-        )[:1],
+        call_core(SAMPLING, "SamplerCustom", model=model, **seeded, **pair, **custom)[0],
     ]
     for kind in ("cfg 3", "cfg of the pack"):
         guider = wiring.guider(kind, model)

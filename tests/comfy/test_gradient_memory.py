@@ -49,31 +49,29 @@ def requested(monkeypatch, run):
     return sampled
 
 
-def gradient_of(pack_module, placed, recompute):
-    """The estimate for the batch."""
+@pytest.fixture
+def gradient_bytes(pack_module, load_classifier):
+    """The estimate for one image."""
     estimate = pack_module("guidance.classifiers.gradient_memory").gradient_bytes
-    network = placed.classifier.network
-    size = (network.layout.image_size,) * 2
-    return BATCH * estimate(network.layout, size, torch.float32, recompute)
+    layout = load_classifier("attention.safetensors").classifier.network.layout
+    size = (layout.image_size,) * 2
+    return lambda recompute: estimate(layout, size, torch.float32, recompute)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_comfyui_makes_room_for_gradients(
-    pack_module, load_model, load_classifier, guided, requested, count
-):
+def test_comfyui_makes_room_for_gradients(load_model, guided, requested, gradient_bytes, count):
     model = load_model()[0]
     plain, more = requested(model), requested(guided(model, count))
     # one after the other: two classifiers take no more than one
     for before, after, recompute in zip(plain, more, (False, True), strict=True):
-        expected = gradient_of(pack_module, load_classifier(), recompute)
-        assert after - before == pytest.approx(expected)
+        assert after - before == pytest.approx(BATCH * gradient_bytes(recompute))
     assert requested(model) == plain
     assert "memory_required" not in vars(model.model)
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_another_packs_estimate_is_used_and_stays(
-    pack_module, load_model, load_classifier, guided, requested, run, interrupted
+    load_model, guided, requested, run, gradient_bytes, interrupted
 ):
     """Set on the base model itself: ours is added to it for a run, and taken away after it."""
     model, calls = load_model()[0], []
@@ -91,26 +89,22 @@ def test_another_packs_estimate_is_used_and_stays(
         assert len(calls) == 1
     else:
         plain, more = requested(model), requested(guided(model))
-        whole, recomputed = (
-            gradient_of(pack_module, load_classifier(), recompute) for recompute in (False, True)
-        )
-        assert more[0] - plain[0] == pytest.approx(whole)
-        assert more[1] - plain[1] == pytest.approx(recomputed)
+        for before, after, recompute in zip(plain, more, (False, True), strict=True):
+            assert after - before == pytest.approx(BATCH * gradient_bytes(recompute))
         assert len(calls) >= 4
     assert vars(model.model)["memory_required"] is estimate
 
 
 @pytest.mark.parametrize("images", [1, 3, 4])
 def test_short_of_memory_the_images_are_the_same(
-    pack_module, monkeypatch, load_model, load_classifier, guided, run, images
+    pack_module, monkeypatch, load_model, guided, run, gradient_bytes, images
 ):
     import comfy.model_management
 
     spare = pack_module("nodes.host.memory").SPARE_SHARE
     model = guided(load_model()[0])
     expected, sizes = run(model), []
-    recomputed = gradient_of(pack_module, load_classifier(), recompute=True) / BATCH
-    room = (images + 0.5) * recomputed / (1 - spare)
+    room = (images + 0.5) * gradient_bytes(recompute=True) / (1 - spare)
     network = model.get_additional_models()[0].model
     hook = network.register_forward_hook(
         lambda module, inputs, options, output: sizes.append((len(output), options)),

@@ -27,19 +27,6 @@ def model(load_model):
 
 
 @pytest.fixture
-def guider_of(call, label_of):
-    """The pack's GUIDER."""
-
-    def run(model, label="", negative="", cfg=1.0):
-        pair = {"positive": label_of(model, label)}
-        # without classes, or at cfg 1, the negative is the same
-        pair["negative"] = pair["positive"] if label == negative else label_of(model, negative)
-        return call("ClassifierFreeGuidance", model=model, cfg=cfg, **pair)[0]
-
-    return run
-
-
-@pytest.fixture
 def sigmas(adm_sigmas):
     """Ten steps."""
     return adm_sigmas("ddim10")
@@ -58,13 +45,12 @@ def library(files, sigmas):
     return run
 
 
-@pytest.mark.parametrize("sampler", ["euler", "ddim", "SamplerADM"])
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "ddim of the pack"])
 def test_guided_ddim_equals_the_library(
-    call, model, classifier, steered, guider_of, sigmas, library, sampler
+    sampler_of, model, classifier, steered, wiring, sigmas, library, sampler
 ):
-    if sampler == "SamplerADM":
-        (sampler,) = call("SamplerADM", method="ddim", eta=0.0)
-    got = drawn(guider_of(steered(model, classifier, scale=SCALE)), sigmas, sampler)
+    guider = wiring.guider("basic", steered(model, classifier, scale=SCALE))
+    got = drawn(guider, sigmas, sampler_of(sampler))
     expected = library(SCALE)
     assert differ(got, expected) < 1e-3
     assert differ(expected, library(0.0)) > 0.05
@@ -72,33 +58,31 @@ def test_guided_ddim_equals_the_library(
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0, 3.0])
 def test_cfg_and_classifier_together_equal_the_library(
-    load_model, classifier, steered, guider_of, sigmas, library, cfg
+    load_model, classifier, steered, wiring, sigmas, library, cfg
 ):
     model = steered(load_model("conditional.safetensors")[0], classifier, scale=SCALE)
-    got = drawn(guider_of(model, "1,2", "", cfg), sigmas)
+    got = drawn(wiring.cfg_guider(model, cfg), sigmas)
     expected = library(SCALE, "conditional", cfg=cfg, labels=torch.tensor([1, 2]))
     assert differ(got, expected) < 1e-3
 
 
-def test_scale_zero_is_bit_identical(model, classifier, steered, guider_of, sigmas):
-    plain = drawn(guider_of(model), sigmas)
-    assert torch.equal(drawn(guider_of(steered(model, classifier, scale=0.0)), sigmas), plain)
+def test_scale_zero_is_bit_identical(model, classifier, steered, wiring, sigmas):
+    off = steered(model, classifier, scale=0.0)
+    assert torch.equal(*(drawn(wiring.guider("basic", each), sigmas) for each in (model, off)))
 
 
-def test_unloaded_and_loaded_again_gives_the_same_image(
-    model, classifier, steered, guider_of, sigmas
-):
+def test_unloaded_and_loaded_again_gives_the_same_image(model, classifier, steered, wiring, sigmas):
     import comfy.model_management
 
     guided = steered(model, classifier, scale=SCALE)
-    first = drawn(guider_of(guided), sigmas)
+    first = drawn(wiring.guider("basic", guided), sigmas)
     with torch.inference_mode():
         comfy.model_management.unload_all_models()
         # a device that is not the CPU would hand back tensors made in inference mode
         for parameter in classifier.patcher.model.parameters():
             parameter.data = parameter.data.clone()
     assert any(p.is_inference() for p in classifier.patcher.model.parameters())
-    assert torch.equal(first, drawn(guider_of(guided), sigmas))
+    assert torch.equal(first, drawn(wiring.guider("basic", guided), sigmas))
 
 
 def test_classify_image_names_the_classes(call, classifier):
@@ -114,13 +98,13 @@ def test_classify_image_names_the_classes(call, classifier):
 
 
 @pytest.mark.parametrize("cfg, passes", [(1.0, 1), (3.0, 2)])
-def test_passes_of_both_networks(load_model, classifier, steered, guider_of, cfg, passes):
+def test_passes_of_both_networks(load_model, classifier, steered, wiring, cfg, passes):
     """At each step: one of the classifier, and of the big model what CFG alone takes."""
     model = load_model("conditional.safetensors")[0]
     images = counted_calls(model.model.diffusion_model)
     gradients = counted_calls(classifier.patcher.model)
-    drawn(guider_of(steered(model, classifier), "1,2", "", cfg), few_sigmas(model))
+    drawn(wiring.cfg_guider(steered(model, classifier), cfg), few_sigmas(model))
     assert (sum(images), gradients) == (4 * passes * 2, [2] * 4)
     off = steered(model, classifier, scale=0.0)
-    drawn(guider_of(off, "1,2", "", cfg), few_sigmas(model))
+    drawn(wiring.cfg_guider(off, cfg), few_sigmas(model))
     assert gradients == [2] * 4

@@ -5,8 +5,7 @@ End to end on real digits, through ComfyUI's own VAE and latent format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
 
 import latent_digits
 import pytest
@@ -19,25 +18,16 @@ TRAINING = {"preset": "small", "steps": 1200, "batch_size": 64, "learning_rate":
 TRAINING |= {"noise_schedule": "cosine", "pool": "attention", "seed": 0, "held_out": 0.1}
 
 
-@dataclass
-class Space:
-    """Digits, their latents as VAE Encode gives them, and what draws in that space."""
-
-    vae: Any
-    model: Any
-    latents: dict
-    labels: str
-
-
 @pytest.fixture(scope="module")
 def space(load_model, call_core):
-    """Everything but the classifier."""
+    """Digits, their latents as VAE Encode gives them, and what draws in that space."""
     grey, labels = real_digits.real_digits()
     pixels = torch.from_numpy(grey).float()[..., None].expand(-1, -1, -1, 3) / 255
     vae = latent_digits.core_vae()
     (latents,) = call_core("nodes", "VAEEncode", vae=vae, pixels=pixels)
     model = latent_digits.core_model(load_model("digits_adm.safetensors", dtype="fp32")[0])
-    return Space(vae, model, latents, "\n".join(map(str, labels.tolist())))
+    names = "\n".join(map(str, labels.tolist()))
+    return SimpleNamespace(vae=vae, model=model, latents=latents, labels=names)
 
 
 @pytest.fixture(scope="module")

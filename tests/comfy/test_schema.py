@@ -43,10 +43,3 @@ def test_the_pack_is_loaded_as_a_v3_extension(pack, pack_nodes):
     assert callable(pack.comfy_entrypoint)
     assert getattr(pack, "NODE_CLASS_MAPPINGS", None) is None
     assert len(pack_nodes) == len(set(pack_nodes.values())) > 0
-
-
-def test_comfyui_writes_elsewhere(comfy, comfyui):
-    """Output of tests does not land in the user's ComfyUI."""
-    import folder_paths
-
-    assert str(comfyui.path) not in folder_paths.get_output_directory()

@@ -75,13 +75,6 @@ def test_the_picture_is_the_same_with_a_trace(run, wiring, conditional, kind):
     assert [one["passes"] for one in evaluations] == [per_step] * 6
 
 
-def test_two_traces_see_the_same(call, run, wiring, conditional):
-    model, before = call("GuidanceTrace", model=conditional)
-    _, after = run(model, guide=50.0)
-    assert before.to_dict() == after.to_dict()
-    assert len(before.evaluations[0].classifiers) == 1
-
-
 def test_a_new_run_begins_anew(call, wiring, conditional):
     model, trace = call("GuidanceTrace", model=conditional)
     for steps in (5, 3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from library_runs import library_run, start_of
-from sampler_runs import differ, drawn, noise
+from sampler_runs import core_guider, differ, drawn, noise
 from tiny_models import write_unet
 
 LOW = 8
@@ -37,35 +37,25 @@ def conditioned(call, label_of):
 
 
 @pytest.fixture
-def sigmas(adm_sigmas):
-    """Five steps."""
-    return adm_sigmas("ddim5")
-
-
-@pytest.fixture
-def sampled(call, sigmas):
-    """What the model draws."""
-
-    def run(model, positive, x, negative=None, cfg=1.0):
-        pair = {"positive": positive, "negative": negative or positive}
-        guider = call("ClassifierFreeGuidance", model=model, cfg=cfg, **pair)[0]
-        return drawn(guider, sigmas, start=x)
-
-    return run
+def sampled(adm_sigmas):
+    """What the model draws in five steps."""
+    return lambda model, positive, x, negative=None, cfg=1.0: drawn(
+        core_guider(model, cfg, positive, negative), adm_sigmas("ddim5"), start=x
+    )
 
 
 START = noise(size=SIZE)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.5])
-def test_the_chain_equals_the_library(upsampler, conditioned, sampled, sigmas, files, cfg):
+def test_the_chain_equals_the_library(upsampler, conditioned, sampled, adm_sigmas, files, cfg):
     image = images()
     positive = conditioned(upsampler, image)
     negative = conditioned(upsampler, image, "")
     got = sampled(upsampler, positive, START, negative, cfg)
     expected = library_run(
         files["diffusion_models"] / "upsampler.safetensors",
-        start_of(sigmas, START),
+        start_of(adm_sigmas("ddim5"), START),
         "ddim5",
         labels=torch.tensor([1, 2]),
         low_res=image.movedim(-1, 1) * 2 - 1,
