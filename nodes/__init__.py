@@ -9,12 +9,13 @@ from .conditioning import ADMClassLabel, ADMUpscaleConditioning
 from .guiders import ClassifierFreeGuidance, ClassifierGuidance
 from .host.paths import register_model_folders
 from .host.server import add_routes
+from .image_folder import LabelledImageFolder
 from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
 from .runtime.schedule_preview_api import preview_response
 from .sampling import ADMScheduler, SamplerADM
 from .schedules import CFGScaleScheduler, GuidanceSchedule
 from .tracing import GuidancePlot, GuidanceTrace
-from .training import LabelledImageFolder, SaveNoisyClassifier, TrainNoisyClassifier
+from .training import SaveNoisyClassifier, TrainNoisyClassifier
 
 NODES: list[type[io.ComfyNode]] = [
     NoisyClassifierLoader,
@@ -38,10 +39,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class ClassifierGuidanceExtension(ComfyExtension):
-    """What ComfyUI asks for the pack's nodes."""
+    """Gives the pack's nodes to ComfyUI."""
 
     async def on_load(self) -> None:
-        """Makes the model folders known, the demo models among them, and answers the page."""
+        """Registers the model folders (with the demo models) and the server routes."""
         register_model_folders()
         add_routes(partial(preview_response, GuidanceSchedule.define_schema().inputs))
 
@@ -51,5 +52,5 @@ class ClassifierGuidanceExtension(ComfyExtension):
 
 
 def extension() -> ComfyExtension:
-    """The extension that the entry point hands to ComfyUI."""
+    """The extension that the entry point returns to ComfyUI."""
     return ClassifierGuidanceExtension()

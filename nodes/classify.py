@@ -1,4 +1,4 @@
-"""Nodes that look at what came out."""
+"""Nodes that look at finished images."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from comfy_api.latest import io, ui
 from ..guidance.adm import EncoderUNet
 from ..guidance.classifiers.image import ImageClassifier
 from ..guidance.classifiers.noisy import NoisyClassifier
+from .inputs import number
 from .sockets import CATEGORY, NoisyClassifierType
+from .texts import described
 
 
 class ClassifyImage(io.ComfyNode):
     """What a classifier sees in finished images."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ClassifyImage",
             display_name="Classify Image",
             category=CATEGORY,
-            description="The most likely classes of each image, read at zero noise.",
-            search_aliases=["classifier", "recognise", "judge", "what is this"],
+            search_aliases=["classifier", "recognize", "predict class", "image classification"],
             is_output_node=True,
             inputs=[
-                NoisyClassifierType.Input("classifier", tooltip="Who looks at them."),
-                io.Image.Input("image", tooltip="Finished images, of the size it was trained on."),
-                io.Int.Input(
-                    "top_k", default=3, min=1, max=1000, tooltip="How many classes to list."
-                ),
+                NoisyClassifierType.Input("classifier"),
+                io.Image.Input("image"),
+                number("top_k", 3, 1, 1000),
             ],
-            outputs=[io.String.Output(display_name="classes", tooltip="A line for each image.")],
+            outputs=[io.String.Output(display_name="classes")],
         )
 
     @classmethod
@@ -40,8 +40,8 @@ class ClassifyImage(io.ComfyNode):
             image = image[..., :3]  # without its alpha, as core's VAEEncode takes it
         if inner.channels is not None and inner.channels != image.shape[-1]:
             raise ValueError(
-                f"{classifier.file_name} reads {inner.channels}-channel images, but this one has "
-                f"{image.shape[-1]} channels; use a classifier that was trained on such images."
+                f"{classifier.file_name} reads {inner.channels}-channel images, but image has "
+                f"{image.shape[-1]} channels; use a classifier for such images."
             )
         # images are 0..1 (B, H, W, C); classifiers of pixel models read -1..1 (B, C, H, W)
         x = image.movedim(-1, 1) * 2 - 1
@@ -53,13 +53,13 @@ class ClassifyImage(io.ComfyNode):
 
 
 def describe(classifier: NoisyClassifier | ImageClassifier, probs: torch.Tensor, top_k: int) -> str:
-    """A line for each image of probs (B, classes): its most likely classes in per cent."""
+    """One line per image of probs (B, classes): its most likely classes in percent."""
     values, classes = probs.topk(min(top_k, probs.shape[1]), dim=1)
     lines = []
-    for number, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
+    for image, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
         named = [
             f"{classifier.name(index)} {100 * share:.1f} %"
             for index, share in zip(indices, shares, strict=True)
         ]
-        lines.append((f"{number + 1}: " if len(probs) > 1 else "") + ", ".join(named))
+        lines.append((f"{image + 1}: " if len(probs) > 1 else "") + ", ".join(named))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Nodes that say what an ADM model is to draw: its class, and an upsampler's small image."""
+"""Conditioning for ADM models: the class label, and the small image of an upsampler."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from comfy_api.latest import io
 
 from ..guidance.core.labels import parse_labels
 from .host.adm_model import adm_model
-from .label_input import label_input
+from .inputs import label_input
 from .sockets import CATEGORY
+from .texts import described
 
 
 class ADMClassLabel(io.ComfyNode):
-    """The class that a conditional ADM model is asked for."""
+    """The class that a conditional ADM model should draw."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ADMClassLabel",
             display_name="ADM Class Label",
             category=CATEGORY,
-            description="Conditioning for an ADM model. Empty: no class, for unconditional models "
-            "and for models trained with label dropout (the negative of CFG).",
             search_aliases=["class label", "class conditioning", "ImageNet class"],
             inputs=[
-                io.Model.Input("model", tooltip="The ADM model whose classes are meant."),
-                label_input("", " Empty: no class."),
+                io.Model.Input("model"),
+                label_input(""),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The class.")],
+            outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
@@ -37,7 +37,7 @@ class ADMClassLabel(io.ComfyNode):
             raise ValueError(
                 "model is not an ADM model, so it takes no class labels; use Load ADM Model for it."
             )
-        # core expects a text embedding beside the options; an ADM model never reads it
+        # core expects a text embedding with the options; an ADM model does not read it
         return io.NodeOutput([[torch.zeros(1, 1, 1), {"adm_labels": _labels(adm, label)}]])
 
 
@@ -55,7 +55,7 @@ def _labels(adm, label: str) -> list[int] | None:
     if layout.null_class is None:
         raise ValueError(
             f"label is empty, but {adm.file_name} was trained without label dropout and has no "
-            "null class: give a class and set cfg to 1. Classifier Guidance still applies."
+            "null class: give a class and set cfg to 1. Classifier Guidance still works."
         )
     return [layout.null_class]
 
@@ -64,21 +64,18 @@ class ADMUpscaleConditioning(io.ComfyNode):
     """The small image that an ADM upsampler enlarges."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ADMUpscaleConditioning",
             display_name="ADM Upscale Conditioning",
             category=CATEGORY,
-            description="Adds the small image to the conditioning of an ADM upsampler (64 to 256, "
-            "128 to 512). The latent to draw is four times the image's width and height.",
             search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
             inputs=[
-                io.Conditioning.Input(
-                    "conditioning", tooltip="The upsampler's own ADM Class Label."
-                ),
-                io.Image.Input("image", tooltip="One for the whole batch, or one for each image."),
+                io.Conditioning.Input("conditioning"),
+                io.Image.Input("image"),
             ],
-            outputs=[io.Conditioning.Output(tooltip="The same with the small image.")],
+            outputs=[io.Conditioning.Output()],
         )
 
     @classmethod

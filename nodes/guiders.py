@@ -1,4 +1,4 @@
-"""Nodes that guide: classifier guidance, classifier-free guidance."""
+"""Classifier guidance and classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -7,105 +7,38 @@ from comfy_api.latest import io
 from ..guidance.core.labels import parse_labels
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.sampling.strength import Strength
-from .cfg_cache_inputs import cfg_cache_inputs
 from .host.samplers import cfg_guider
-from .label_input import label_input
+from .inputs import ADVANCED, cfg_cache_inputs, label_input, number, schedule_input
 from .runtime.cfg_cache import cache_cfg
 from .runtime.cfg_schedule import schedule_cfg
 from .runtime.classifier_guide import guided
-from .sockets import CATEGORY, GuidanceScheduleType, NoisyClassifierType
-
-
-def _schedule_input(instead_of: str, saves: str) -> io.Input:
-    """The socket of a schedule that takes the place of a scale."""
-    tooltip = f"The scale over the run, instead of {instead_of}. {saves}"
-    return GuidanceScheduleType.Input("schedule", optional=True, tooltip=tooltip)
+from .sockets import CATEGORY, NoisyClassifierType
+from .texts import described
 
 
 class ClassifierGuidance(io.ComfyNode):
     """Follows the gradient of a noisy classifier at every step."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ClassifierGuidance",
             display_name="Classifier Guidance",
             category=CATEGORY,
-            description="Steers a model towards a class with the gradient of a noisy classifier: "
-            "denoised + scale * sigma^2 / alpha * grad log p(label given x).",
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
-                io.Model.Input(
-                    "model", tooltip="Any model that samples what the classifier reads."
-                ),
-                NoisyClassifierType.Input(
-                    "classifier",
-                    tooltip="Trained on noisy images of this model's space, or an image classifier "
-                    "that reads the predicted image.",
-                ),
+                io.Model.Input("model"),
+                NoisyClassifierType.Input("classifier"),
                 label_input("0"),
-                io.Float.Input(
-                    "scale",
-                    default=1.0,
-                    min=-1000.0,
-                    max=1000.0,
-                    step=0.1,
-                    round=0.001,
-                    tooltip="1 follows Bayes' rule; larger follows the class more, with less "
-                    "variety; 0 switches it off; negative steers away.",
-                ),
-                io.Float.Input(
-                    "entropy_limit",
-                    default=1.0,
-                    min=1.0,
-                    max=1000.0,
-                    step=0.5,
-                    round=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Above 1: the surer the classifier, the larger the scale, by ln K / "
-                    "H(p) for K classes and entropy H, at most by this factor (Li et al. 2022). "
-                    "1 is off.",
-                ),
-                io.Float.Input(
-                    "cap",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Above 0: guidance moves the denoised image by at most this share of "
-                    "its own length: term * min(1, cap norm(denoised) / norm(term)) (after "
-                    "Sadat et al. 2024). 0 is off.",
-                ),
-                io.Float.Input(
-                    "label_smoothing",
-                    default=0.0,
-                    min=0.0,
-                    max=0.99,
-                    step=0.01,
-                    round=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The share a of the target that goes to all K classes alike: "
-                    "(1 - a) for the label + a / K for each (Szegedy et al. 2016). 0 is off.",
-                ),
-                _schedule_input("scale", "Where it is 0, no gradient is computed."),
-                io.Int.Input(
-                    "gradient_interval",
-                    default=1,
-                    min=1,
-                    max=100,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Above 1: the classifier's gradient is computed every N evaluations, "
-                    "and kept for those between, weighted for the noise level. 2 costs little "
-                    "accuracy and half of the time.",
-                ),
+                number("scale", 1.0, -1000.0, 1000.0, step=0.1, round=0.001),
+                number("entropy_limit", 1.0, 1.0, 1000.0, step=0.5, round=0.01, **ADVANCED),
+                number("cap", 0.0, 0.0, 100.0, step=0.05, round=0.001, **ADVANCED),
+                number("label_smoothing", 0.0, 0.0, 0.99, step=0.01, round=0.001, **ADVANCED),
+                schedule_input(),
+                number("gradient_interval", 1, 1, 100, **ADVANCED),
             ],
-            outputs=[io.Model.Output(tooltip="The MODEL, steered.")],
+            outputs=[io.Model.Output()],
         )
 
     @classmethod
@@ -134,32 +67,22 @@ class ClassifierFreeGuidance(io.ComfyNode):
     """Standard classifier-free guidance as a guider."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ClassifierFreeGuidance",
             display_name="Classifier-Free Guidance",
             category=CATEGORY,
-            description="uncond + cfg * (cond - uncond). At cfg 1 the negative is not computed.",
             search_aliases=["CFG", "CFG guider", "classifier free"],
             inputs=[
-                io.Model.Input("model", tooltip="Any model."),
-                io.Conditioning.Input("positive", tooltip="What is wanted."),
-                io.Conditioning.Input(
-                    "negative", tooltip="What it is compared with: nothing, or what is not wanted."
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=4.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="0 is unconditional, 1 conditional only, larger follows more.",
-                ),
-                _schedule_input("cfg", "Where it is exactly 1, the negative is not computed."),
+                io.Model.Input("model"),
+                io.Conditioning.Input("positive"),
+                io.Conditioning.Input("negative"),
+                number("cfg", 4.0, 0.0, 100.0, step=0.1, round=0.01),
+                schedule_input(),
                 *cfg_cache_inputs(),
             ],
-            outputs=[io.Guider.Output(tooltip="For SamplerCustomAdvanced.")],
+            outputs=[io.Guider.Output()],
         )
 
     @classmethod

@@ -17,49 +17,20 @@ from .host.paths import (
     image_classifier_names,
     model_names,
 )
+from .inputs import ADVANCED, number
 from .sockets import CATEGORY, NoisyClassifierType
+from .texts import described
 
 SCHEDULES = ["auto", "linear", "cosine"]
-SCHEDULE_TOOLTIP = (
-    "The noise the model was trained with. auto: what the file says; for OpenAI's files, "
-    "cosine for 64x64 models and linear for the others."
-)
-DTYPE_TOOLTIP = (
-    "Precision of the weights. auto: as they are stored. Where the device cannot compute in it, "
-    "they are cast when they are used."
-)
 
 
 def attention_inputs() -> list[io.Input]:
-    """What a file's tensors cannot tell about its attention; appended, advanced."""
-    hidden = {"optional": True, "advanced": True}
-    only_for_others = " The tensors cannot tell; needed only for files that are none of OpenAI's."
+    """What cannot be read from a file's tensors about its attention. Optional and advanced."""
     return [
-        io.Int.Input(
-            "num_heads",
-            default=0,
-            min=0,
-            max=256,
-            tooltip="Attention heads in every block. 0: what the file or the rule says."
-            + only_for_others,
-            **hidden,
-        ),
-        io.Int.Input(
-            "num_head_channels",
-            default=0,
-            min=0,
-            max=4096,
-            tooltip="Instead of num_heads: channels in each head. 0: as for num_heads."
-            + only_for_others,
-            **hidden,
-        ),
+        number("num_heads", 0, 0, 256, **ADVANCED),
+        number("num_head_channels", 0, 0, 4096, **ADVANCED),
         io.Combo.Input(
-            "attention_order",
-            options=list(ATTENTION_ORDERS),
-            default="auto",
-            tooltip="How q, k and v lie in memory: old is head by head, new (the original's "
-            "use_new_attention_order) is q, k, v first." + only_for_others,
-            **hidden,
+            "attention_order", options=list(ATTENTION_ORDERS), default="auto", **ADVANCED
         ),
     ]
 
@@ -68,30 +39,20 @@ class NoisyClassifierLoader(io.ComfyNode):
     """A noisy classifier from models/classifiers."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="NoisyClassifierLoader",
             display_name="Load Noisy Classifier",
             category=CATEGORY,
-            description="Loads a classifier that was trained on noisy images, p(y given x_t, t), "
-            "from models/classifiers.",
             search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
             inputs=[
-                io.Combo.Input(
-                    "classifier_name",
-                    options=model_names(CLASSIFIERS),
-                    tooltip="A .safetensors, .pt or .pth file in models/classifiers.",
-                ),
-                io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
-                io.Combo.Input("dtype", options=DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+                io.Combo.Input("classifier_name", options=model_names(CLASSIFIERS)),
+                io.Combo.Input("noise_schedule", options=SCHEDULES),
+                io.Combo.Input("dtype", options=DTYPE_NAMES),
                 *attention_inputs(),
             ],
-            outputs=[
-                NoisyClassifierType.Output(
-                    display_name="classifier",
-                    tooltip="For Classifier Guidance and Classify Image.",
-                )
-            ],
+            outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )
 
     @classmethod
@@ -106,16 +67,15 @@ class NoisyClassifierLoader(io.ComfyNode):
 
 
 class ImageClassifierLoader(io.ComfyNode):
-    """A classifier of ordinary images from models/classifiers."""
+    """A classifier of clean images from models/classifiers."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ImageClassifierLoader",
             display_name="Load Image Classifier",
             category=CATEGORY,
-            description="Loads an ordinary classifier of clean images, p(y given x0), from "
-            "models/classifiers. It guides through the image that the model predicts at each step.",
             search_aliases=[
                 "clean classifier",
                 "universal guidance",
@@ -126,43 +86,12 @@ class ImageClassifierLoader(io.ComfyNode):
                 "torchvision",
             ],
             inputs=[
-                io.Combo.Input(
-                    "classifier_name",
-                    options=image_classifier_names(),
-                    tooltip="In models/classifiers: the folder of a Hugging Face or timm image "
-                    "classifier (config.json, model.safetensors), a torchvision file "
-                    "(resnet50-11ad3fa6.pth), or this pack's own classifier of clean images.",
-                ),
-                io.Vae.Input(
-                    "vae",
-                    optional=True,
-                    tooltip="The VAE of the latent model that is to be steered: the classifier "
-                    "reads what it decodes. Pixel models need none.",
-                ),
-                io.Combo.Input(
-                    "gradient",
-                    options=list(GRADIENTS),
-                    default="cheap",
-                    optional=True,
-                    tooltip="cheap: only through the classifier (and the VAE). exact: also through "
-                    "the diffusion model, which takes more time and memory, and follows the class "
-                    "at a much smaller scale.",
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=DTYPE_NAMES,
-                    default="auto",
-                    optional=True,
-                    tooltip="Precision of the weights. auto: as they are stored. Where the device "
-                    "cannot compute in it, fp32.",
-                ),
+                io.Combo.Input("classifier_name", options=image_classifier_names()),
+                io.Vae.Input("vae", optional=True),
+                io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
+                io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
             ],
-            outputs=[
-                NoisyClassifierType.Output(
-                    display_name="classifier",
-                    tooltip="For Classifier Guidance and Classify Image.",
-                )
-            ],
+            outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )
 
     @classmethod
@@ -178,33 +107,23 @@ class ADMModelLoader(io.ComfyNode):
     """An ADM diffusion model from models/diffusion_models, as a core MODEL."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ADMModelLoader",
             display_name="Load ADM Model",
             category=CATEGORY,
-            description="Loads a pixel-space diffusion model of the ADM (guided-diffusion) family. "
-            "Works with every core sampler; decode with the VAE that comes with it.",
             search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
             inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=model_names(DIFFUSION_MODELS),
-                    tooltip="An ADM model (.safetensors or .pt) in models/diffusion_models.",
-                ),
-                io.Combo.Input("noise_schedule", options=SCHEDULES, tooltip=SCHEDULE_TOOLTIP),
-                io.Boolean.Input(
-                    "clip_denoised",
-                    default=True,
-                    tooltip="Keep the predicted image within -1..1 before classifier guidance, "
-                    "as the original does.",
-                ),
-                io.Combo.Input("dtype", options=DTYPE_NAMES, tooltip=DTYPE_TOOLTIP),
+                io.Combo.Input("model_name", options=model_names(DIFFUSION_MODELS)),
+                io.Combo.Input("noise_schedule", options=SCHEDULES),
+                io.Boolean.Input("clip_denoised", default=True),
+                io.Combo.Input("dtype", options=DTYPE_NAMES),
                 *attention_inputs(),
             ],
             outputs=[
-                io.Model.Output(tooltip="An ordinary MODEL."),
-                io.Vae.Output(tooltip="Of pixel space: images stay what they are."),
+                io.Model.Output(),
+                io.Vae.Output(),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""The original's samplers and step choice, for SamplerCustom and SamplerCustomAdvanced."""
+"""guided-diffusion's samplers and timesteps, for SamplerCustom and SamplerCustomAdvanced."""
 
 from __future__ import annotations
 
@@ -7,39 +7,29 @@ from comfy_api.latest import io
 
 from ..guidance.sampling.respacing import respaced_timesteps
 from .host.samplers import sampler
+from .inputs import number
 from .runtime.adm_sampler import sample_adm
 from .sockets import CATEGORY
+from .texts import described
 
 
 class ADMScheduler(io.ComfyNode):
-    """The timesteps of the original's respacing strings, as sigmas."""
+    """The timesteps of guided-diffusion's respacing strings, as sigmas."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ADMScheduler",
             display_name="ADM Scheduler",
             category=CATEGORY,
-            description="Sigmas at the trained timesteps that guided-diffusion would visit.",
             search_aliases=["timestep respacing", "ddim25", "guided diffusion scheduler"],
             inputs=[
-                io.Model.Input("model", tooltip="The ADM model whose timesteps are meant."),
-                io.String.Input(
-                    "respacing",
-                    default="ddim25",
-                    tooltip='"250": that many, evenly. "ddim25": whole strides. "10,15,20": so '
-                    "many in each third, least noisy third first.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="The share of these steps to run, counted from the clean end.",
-                ),
+                io.Model.Input("model"),
+                io.String.Input("respacing", default="ddim25"),
+                number("denoise", 1.0, 0.0, 1.0, step=0.01),
             ],
-            outputs=[io.Sigmas.Output(tooltip="For SamplerCustom and its like.")],
+            outputs=[io.Sigmas.Output()],
         )
 
     @classmethod
@@ -47,7 +37,7 @@ class ADMScheduler(io.ComfyNode):
         table = getattr(model.get_model_object("model_sampling"), "sigmas", None)
         if table is None:
             raise ValueError(
-                "This model has no table of timesteps; use one of the core schedulers instead."
+                "model has no table of timesteps; use one of the core schedulers instead."
             )
         timesteps = respaced_timesteps(respacing, len(table))
         kept = timesteps[: round(denoise * len(timesteps))]
@@ -58,33 +48,21 @@ class ADMScheduler(io.ComfyNode):
 
 
 class SamplerADM(io.ComfyNode):
-    """guided-diffusion's own two samplers."""
+    """The two samplers of guided-diffusion."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SamplerADM",
             display_name="ADM Sampler",
             category=CATEGORY,
-            description="DDIM, or DDPM with the model's learned variance. With Classifier Guidance "
-            "these are algorithms 2 and 1 of Dhariwal & Nichol 2021.",
             search_aliases=["DDPM", "DDIM", "guided diffusion sampler", "ancestral"],
             inputs=[
-                io.Combo.Input(
-                    "method",
-                    options=["ddpm", "ddim"],
-                    tooltip="ddpm: random steps, many of them. ddim: few steps, random by eta.",
-                ),
-                io.Float.Input(
-                    "eta",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Of ddim only: 0 adds no noise, 1 as much as ddpm.",
-                ),
+                io.Combo.Input("method", options=["ddpm", "ddim"]),
+                number("eta", 0.0, 0.0, 1.0, step=0.01),
             ],
-            outputs=[io.Sampler.Output(tooltip="For SamplerCustom and its like.")],
+            outputs=[io.Sampler.Output()],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Nodes that see what guidance did."""
+"""Nodes that record and draw what guidance did."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from comfy_api.latest import io, ui
 from ..guidance.sampling.trace import Trace
 from .runtime.trace_wrapper import traced
 from .sockets import CATEGORY, GuidanceTraceType
+from .texts import described
 
 
 class GuidanceTrace(io.ComfyNode):
-    """Keeps what guidance does at each evaluation of a model."""
+    """Records what guidance does at each evaluation of a model."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GuidanceTrace",
             display_name="Guidance Trace",
             category=CATEGORY,
-            description="Sample with this MODEL, and Guidance Plot shows what guidance did: "
-            "scales, lengths of the terms, what the classifier thought, passes of the network.",
-            search_aliases=["guidance log", "trace", "CFG monitor"],
-            inputs=[io.Model.Input("model", tooltip="A guided model, or any other.")],
+            search_aliases=["guidance log", "trace", "CFG monitor", "debug guidance"],
+            inputs=[io.Model.Input("model")],
             outputs=[
-                io.Model.Output(tooltip="Sample with this one."),
-                GuidanceTraceType.Output(display_name="trace", tooltip="For Guidance Plot."),
+                io.Model.Output(),
+                GuidanceTraceType.Output(display_name="trace"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -38,29 +38,24 @@ class GuidanceTrace(io.ComfyNode):
 
 
 class GuidancePlot(io.ComfyNode):
-    """The picture of a trace."""
+    """A trace as an image."""
 
     @classmethod
+    @described
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="GuidancePlot",
             display_name="Guidance Plot",
             category=CATEGORY,
-            description="Draws what Guidance Trace saw: scales, lengths of the terms, "
-            "p(label given x) of each image, and the passes of the network.",
             search_aliases=["guidance plot", "CFG plot", "trace"],
             is_output_node=True,
             inputs=[
-                GuidanceTraceType.Input("trace", tooltip="From Guidance Trace."),
-                io.Latent.Input(
-                    "samples",
-                    tooltip="What was sampled with Guidance Trace's MODEL: so that the plot is "
-                    "drawn afterwards.",
-                ),
+                GuidanceTraceType.Input("trace"),
+                io.Latent.Input("samples"),
             ],
             outputs=[
-                io.Image.Output(display_name="plot", tooltip="The picture."),
-                io.String.Output(display_name="json", tooltip="The same as JSON."),
+                io.Image.Output(display_name="plot"),
+                io.String.Output(display_name="json"),
             ],
         )
 

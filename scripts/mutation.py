@@ -1,4 +1,6 @@
-"""How many mutations of guidance/ tests/unit notice: python scripts/mutation.py [--sample N]
+"""How many mutations of the code tests/unit notice: python scripts/mutation.py [--sample N]
+
+Of the rooms where the methods are: guidance/sampling, classifiers, schedules.
 
 Needs mutmut (pip install mutmut), which the tests do not. Works on a clone of what is committed, in
 a folder of its own. mutmut makes the mutants and runs every test once to see which functions it
@@ -23,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Tests that take long, or that start Python anew, where no mutant is chosen.
 LEFT_OUT = "not processes"
+ROOMS = ("sampling", "classifiers", "schedules")
 # What pytest's exit status under a mutant says. Where it cannot even begin, that is not counted as
 # killed: it may have another reason.
 OUTCOMES = {0: "survived", 1: "killed", 2: "killed"}
@@ -49,22 +52,16 @@ def prepare(folder: Path) -> None:
 
 def make_mutants(folder: Path) -> None:
     """Has mutmut make all mutants, and see which tests reach which function."""
-    command = [
-        sys.executable,
-        "-m",
-        "mutmut",
-        "run",
-        "--max-children",
-        "1",
-        "guidance.schedules.run_position.*",
-    ]
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
+    command.append("guidance.schedules.run_position.*")
     subprocess.run(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def mutants(folder: Path) -> list[str]:
-    """The names of all of them."""
+    """The names of those in ROOMS."""
     files = sorted((folder / "mutants").rglob("*.meta"))
-    return [name for file in files for name in json.loads(file.read_text())["exit_code_by_key"]]
+    names = (name for file in files for name in json.loads(file.read_text())["exit_code_by_key"])
+    return [name for name in names if name.split(".")[1] in ROOMS]
 
 
 class Trials:

@@ -22,10 +22,12 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() not i
 MODULES = {"guidance": ROOT / "guidance" / "__init__.py"}
 SCRIPTS = (
     *("check_release", "comfyui", "comfy_run", "comfy_server"),
-    *("demo", "node_schema", "released_table", "which_guidance"),
+    *("demo", "node_schema"),
 )
 for name in SCRIPTS:
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
+MODULES["released_table"] = ROOT / "docs" / "released_table.py"
+MODULES["which_guidance"] = ROOT / "docs" / "which_guidance" / "draw.py"
 for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
 for name in ("latent_digits", "mixture", "real_digits", "schedule_inputs", "tiny_models"):

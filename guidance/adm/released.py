@@ -110,88 +110,50 @@ class Released:
         return tuple((self.image_size // side).bit_length() - 1 for side in sides)
 
 
-def _classifier(size: int, schedule: str, depth: int, megabytes: int) -> Released:
-    flags = f"--image_size {size} --noise_schedule {schedule} --classifier_depth {depth}"
-    return Released(
-        file=f"{size}x{size}_classifier.pt", images="ImageNet", flags=flags, megabytes=megabytes
-    )
-
-
-def _lsun(file: str, images: str, dropout: float) -> Released:
-    return Released(
-        file=file, images=images, flags=f"{_UNCONDITIONAL} --dropout {dropout}", megabytes=2211
-    )
-
-
-_UNCONDITIONAL = (
-    "--image_size 256 --class_cond False --noise_schedule linear --num_channels 256 "
-    "--num_res_blocks 2 --num_head_channels 64 --attention_resolutions 32,16,8"
+_CLASSIFIER = "--image_size {} --noise_schedule {} --classifier_depth {}"
+_DIFFUSION = (
+    "--image_size {} --class_cond {} --noise_schedule linear --num_channels 256 --num_res_blocks 2 "
+    "{} --attention_resolutions 32,16,8"
 )
-
-RELEASED = (
-    _classifier(64, "cosine", 4, 262),
-    _classifier(128, "linear", 2, 170),
-    _classifier(256, "linear", 2, 216),
-    _classifier(512, "linear", 2, 218),
-    Released(
-        file="64x64_diffusion.pt",
-        images="ImageNet",
-        flags="--image_size 64 --class_cond True --noise_schedule cosine --num_channels 192 "
-        "--num_res_blocks 3 --num_head_channels 64 --attention_resolutions 32,16,8 "
-        "--use_new_attention_order True --dropout 0.1",
-        megabytes=1184,
-        classifier_scale=1.0,
-    ),
-    Released(
-        file="128x128_diffusion.pt",
-        images="ImageNet",
-        flags="--image_size 128 --class_cond True --noise_schedule linear --num_channels 256 "
-        "--num_res_blocks 2 --num_heads 4 --attention_resolutions 32,16,8",
-        megabytes=1686,
-        classifier_scale=0.5,
-    ),
-    Released(
-        file="256x256_diffusion.pt",
-        images="ImageNet",
-        flags="--image_size 256 --class_cond True --noise_schedule linear --num_channels 256 "
-        "--num_res_blocks 2 --num_head_channels 64 --attention_resolutions 32,16,8",
-        megabytes=2215,
-        classifier_scale=1.0,
-    ),
-    Released(
-        file="256x256_diffusion_uncond.pt",
-        images="ImageNet",
-        flags=_UNCONDITIONAL,
-        megabytes=2211,
-        classifier_scale=10.0,
-    ),
-    Released(
-        file="512x512_diffusion.pt",
-        images="ImageNet",
-        flags="--image_size 512 --class_cond True --noise_schedule linear --num_channels 256 "
-        "--num_res_blocks 2 --num_head_channels 64 --attention_resolutions 32,16,8",
-        megabytes=2236,
-        classifier_scale=4.0,
-    ),
-    Released(
-        file="64_256_upsampler.pt",
-        images="ImageNet",
-        flags="--large_size 256 --small_size 64 --class_cond True --noise_schedule linear "
-        "--num_channels 192 --num_res_blocks 2 --num_heads 4 --attention_resolutions 32,16,8",
-        megabytes=1247,
-    ),
-    Released(
-        file="128_512_upsampler.pt",
-        images="ImageNet",
-        flags="--large_size 512 --small_size 128 --class_cond True --noise_schedule linear "
-        "--num_channels 192 --num_res_blocks 2 --num_head_channels 64 --attention_resolutions "
-        "32,16",
-        megabytes=1235,
-    ),
-    _lsun("lsun_bedroom.pt", "LSUN bedroom", 0.1),
-    _lsun("lsun_cat.pt", "LSUN cat", 0.1),
-    _lsun("lsun_horse.pt", "LSUN horse", 0.1),
-    _lsun("lsun_horse_nodropout.pt", "LSUN horse", 0.0),
+_HEADS = "--num_head_channels 64"
+_UNCONDITIONAL = _DIFFUSION.format(256, False, _HEADS)
+_UPSAMPLER = (
+    "--large_size {} --small_size {} --class_cond True --noise_schedule linear --num_channels 192 "
+    "--num_res_blocks 2 {} --attention_resolutions {}"
+)
+RELEASED = tuple(
+    Released(file=f"{file}.pt", images=images, flags=flags, megabytes=size, classifier_scale=scale)
+    for file, images, flags, size, scale in (
+        ("64x64_classifier", "ImageNet", _CLASSIFIER.format(64, "cosine", 4), 262, None),
+        ("128x128_classifier", "ImageNet", _CLASSIFIER.format(128, "linear", 2), 170, None),
+        ("256x256_classifier", "ImageNet", _CLASSIFIER.format(256, "linear", 2), 216, None),
+        ("512x512_classifier", "ImageNet", _CLASSIFIER.format(512, "linear", 2), 218, None),
+        (
+            "64x64_diffusion",
+            "ImageNet",
+            "--image_size 64 --class_cond True --noise_schedule cosine --num_channels 192 "
+            "--num_res_blocks 3 --num_head_channels 64 --attention_resolutions 32,16,8 "
+            "--use_new_attention_order True --dropout 0.1",
+            1184,
+            1.0,
+        ),
+        ("128x128_diffusion", "ImageNet", _DIFFUSION.format(128, True, "--num_heads 4"), 1686, 0.5),
+        ("256x256_diffusion", "ImageNet", _DIFFUSION.format(256, True, _HEADS), 2215, 1.0),
+        ("256x256_diffusion_uncond", "ImageNet", _UNCONDITIONAL, 2211, 10.0),
+        ("512x512_diffusion", "ImageNet", _DIFFUSION.format(512, True, _HEADS), 2236, 4.0),
+        (
+            "64_256_upsampler",
+            "ImageNet",
+            _UPSAMPLER.format(256, 64, "--num_heads 4", "32,16,8"),
+            1247,
+            None,
+        ),
+        ("128_512_upsampler", "ImageNet", _UPSAMPLER.format(512, 128, _HEADS, "32,16"), 1235, None),
+        ("lsun_bedroom", "LSUN bedroom", f"{_UNCONDITIONAL} --dropout 0.1", 2211, None),
+        ("lsun_cat", "LSUN cat", f"{_UNCONDITIONAL} --dropout 0.1", 2211, None),
+        ("lsun_horse", "LSUN horse", f"{_UNCONDITIONAL} --dropout 0.1", 2211, None),
+        ("lsun_horse_nodropout", "LSUN horse", f"{_UNCONDITIONAL} --dropout 0.0", 2211, None),
+    )
 )
 
 

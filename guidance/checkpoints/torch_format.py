@@ -108,7 +108,7 @@ def _check_kind(path: Path, start: bytes) -> None:
     if start[:1] == b"\x80":
         raise CheckpointError(
             f"{path.name} is a bare pickle, as torch wrote before version 1.6: it may run code "
-            "when opened, so it was not opened; get it as .safetensors, or save it again with a newer "
+            "when opened, so it was not opened; get it as .safetensors, or save it with a newer "
             "torch."
         )
     raise CheckpointError(

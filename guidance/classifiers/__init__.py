@@ -1,1 +1,1 @@
-"""What can steer: classifiers of noisy and of clean images."""
+"""Classifiers that can steer sampling: of noisy and of clean images."""

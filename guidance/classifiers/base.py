@@ -1,7 +1,7 @@
-"""What can steer: the protocol that every kind of classifier follows.
+"""The protocol of every classifier that can steer sampling.
 
-A new kind is one class with `output` and `rescale`: from a point of the run and a target it
-computes a gradient, and the weight that this kind of gradient needs.
+A new kind of classifier is one class with `output` and `rescale`. From a point of the run and a
+target, it computes a gradient and the weight of this gradient.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..core.noise import levels_like
 
 @dataclass(frozen=True)
 class SamplingPoint:
-    """Where a run is: x (B, ...) = alpha x0 + sigma eps, and `denoised` (B, ...) = E[x0 | x].
+    """A point of a run: x (B, ...) = alpha x0 + sigma eps, and `denoised` (B, ...) = E[x0 | x].
 
     sigma and alpha are (B,) on x's device, in float64 where the device has it.
     """
@@ -34,15 +34,15 @@ class SamplingPoint:
     def at(
         cls, x: Tensor, denoised: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0
     ) -> SamplingPoint:
-        """From numbers, or tensors of one value or (B,)."""
+        """From numbers, or from tensors with one value or (B,)."""
         return cls(x, denoised, *levels_like(x, sigma, alpha))
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be followed: the label of each image, an int or LongTensor (B,).
+    """The target of guidance: the label of each image, an int or LongTensor (B,).
 
-    label_smoothing: the share of the target that goes to all classes (`smoothed_target`).
+    label_smoothing: the fraction of the target that is spread over all classes (`smoothed_target`).
     """
 
     labels: Tensor | int
@@ -51,11 +51,11 @@ class Target:
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """What a classifier says at a point.
+    """The output of a classifier at a point.
 
     gradient (B, ...) and weight (B,): at scale 1, guidance adds weight * gradient to the denoised
-    image; the kind of classifier chooses both. log_probs (B, classes): log p(y | x). sigma, alpha
-    (B,): the levels that the gradient belongs to, for `rescale`.
+    image. Each kind of classifier has its own gradient and weight. log_probs (B, classes):
+    log p(y | x). sigma, alpha (B,): the noise level of the gradient, for `rescale`.
     """
 
     gradient: Tensor
@@ -68,10 +68,10 @@ class ClassifierOutput:
 class Classifier(Protocol):
     """A classifier that can steer.
 
-    network: computes its logits. reads_images: it reads finished RGB images, also where the sampler
-    carries latents. through_model: its gradient goes through the model's prediction, so `denoised`
-    must be connected with x in torch's graph. labels: names of its classes, or None. num_classes,
-    channels: None where they are not known.
+    network: computes the logits. reads_images: it reads clean RGB images, also for latent models.
+    through_model: its gradient passes through the model's prediction, so `denoised` must be
+    connected with x in torch's graph. labels: the names of its classes, or None. num_classes,
+    channels: None if they are not known.
     """
 
     network: nn.Module
@@ -90,10 +90,10 @@ class Classifier(Protocol):
     def channels(self) -> int | None: ...  # noqa: D102
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
-        """The gradient of the target's log-likelihood at that point."""
+        """The gradient of the target's log-likelihood at this point."""
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
-        """An earlier output, weighted for another noise level; sigma, alpha (B,)."""
+        """An earlier output, rescaled to another noise level; sigma, alpha (B,)."""
 
 
 def log_likelihood(log_probs: Tensor, target: Target) -> Tensor:
@@ -109,7 +109,7 @@ def log_likelihood(log_probs: Tensor, target: Target) -> Tensor:
 
 
 def smoothed_target(label: Tensor, classes: int, smoothing: float) -> Tensor:
-    """(1 - a) one_hot(label) + a / K, (B, K): the target whose log-likelihood is followed.
+    """(1 - a) one_hot(label) + a / K, (B, K): the target of the log-likelihood.
 
     label (B,), a = smoothing (Szegedy et al. 2016, "Rethinking the Inception Architecture",
     section 7).
@@ -119,7 +119,7 @@ def smoothed_target(label: Tensor, classes: int, smoothing: float) -> Tensor:
 
 
 def label_of_each(label: Tensor | int, batch: int) -> Tensor:
-    """The label of each image (B,); raises ValueError when it does not fit the batch."""
+    """The label of each image (B,); raises ValueError if it does not fit the batch."""
     index = torch.as_tensor(label, dtype=torch.long).clone()
     if index.ndim > 1 or (index.ndim == 1 and len(index) not in (1, batch)):
         raise ValueError(f"label has shape {tuple(index.shape)}; expected one, or {batch} of them.")
@@ -129,7 +129,7 @@ def label_of_each(label: Tensor | int, batch: int) -> Tensor:
 def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
     batch, classes = log_probs.shape
     index = label_of_each(label, batch)
-    # labels on a GPU were checked when they were parsed: a look at them would stall the step
+    # labels on a GPU were checked when they were parsed; reading them here would stall the step
     if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
         found = torch.as_tensor(label).tolist()
         raise ValueError(f"label is {found}, but the classes go from 0 to {classes - 1}.")
@@ -137,6 +137,6 @@ def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
 
 
 def class_name(index: int, num_classes: int | None, labels: tuple[str, ...] | None) -> str:
-    """What class `index` is called; its number where it has no name."""
+    """The name of class `index`, or its number if it has no name."""
     names = class_names(num_classes or 0, labels)
     return names[index] if names else str(index)

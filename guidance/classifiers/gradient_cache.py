@@ -1,4 +1,4 @@
-"""The last output of a classifier, used for the evaluations of a run between two of its own."""
+"""A cache of a classifier's last output, reused for the evaluations in between."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .base import Classifier, ClassifierOutput, SamplingPoint, Target
 
 
 class GradientCache:
-    """Of one run: the classifier is evaluated every `interval` evaluations of the model.
+    """The cache of one run: the classifier runs every `interval` evaluations of the model.
 
-    Between two of them the gradient stays as it is in the classifier's own coordinates, and is
-    weighted for the noise level at hand. Raises ValueError for an interval below 1.
+    In between, the gradient stays the same in the classifier's coordinates and is rescaled to the
+    current noise level. Raises ValueError for an interval below 1.
     """
 
     def __init__(self, interval: int = 1):
@@ -22,14 +22,14 @@ class GradientCache:
         self._age = 0
 
     def is_due(self, x: Tensor) -> bool:
-        """Whether the next evaluation, of images like x (B, ...), computes the gradient."""
+        """Whether the next evaluation, with images like x (B, ...), computes the gradient."""
         matches = self._output is not None and self._output.gradient.shape == x.shape
         return not matches or self._age >= self.interval
 
     def output(
         self, classifier: Classifier, point: SamplingPoint, target: Target
     ) -> ClassifierOutput:
-        """The classifier's output at this point, or its last one for this noise level."""
+        """The classifier's output at this point, or the cached one rescaled to its noise level."""
         if self.is_due(point.x):
             self._output, self._age = classifier.output(point, target), 1
             return self._output

@@ -1,4 +1,4 @@
-"""Gradients in little memory: a batch in parts, and activations computed twice instead of kept."""
+"""Gradients with less memory: split batches, and activations computed twice instead of kept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..adm import ClassifierLayout, EncoderUNet
 class GradientMemoryPlan:
     """How a classifier's gradient saves memory; the gradient is the same.
 
-    images: so many of the batch at once; 0 is all. recompute: keep each stage's input alone and
-    compute the stage again when its gradient is due (Chen et al. 2016, "Training Deep Nets with
-    Sublinear Memory Cost"): a third more time; for ADM classifiers. Raises ValueError for a
-    negative `images`.
+    images: number of images at once; 0 is the whole batch. recompute: keep only the input of each
+    stage and recompute the stage for its gradient (Chen et al. 2016, "Training Deep Nets with
+    Sublinear Memory Cost"). It takes a third more time and works with ADM classifiers. Raises
+    ValueError for a negative `images`.
     """
 
     images: int = 0
@@ -30,7 +30,7 @@ class GradientMemoryPlan:
             raise ValueError(f"images is {self.images}; it must be 0 (the whole batch) or more.")
 
     def check(self, network: nn.Module) -> None:
-        """Raises ValueError when the network has no stages that could be computed again."""
+        """Raises ValueError if the network has no stages to recompute."""
         if self.recompute and not isinstance(network, EncoderUNet):
             raise ValueError(
                 f"recompute needs an ADM classifier; this network is a {type(network).__name__}. "
@@ -49,10 +49,10 @@ WHOLE = GradientMemoryPlan()
 def memory_plan_within(
     free: float, layout: ClassifierLayout, shape: Sequence[int], dtype: torch.dtype
 ) -> GradientMemoryPlan:
-    """The quickest way to a gradient that takes at most `free` bytes, of images (B, C, H, W).
+    """The fastest plan for images (B, C, H, W) whose gradient needs at most `free` bytes.
 
-    All at once; recomputed; recomputed in parts, of one image where even that is too much. dtype is
-    what the network computes in.
+    In this order: the whole batch; recomputed; recomputed in parts, at least one image at a time.
+    dtype: the network's compute dtype.
     """
     batch, size = shape[0], (shape[2], shape[3])
     if batch * gradient_bytes(layout, size, dtype) <= free:
@@ -64,10 +64,10 @@ def memory_plan_within(
 def gradient_bytes(
     layout: ClassifierLayout, size: tuple[int, int], dtype: torch.dtype, recompute: bool = False
 ) -> int:
-    """Bytes that one image's gradient takes beside the weights; size is H, W.
+    """Bytes for the gradient of one image, without the weights; size is H, W.
 
-    What the blocks keep for it, and SPARE times what the largest of them keeps, for what is
-    computed meanwhile.
+    The activations that the blocks keep, plus SPARE times those of the largest block, for temporary
+    buffers.
     """
     stages = list(_stages(layout, size))
     kept, largest = sum(stage.kept for stage in stages), max(stage.kept for stage in stages)
@@ -81,7 +81,7 @@ SPARE = 3
 
 
 class _Stage(NamedTuple):
-    """How many numbers a stage reads, and how many it keeps for its gradient."""
+    """The number of values that a stage reads, and that it keeps for its gradient."""
 
     inputs: int
     kept: int
@@ -98,8 +98,8 @@ def _stages(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[_Stage]
             yield _Stage(inputs * places, 2 * (inputs + width) * places + attention)
             inputs = width
         if level < len(layout.level_channels) - 1:
-            # the mean over 2x2 keeps its input, too
+            # the mean over 2x2 also keeps its input
             yield _Stage(width * places, 3 * width * places + 2 * width * places // 4)
             places //= 4
-    # attention: the input of its norm, q, k, v and what comes out
+    # attention: the input of its norm, q, k, v and the output
     yield _Stage(inputs * places, (4 + 5 + 4) * inputs * places)

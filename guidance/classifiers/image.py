@@ -1,10 +1,9 @@
-"""A classifier of clean images, p(y | x0), that guides through the predicted x0.
+"""A classifier of clean images, p(y | x0), that reads the predicted x0.
 
-p(y | x) is approximated by p(y | D(x)), D(x) = E[x0 | x] what the model predicts (Chung et al.
+p(y | x) is approximated by p(y | D(x)), with the model's prediction D(x) = E[x0 | x] (Chung et al.
 2023, "Diffusion Posterior Sampling"; Bansal et al. 2023, "Universal Guidance for Diffusion
 Models"). With g = grad log p(y | x0) at x0 = D(x) and J = dD/dx, grad_x log p(y | D(x)) = J^T g,
-and guidance adds sigma^2 / alpha * J^T g. docs/image_classifiers.md has the maths and what each
-way costs.
+and guidance adds sigma^2 / alpha * J^T g. See docs/image_classifiers.md for the maths and costs.
 """
 
 from __future__ import annotations
@@ -22,25 +21,25 @@ from .base import ClassifierOutput, SamplingPoint, Target, class_name, log_likel
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
-# of the linear schedule of Ho et al. 2020; beyond it x says nothing about x0 that could be guided
+# of the linear schedule of Ho et al. 2020; above it x has no usable information about x0
 MAX_RATIO = 157.4
 Decode = Callable[[Tensor], Tensor]
 
 
 class ImageClassifier:
-    """`network(pixels) -> logits` (B, classes), with what its pixels look like and its classes.
+    """`network(pixels) -> logits` (B, classes), with its preprocessing and its classes.
 
-    `preprocessing` makes the network's input of RGB in [-1, 1]. `decode` (B, ...) -> (B, 3, H, W)
-    makes such pixels of the sampler's x0; None: x0 is pixels. `gradient`:
+    `preprocessing` converts RGB in [-1, 1] to the network's input. `decode` (B, ...) ->
+    (B, 3, H, W) converts the sampler's x0 to such pixels; None if x0 is pixels. `gradient`:
 
     - "exact": J by autograd through the model's whole prediction. Since J = alpha / sigma^2
       Cov(x0 | x) (Tweedie), guidance adds Cov(x0 | x) g.
     - "cheap": J of a denoiser of Gaussian data of standard deviation s = `data_std`,
       alpha s^2 / (alpha^2 s^2 + sigma^2) I, so that guidance adds r^2 g with
       r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
-      "Pseudoinverse-Guided Diffusion Models". Nothing goes through the model.
+      "Pseudoinverse-Guided Diffusion Models". The model is not differentiated.
 
-    Raises ValueError for another gradient, or labels that are not as many as the classes.
+    Raises ValueError for another gradient, or if the number of labels is wrong.
     """
 
     reads_images = True
@@ -73,7 +72,7 @@ class ImageClassifier:
         self.decode = decode
 
     def with_network(self, network: nn.Module, decode: Decode | None = None) -> ImageClassifier:
-        """The same classifier computed by another copy of its network, and with this `decode`."""
+        """The same classifier with another copy of its network and this `decode`."""
         return ImageClassifier(
             network,
             self.preprocessing,
@@ -85,7 +84,7 @@ class ImageClassifier:
         )
 
     def name(self, index: int) -> str:
-        """What class `index` is called; its number where it has no name."""
+        """The name of class `index`, or its number if it has no name."""
         return class_name(index, self.num_classes, self.labels)
 
     @torch.no_grad()
@@ -94,10 +93,10 @@ class ImageClassifier:
         return self._log_probs(images).to(images.device)
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
-        """What it says about the predicted x0, `point.denoised`.
+        """The output for the predicted x0, `point.denoised`.
 
-        exact: raises ValueError when that was not computed from `point.x` under
-        torch.enable_grad; its graph is kept.
+        exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
+        graph is kept.
         """
         gradient, log_probs = self.image_gradient(
             point.denoised, target.labels, target.label_smoothing
@@ -112,14 +111,14 @@ class ImageClassifier:
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """The output for another noise level.
 
-        cheap: g stays as it is; exact: Cov(x0 | x) g, which is what guidance adds.
+        cheap: g stays the same. exact: Cov(x0 | x) g, the term itself, stays the same.
         """
         if self.through_model:
             return output
         return replace(output, weight=self._variance(sigma, alpha), sigma=sigma, alpha=alpha)
 
     def _variance(self, sigma: Tensor, alpha: Tensor) -> Tensor:
-        """r^2, which cheap is weighted with."""
+        """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
     def image_gradient(
@@ -146,14 +145,14 @@ class ImageClassifier:
 
 
 def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-    """J^T gradient (B, ...), J = d denoised / d x, from torch's graph, which is kept."""
+    """J^T gradient (B, ...), J = d denoised / d x, from torch's graph. The graph is kept."""
     if not (denoised.requires_grad and x.requires_grad):
         raise ValueError(
             "denoised is not connected with x in torch's graph, so there is no exact gradient; "
             "predict it under torch.enable_grad from an x that requires grad, or use cheap."
         )
     with torch.inference_mode(False):
-        # fp16 models would lose small gradients; a power of two changes no digit
+        # fp16 models would lose small gradients; a power of two does not round
         size = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
         unit = per_image(torch.exp2(size.log2().floor()), gradient)
         (product,) = torch.autograd.grad(denoised, x, gradient / unit, retain_graph=True)

@@ -1,4 +1,4 @@
-"""A classifier of noisy images, p(y | x_t, t), seen from a sampler's coordinates."""
+"""A classifier of noisy images, p(y | x_t, t), in a sampler's coordinates."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from .gradient_memory import WHOLE, GradientMemoryPlan
 
 
 class NoisyClassifier:
-    """`network(x_vp, t) -> logits` with its noise schedule, the names of its classes, its space.
+    """`network(x_vp, t) -> logits` with its noise schedule, class names and space.
 
     `network` is any torch module in the ADM convention: x_vp (B, C, H, W) variance preserving,
     t (B,) float timesteps that may be fractional, logits (B, classes). `noise_schedule` is
     "linear", "cosine" or a 1-D tensor of alpha_bar. `space` is "rgb" or a latent format's name;
-    None means that it is not checked against the model. `memory_plan`, or a function that gives it
-    for x (B, C, H, W), says how gradients save memory. Raises ValueError when labels are not as
-    many as the network's classes.
+    None means that it is not checked against the model. `memory_plan`, or a function that returns
+    it for x (B, C, H, W), sets how gradients save memory. Raises ValueError if the number of labels
+    is not the number of classes.
     """
 
     reads_images = False
@@ -66,13 +66,13 @@ class NoisyClassifier:
                 raise ValueError(f"labels names {len(labels)} classes; the network has {classes}.")
 
     def with_network(self, network: nn.Module) -> NoisyClassifier:
-        """The same classifier computed by another copy of its network."""
+        """The same classifier with another copy of its network."""
         return NoisyClassifier(network, self.schedule, self.labels, self.space, self.memory_plan)
 
     def with_memory_plan(
         self, memory_plan: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan]
     ) -> NoisyClassifier:
-        """The same classifier, whose gradient saves memory in another way."""
+        """The same classifier with another memory plan for its gradient."""
         return NoisyClassifier(self.network, self.schedule, self.labels, self.space, memory_plan)
 
     @property
@@ -82,26 +82,26 @@ class NoisyClassifier:
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, where the network or the labels tell it."""
+        """Number of classes, or None if neither the network nor the labels have it."""
         if self.labels is not None:
             return len(self.labels)
         return self.layout.class_count if self.layout is not None else None
 
     @property
     def channels(self) -> int | None:
-        """Input channels, where the network tells them."""
+        """Input channels, or None if the network does not have them."""
         return self.layout.in_channels if self.layout is not None else None
 
     def name(self, index: int) -> str:
-        """What class `index` is called; its number where it has no name."""
+        """The name of class `index`, or its number if it has no name."""
         return class_name(index, self.num_classes, self.labels)
 
     @torch.no_grad()
     def log_probs(self, x: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0) -> Tensor:
         """log p(y | x) of every class, (B, classes), at least fp32.
 
-        x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,). Computed where
-        the network is, and brought to x's device.
+        x (B, C, H, W) = alpha x0 + sigma eps; sigma and alpha are numbers or (B,). Computed on
+        the network's device; the result is on x's device.
         """
         x_in = x.to(device_of(self.network, x.device))
         sigma, alpha = levels_like(x_in, sigma, alpha)
@@ -114,7 +114,7 @@ class NoisyClassifier:
         label: Tensor | int,
         alpha: Tensor | float = 1.0,
     ) -> Tensor:
-        """grad_x log p(label | x), of x's shape and dtype, in the sampler's own coordinates.
+        """grad_x log p(label | x), with x's shape and dtype, in the sampler's coordinates.
 
         Arguments as for `log_probs`; label is an int or LongTensor (B,). Works inside
         torch.inference_mode and under no_grad. Raises ValueError for a label that is not a class
@@ -130,7 +130,7 @@ class NoisyClassifier:
         alpha: Tensor | float = 1.0,
         label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """As `gradient`, and log p(y | x) of every class (B, classes), from one evaluation.
+        """Like `gradient`, plus log p(y | x) of every class (B, classes), from one evaluation.
 
         label_smoothing: see `guidance.classifiers.base.smoothed_target`.
         """
@@ -161,8 +161,8 @@ class NoisyClassifier:
         label_smoothing: float,
         recompute: bool,
     ) -> tuple[Tensor, Tensor]:
-        """`gradient_and_log_probs` of a part of the batch, in ordinary mode."""
-        # a clone made here is an ordinary tensor, whatever mode x was made in
+        """`gradient_and_log_probs` of a part of the batch, outside of inference mode."""
+        # the clone is an ordinary tensor, even if x is an inference tensor
         x_in = x.clone().requires_grad_(True)
         log_probs = self._log_probs(x_in, sigma, alpha, recompute)
         chosen = log_likelihood(log_probs, Target(label, label_smoothing))
@@ -173,10 +173,10 @@ class NoisyClassifier:
         return gradient, log_probs.detach()
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
-        """The gradient at x itself; sigma / alpha at most what the schedule reaches.
+        """The gradient at x, with sigma / alpha clamped to the range of the schedule.
 
-        `denoised` is not looked at. Above its range the classifier answers for the range's end,
-        so the gradient is weighted with it, too.
+        `denoised` is not used. Above its range, the classifier is evaluated at the end of the
+        range, so the weight of the gradient is clamped too.
         """
         near = within_range(point.sigma, point.alpha, self.schedule.max_ratio)
         gradient, log_probs = self.gradient_and_log_probs(
@@ -185,14 +185,14 @@ class NoisyClassifier:
         return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
-        """The output for another noise level: the gradient in x_vp stays as it is."""
+        """The output for another noise level: the gradient in x_vp stays the same."""
         near = within_range(sigma, alpha, self.schedule.max_ratio)
         change = vp_scale(output.sigma, output.alpha) / vp_scale(*near)
         gradient = output.gradient * per_image(change.to(output.gradient), output.gradient)
         return ClassifierOutput(gradient, tweedie_weight(*near), output.log_probs, *near)
 
     def image_log_probs(self, images: Tensor) -> Tensor:
-        """log p(y | image) of every class (B, classes), of finished images (B, C, H, W)."""
+        """log p(y | image) of every class (B, classes), for finished images (B, C, H, W)."""
         return self.log_probs(images, 0.0)
 
     def _log_probs(
@@ -207,5 +207,5 @@ class NoisyClassifier:
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts of a batch in one; a single part as it is."""
+    """The parts of a batch, concatenated; a single part is returned unchanged."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

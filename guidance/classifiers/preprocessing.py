@@ -1,4 +1,4 @@
-"""What an image classifier wants done to an image, in torch, so that gradients flow through it."""
+"""The preprocessing of an image classifier in torch, so that gradients flow through it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From pixels in [-1, 1] to what a network was trained on: resize, crop, normalise.
+    """From pixels in [-1, 1] to the network's input: resize, crop, normalise.
 
-    resize: H, W, or the length of the shorter side; None keeps the size. crop: H, W of the middle,
-    with black where the image is smaller. mean, std: of pixels in [0, 1]. bgr: channels in that
-    order. Raises ValueError for values that cannot be.
+    resize: H, W, or the length of the shorter side; None keeps the size. crop: H, W of the center,
+    padded with black if the image is smaller. mean, std: of pixels in [0, 1]. bgr: the order of the
+    channels. Raises ValueError for invalid values.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -42,7 +42,7 @@ class Preprocessing:
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) in [-1, 1], also somewhat beyond, to the network's input."""
+        """From pixels (B, C, H, W) in about [-1, 1] to the network's input."""
         pixels = _cropped(self._resized((x + 1) / 2), self.crop)
         pixels = pixels.flip(1) if self.bgr else pixels
         mean, std = (

@@ -1,9 +1,9 @@
-"""A cache of CFG's term, for passes of the network that guidance can do without.
+"""A cache of the CFG term, which saves passes of the network.
 
-term = cond - uncond, of the denoised predictions. From one step to the next it changes less than
-the predictions themselves, so the pass for uncond can be left out where the last term still holds
-(after Castillo et al. 2023, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion
-Models", who leave it out from some step on).
+term = cond - uncond, of the denoised predictions. It changes less from step to step than the
+predictions, so the pass for uncond can be skipped while the last term is accurate enough (after
+Castillo et al. 2023, "Adaptive Guidance: Training-free Acceleration of Conditional Diffusion
+Models", where it is skipped from some step on).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..core.noise import mean_norm, per_image, vp_scale
 
-# Evaluations that one term serves when the tolerance decides: at the start, where both predictions
-# are near the means of their images, and at most.
+# The first interval and the longest one with a tolerance. At the start of a run both predictions
+# are near the means of their images, so the term changes slowly.
 FIRST, LONGEST = 4, 6
 
 
@@ -24,10 +24,9 @@ FIRST, LONGEST = 4, 6
 class CFGCacheConfig:
     """When the term is computed.
 
-    interval: every so many evaluations. tolerance: above 0, at growing intervals while the last
-    term predicts the next one well, its error below half of this share of the run's longest term,
-    and at shrinking ones where the error is above the whole; `interval` is then the shortest one.
-    1 and 0 compute it always.
+    interval: every N evaluations; 1 is always. tolerance: above 0, the interval adapts. It grows
+    while the error of the cached term is below tolerance / 2, and shrinks when the error is above
+    tolerance, both relative to the largest term of the run. `interval` is then the shortest one.
     """
 
     interval: int = 1
@@ -41,7 +40,7 @@ class CFGCacheConfig:
 
     @property
     def is_off(self) -> bool:
-        """Whether the term is computed always."""
+        """Whether the term is always computed."""
         return self.interval == 1 and self.tolerance == 0
 
 
@@ -49,11 +48,11 @@ NO_CACHE = CFGCacheConfig()
 
 
 class CFGCache:
-    """The last term of a run, and for how long it serves.
+    """The last term of a run, and how long it is used.
 
-    Kept in proportion to sigma / sqrt(alpha^2 + sigma^2): constant where there is mostly noise,
-    where both predictions are near the means of their images, and like the difference of two eps
-    where there is little.
+    Stored relative to sigma / sqrt(alpha^2 + sigma^2). So it is constant at high noise, where both
+    predictions are near the means of their images, and scales like a difference of two eps at low
+    noise.
     """
 
     def __init__(self, config: CFGCacheConfig):
@@ -65,24 +64,24 @@ class CFGCache:
         self._largest = 0.0
 
     def due(self) -> bool:
-        """Whether this evaluation computes the term; to be called once in each."""
+        """Whether this evaluation computes the term; call it once per evaluation."""
         self._age += 1
         return self._term is None or self._age >= self._interval
 
     def store(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
-        """The term (B, ...) that was computed at sigma, alpha (B,)."""
+        """Stores the term (B, ...) that was computed at sigma, alpha (B,)."""
         if self.matches_shape(term) and self.config.tolerance > 0:
             self._adapt(self.term_at(sigma, alpha), term)
         self._term = term / per_image(_share(sigma, alpha).to(term), term)
         self._age = 0
 
     def term_at(self, sigma: Tensor, alpha: Tensor) -> Tensor:
-        """The last term, as it is at this noise level."""
+        """The last term, rescaled to this noise level."""
         assert self._term is not None
         return self._term * per_image(_share(sigma, alpha).to(self._term), self._term)
 
     def matches_shape(self, x: Tensor) -> bool:
-        """Whether the term is one of such images."""
+        """Whether the term has the shape of x."""
         return self._term is not None and self._term.shape == x.shape
 
     def _adapt(self, predicted: Tensor, term: Tensor) -> None:
@@ -97,5 +96,5 @@ class CFGCache:
 
 
 def _share(sigma: Tensor, alpha: Tensor) -> Tensor:
-    """sqrt(1 - alpha_bar) at that level, kept above 0."""
+    """sqrt(1 - alpha_bar) at this level, clamped above 0."""
     return (sigma / vp_scale(sigma, alpha)).clamp(min=torch.finfo(torch.float32).tiny)

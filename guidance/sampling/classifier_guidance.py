@@ -1,4 +1,4 @@
-"""Classifier guidance (Dhariwal & Nichol 2021), in the space that samplers work in."""
+"""Classifier guidance (Dhariwal & Nichol 2021) in the sampler's coordinates."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Report = Callable[[Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Guide:
-    """A classifier, the label of each image (B,), and how strongly it is followed in a run.
+    """A classifier, the label of each image (B,), and the strength of the guidance in a run.
 
-    A schedule takes the place of the strength's scale. cache: of this run.
+    A schedule replaces the strength's scale. cache: the gradient cache of this run.
     """
 
     classifier: Classifier
@@ -33,9 +33,9 @@ class Guide:
     cache: GradientCache = field(default_factory=GradientCache)
 
     def at(self, position: RunPosition | None, batch: int) -> Guide | None:
-        """The guide with the scale that it has there; None where it changes nothing.
+        """The guide with its scale at this position; None if it is off there.
 
-        Without a schedule the position is not looked at, and can be None.
+        Without a schedule, the position is not used and can be None.
         """
         if self.schedule is None:
             return self if self.strength.is_on else None
@@ -44,19 +44,19 @@ class Guide:
         return replace(self, strength=strength) if strength.is_on else None
 
     def needs_graph(self, x: Tensor) -> bool:
-        """Whether the next `term` at x (B, ...) needs `denoised` connected with it."""
+        """Whether the next `term` at x (B, ...) needs `denoised` connected with x in the graph."""
         return self.classifier.through_model and self.cache.is_due(x)
 
     def term(
         self, point: SamplingPoint, guard: NaNGuard | None = None, report: Report | None = None
     ) -> Tensor:
-        """What guidance adds to the denoised image (B, ...) at that point (algorithm 2).
+        """The guidance term to add to the denoised image (B, ...) at this point (algorithm 2).
 
-        scale * weight * gradient of log p(label | x), shaped by the options of the strength;
-        finite and continuous also where sigma / alpha is beyond the classifier's range. `report`
-        is called with the scales (B,), the term (B, ...) and log p(y | x) of every class
-        (B, classes). Raises ValueError when the gradient is not finite; with the `guard` of a
-        run, which does not wait for the device, a later call or its end may raise that.
+        scale * weight * gradient of log p(label | x), with the options of the strength. It is
+        finite and continuous, also if sigma / alpha is beyond the classifier's range. `report` is
+        called with the scales (B,), the term (B, ...) and log p(y | x) of every class
+        (B, classes). Raises ValueError if the gradient is not finite. With the `guard` of a run,
+        which does not wait for the device, a later call or the end of the run may raise it.
         """
         target = Target(self.labels, self.strength.label_smoothing)
         output = self.cache.output(self.classifier, point, target)
@@ -70,7 +70,7 @@ class Guide:
 
 
 def check_gradient(gradient: Tensor, point: SamplingPoint, guard: NaNGuard | None) -> None:
-    """Raises ValueError when it is not finite: at once without the guard of a run."""
+    """Raises ValueError if it is not finite; without the guard of a run, at once."""
     own = guard or NaNGuard()
     own.check(gradient, point.x, point.sigma)
     if guard is None:
@@ -104,7 +104,7 @@ def guidance_term(gradient: Tensor, weight: Tensor | float, scale: Tensor | floa
 
 
 def mean_shift(gradient: Tensor, variance: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """scale * Sigma * gradient, what algorithm 1 adds to the mean of a DDPM step.
+    """scale * Sigma * gradient, the shift of the mean of a DDPM step in algorithm 1.
 
     gradient is taken at x_t in VP coordinates; variance broadcasts with it.
     """

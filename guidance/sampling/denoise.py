@@ -1,4 +1,4 @@
-"""The model's prediction of x0 in a step, with classifier-free guidance and its cache."""
+"""The model's prediction of x0 in a step, with classifier-free guidance and the CFG cache."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Scale = float | list[float]
 
 @dataclass(frozen=True)
 class Denoiser:
-    """The model, what it is conditioned on, and CFG's cache of one run.
+    """The model, its conditioning, and the CFG cache of one run.
 
-    labels (B,) or None; low_res: what an upsampler enlarges, or None.
+    labels (B,) or None; low_res: the small images of an upsampler, or None.
     """
 
     model: DiffusionModel
@@ -31,8 +31,8 @@ class Denoiser:
     def __call__(self, x: Tensor, step: Step, cfg: Scale) -> tuple[Tensor, Tensor | None]:
         """x0 (B, C, H, W) from x_t, and v, the variance of the conditional prediction.
 
-        cfg is a scale, or one for each image. Where CFG's cache has a term that still holds, the
-        unconditional prediction is not computed.
+        cfg is one scale, or one per image. If the CFG cache has a valid term, the unconditional
+        prediction is not computed.
         """
         due = self.cache.due()
         if self.labels is None or cfg in (0, 1):
@@ -50,13 +50,13 @@ class Denoiser:
         return classifier_free(x0, x0 - self.cache.term_at(*levels), _scale_like(cfg, x0)), v
 
     def _one_pass(self, x: Tensor, step: Step, conditional: bool) -> tuple[Tensor, Tensor | None]:
-        """eps and v of the labels, or of no class."""
+        """eps and v for the labels, or for no class."""
         labels = self.labels if conditional else None
         labels = self.model.null_labels(len(x)) if labels is None else labels
         return self.model(x, _timesteps(x, step), labels, self.low_res)
 
     def _two_passes(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
-        """eps of cond and of uncond, and v of cond, in one batch."""
+        """eps of cond and uncond, and v of cond, computed in one batch."""
         assert self.labels is not None
         null = self.model.null_labels(len(x))
         if null is None:

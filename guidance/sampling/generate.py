@@ -1,4 +1,4 @@
-"""Many images, batch by batch: what `sample` and `evaluate` share."""
+"""Sampling of many images, batch by batch, for the commands `sample` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from .strength import Strength
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What to draw. `cfg` 0 runs the model without labels; `scale` follows the classifier.
+    """What to sample. `cfg` 0 runs the model without labels; `scale` is the classifier's.
 
-    Their schedules, where given, take their place. `label` is "random", "all", indices and names
-    with commas, or the indices themselves.
+    `cfg_schedule` and `schedule` replace them. `label` is "random", "all", a comma-separated list
+    of indices and names, or a sequence of indices.
     """
 
     num_samples: int
@@ -56,7 +56,7 @@ class SamplingConfig:
 
     @property
     def strength(self) -> Strength:
-        """How the classifier is followed."""
+        """The strength of classifier guidance."""
         return Strength(
             scale=self.scale,
             entropy_limit=self.entropy_limit,
@@ -66,7 +66,7 @@ class SamplingConfig:
 
     @property
     def cfg_cache(self) -> CFGCacheConfig:
-        """When CFG's term is computed."""
+        """When the CFG term is computed."""
         return CFGCacheConfig(self.cfg_interval, self.cfg_tolerance)
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class SamplingConfig:
             )
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
-        # raise for what is wrong with them
+        # these raise for invalid values
         _ = self.strength, self.cfg_cache, GradientCache(self.gradient_interval)
 
 
@@ -90,12 +90,12 @@ def generate(
     low_res: Tensor | None = None,
     processes: Processes = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W, C) and the labels asked for (N,); shows a progress bar.
+    """Images uint8 (N, H, W, C) and their labels (N,); shows a progress bar.
 
-    low_res (n, C, h, w) in [-1, 1] are what an upsampler enlarges, taken in turn. Draws follow
-    guided-diffusion: for each batch the random labels, then x_T, then one noise per step, from
-    one generator. Several processes share the batches out, and each gets all of the images: the
-    same as from one.
+    low_res (n, C, h, w) in [-1, 1] are the small images of an upsampler, used in turn. Random
+    numbers are drawn as in guided-diffusion: for each batch the labels, then x_T, then one noise
+    per step, from one generator. Several processes share the batches, and each returns all images;
+    the images are the same as from one process.
     """
     _check_channels(model, classifier)
     size = _size(model, image_size, low_res)
@@ -127,7 +127,7 @@ def generate(
 
 
 def check_schedules(model: DiffusionModel, config: SamplingConfig) -> None:
-    """Raises ScheduleError for a schedule that does not fit the config's run, before it starts."""
+    """Raises ScheduleError if a schedule does not fit the run, before it starts."""
     steps = _steps(model, config)
     whole = min(config.batch_size, config.num_samples)
     last = config.num_samples % config.batch_size or whole
@@ -145,7 +145,7 @@ def _steps(model: DiffusionModel, config: SamplingConfig) -> list[Step]:
 
 
 def _pass_over(shape: tuple[int, ...], steps: int, generator: torch.Generator) -> None:
-    """Draws what another process draws for its batch: x_T and a noise for each step."""
+    """Advances the generator past another process's batch: x_T and one noise per step."""
     for _ in range(1 + steps):
         torch.randn(shape, generator=generator, device=generator.device)
 
@@ -209,7 +209,7 @@ def _draw(
 
 
 def _turn(low_res: Tensor | None, start: int, count: int) -> Tensor | None:
-    """The small images of `count` images from the `start`-th on."""
+    """The small images for `count` images from number `start`."""
     if low_res is None:
         return None
     return low_res[[index % len(low_res) for index in range(start, start + count)]]
@@ -228,7 +228,7 @@ def _classes(model: DiffusionModel, classifier: Classifier | None) -> int:
 def _fixed_labels(
     model: DiffusionModel, classifier: Classifier | None, config: SamplingConfig
 ) -> list[int] | None:
-    """The classes to go through in turn, or None for random ones."""
+    """The classes to use in turn, or None for random ones."""
     classes = _classes(model, classifier)
     if config.label == "random":
         return None

@@ -40,12 +40,12 @@ def sample(
 ) -> Tensor:
     """Images x0 (B, C, H, W) from x_T ~ N(0, I), by `method` "ddim" or "ddpm".
 
-    labels (B,) condition the model with classifier-free guidance of scale `cfg`, a number or a
-    schedule, whose term is computed as `cfg_cache` says; `guides` add classifier guidance
-    (algorithm 2 for ddim, algorithm 1 for ddpm). low_res (B, C, H/4, W/4), or one for all, in
-    [-1, 1] is what an upsampler enlarges. x0 is clipped to [-1, 1] before classifier guidance, as
-    in the original. `noise(x)` is drawn once in every step, also where it
-    is not used, so that equal seeds give the original's draws.
+    labels (B,) condition the model, with classifier-free guidance at scale `cfg`, a number or a
+    schedule; `cfg_cache` says when its term is computed. `guides` add classifier guidance
+    (algorithm 2 for ddim, algorithm 1 for ddpm). low_res (B, C, H/4, W/4), or one image for all, in
+    [-1, 1] are the small images of an upsampler. x0 is clipped to [-1, 1] before classifier
+    guidance, as in guided-diffusion. `noise(x)` is drawn once in every step, even if it is not
+    used, so that the same seed gives the same noise as in guided-diffusion.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
@@ -75,12 +75,12 @@ def sample(
 
 def _mean_shift(terms: Sequence[Tensor], variance: Tensor, step: Step) -> Tensor | float:
     """Algorithm 1: Sigma times the sum of scale * grad log p(y | x_t)."""
-    to_gradient = step.alpha_bar**0.5 / (1 - step.alpha_bar)  # a term without its own factor
+    to_gradient = step.alpha_bar**0.5 / (1 - step.alpha_bar)  # removes the weight of the term
     return sum((mean_shift(term * to_gradient, variance) for term in terms), 0.0)
 
 
 def step_position(step: Step, index: int, steps: int, timesteps: int) -> RunPosition:
-    """Where the run of `steps` steps through a chain of `timesteps` is, at its index-th step."""
+    """The position of step `index` in a run of `steps` steps through `timesteps` timesteps."""
     return RunPosition(
         percent=1 - step.timestep / max(timesteps - 1, 1),
         step=index,

@@ -15,7 +15,7 @@ UPSCALE = 4  # 64 -> 256 and 128 -> 512
 
 
 def check_low_res(low_res: Tensor, shape: Sequence[int]) -> None:
-    """Raises ValueError when low_res (B, C, h, w) does not fit images of `shape` (B, C, H, W)."""
+    """Raises ValueError if low_res (B, C, h, w) does not fit images of `shape` (B, C, H, W)."""
     height, width = low_res.shape[-2:]
     if (height * UPSCALE, width * UPSCALE) != tuple(shape[-2:]):
         raise ValueError(
@@ -36,15 +36,15 @@ def check_low_res(low_res: Tensor, shape: Sequence[int]) -> None:
 
 
 def enlarged(low_res: Tensor, size: Sequence[int]) -> Tensor:
-    """low_res (B, C, h, w) in [-1, 1] at H, W `size`, bilinear; goes beside x_t."""
+    """low_res (B, C, h, w) in [-1, 1], bilinear at size H, W; concatenated with x_t."""
     return F.interpolate(low_res, tuple(size), mode="bilinear")
 
 
 def read_low_res(path: str | Path) -> tuple[Tensor, list[int] | None]:
-    """Small images (N, C, h, w) in [-1, 1] and their labels, from an .npz as `sample` writes it.
+    """Small images (N, C, h, w) in [-1, 1] and their labels, from an .npz file of `sample`.
 
-    Any other file is read as one picture, RGB, without a label (None). Raises ValueError that
-    names a damaged file.
+    Any other file is read as one RGB image without a label (None). Raises ValueError with the
+    file's name if it is damaged.
     """
     if Path(path).suffix == ".npz":
         images, labels, _ = load_samples(path)

@@ -13,7 +13,7 @@ from .low_res import check_low_res, enlarged
 
 
 class DiffusionModel:
-    """A U-Net that predicts eps, with what is needed to sample from it."""
+    """A U-Net that predicts eps, with its noise schedule and class names."""
 
     def __init__(
         self, network: UNet, noise_schedule: str | Tensor, labels: Sequence[str] | None = None
@@ -28,7 +28,7 @@ class DiffusionModel:
 
     @property
     def num_classes(self) -> int:
-        """Classes that can be asked for, the null class left out; 0 for an unconditional model."""
+        """Number of classes without the null class; 0 for an unconditional model."""
         return self.layout.class_count
 
     @property
@@ -60,8 +60,9 @@ class DiffusionModel:
         """eps and the variance logits v (None when not learned), both (B, C, H, W) fp32.
 
         x (B, C, H, W) is x_t in VP coordinates, t (B,) original timesteps, labels (B,) or None.
-        low_res (B, C, H/4, W/4), or one for all, in [-1, 1] is what an upsampler enlarges;
-        ValueError when it is missing, of another size, or given to another model.
+        low_res (B, C, H/4, W/4), or one image for all, in [-1, 1] are the small images of an
+        upsampler; raises ValueError if they are missing, have a wrong size, or are given to a model
+        that is not an upsampler.
         """
         dtype = getattr(self.network, "compute_dtype", None)
         dtype = dtype or next(self.network.parameters()).dtype
@@ -70,7 +71,7 @@ class DiffusionModel:
         return output[:, :channels], output[:, channels:] if self.layout.learned_variance else None
 
     def _beside(self, x: Tensor, low_res: Tensor | None) -> Tensor:
-        """The network's input: x, and beside it the enlarged low_res of an upsampler."""
+        """The network's input: x, concatenated with the enlarged low_res of an upsampler."""
         if low_res is None and not self.layout.upsampler:
             return x
         if low_res is None:

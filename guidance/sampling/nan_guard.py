@@ -1,4 +1,4 @@
-"""A watch over gradients: one that is not finite ends the run, and no step waits for the look."""
+"""Checks that gradients are finite, without making a step wait for the device."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 from ..core.host_copy import HostCopy
 
-# So many looks are kept at most where nobody can say when a copy has arrived.
+# The most pending checks on devices that cannot tell when a copy has arrived.
 MOST_PENDING = 100
 
 
 class NaNGuard:
-    """Over the evaluations of one run.
+    """Checks the evaluations of one run.
 
-    What `check` finds is told by a later `check`, once it has come from the device, or by `finish`;
-    on a CPU at once.
+    On a CPU, `check` raises at once. On other devices, a later `check` or `finish` raises when the
+    result has arrived.
     """
 
     def __init__(self) -> None:
         self._pending: deque[HostCopy] = deque()
 
     def check(self, gradient: Tensor, x: Tensor, sigma: Tensor) -> None:
-        """At a gradient (B, ...) that was computed at x (B, ...) and sigma (B,).
+        """Checks a gradient (B, ...) that was computed at x (B, ...) and sigma (B,).
 
-        Raises ValueError for this one or for one before.
+        Raises ValueError for this gradient or an earlier one.
         """
         facts = torch.stack([_nan_unless_finite(gradient), _nan_unless_finite(x), sigma.float()])
         self._pending.append(HostCopy(facts))
@@ -36,13 +36,13 @@ class NaNGuard:
             _check(self._pending.popleft().wait())
 
     def finish(self) -> None:
-        """Waits for all that were looked at. Raises ValueError as `check`."""
+        """Waits for all pending checks. Raises ValueError like `check`."""
         while self._pending:
             _check(self._pending.popleft().wait())
 
 
 def _nan_unless_finite(values: Tensor) -> Tensor:
-    """0 of each image (B, ...) that is finite, else NaN."""
+    """0 for each finite image (B, ...), else NaN."""
     return values.detach().flatten(1).mul(0).sum(dim=1).float()
 
 

@@ -1,4 +1,4 @@
-"""Which of the trained timesteps a run visits (Nichol & Dhariwal 2021, section 4)."""
+"""The timesteps that a run uses (Nichol & Dhariwal 2021, section 4)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from __future__ import annotations
 def respaced_timesteps(respacing: str, total: int = 1000) -> list[int]:
     """Ascending timesteps for "250" (even stride), "ddim25" (whole stride), "10,15,20" (sections).
 
-    Sections split 0..total-1 into equal parts with so many steps each. Raises ValueError when
-    the text is none of these or asks for more steps than there are.
+    Sections split 0..total-1 into equal parts and take this many steps from each. Raises ValueError
+    if the text has none of these forms or needs more steps than there are.
     """
     text = respacing.strip().lower()
     if text.startswith("ddim"):

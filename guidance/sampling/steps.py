@@ -18,8 +18,8 @@ from torch import Tensor
 class Step:
     """One reverse step of a (respaced) chain, from alpha_bar to alpha_bar_prev > alpha_bar.
 
-    `floor` is the variance used where the posterior's own is zero, in the chain's last step:
-    the posterior variance one step earlier.
+    `floor` is the variance of the last step, where the posterior variance is zero: the posterior
+    variance of the step before.
     """
 
     timestep: int
@@ -50,7 +50,7 @@ def posterior_variance(alpha_bar: float, alpha_bar_prev: float) -> float:
 def chain(alpha_bar: Sequence[float], timesteps: Sequence[int]) -> list[Step]:
     """The steps through ascending `timesteps` of the schedule `alpha_bar`, noisiest first.
 
-    Raises ValueError for timesteps that do not rise, or lie outside the schedule.
+    Raises ValueError if the timesteps do not rise or are outside of the schedule.
     """
     rising = all(low < high for low, high in zip(timesteps, timesteps[1:], strict=False))
     if not timesteps or not rising or not 0 <= timesteps[0] <= timesteps[-1] < len(alpha_bar):
@@ -77,7 +77,7 @@ def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
 
 
 def ddpm_variance(step: Step, v: Tensor | None, like: Tensor) -> Tensor:
-    """Sigma: between beta_tilde and beta as the network's `v` in [-1, 1] says; beta without it."""
+    """Sigma: between beta_tilde and beta, set by the network's `v` in [-1, 1]; beta without v."""
     low, high = step.log_variance_range
     if v is None:
         return torch.full_like(like[:1], step.floor if step.last else step.beta)
@@ -96,7 +96,7 @@ def ddpm_step(
 
 
 def ddim_step(x: Tensor, x0: Tensor, step: Step, eta: float, noise: Tensor) -> Tensor:
-    """The implicit step at eta 0, with the variance of DDPM's posterior at eta 1."""
+    """The DDIM step at eta 0; at eta 1 it has the variance of DDPM's posterior."""
     ab, prev = step.alpha_bar, step.alpha_bar_prev
     eps = (x * (1 / ab) ** 0.5 - x0) / (1 / ab - 1) ** 0.5
     sigma = eta * posterior_variance(ab, prev) ** 0.5

@@ -1,4 +1,4 @@
-"""How strongly a classifier is followed: its scale, and options that shape it image by image."""
+"""The strength of classifier guidance: its scale, and options that act on each image."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..schedules.schedule import GuidanceSchedule
 
 @dataclass(frozen=True, kw_only=True)
 class Strength:
-    """`scale`, or one for each image, and its options, all of them off by default.
+    """`scale` (one number, or one per image) and its options, which are off by default.
 
     entropy_limit: above 1, the scale grows with the classifier's certainty, at most by this
-    factor (`entropy_factor`). cap: above 0, the guidance term is at most this share of the
-    denoised image (`cap_factor`). label_smoothing: the share of the target that is spread over
+    factor (`entropy_factor`). cap: above 0, the guidance term is at most this fraction of the
+    denoised image (`cap_factor`). label_smoothing: the fraction of the target that is spread over
     all classes (`classifiers.base.smoothed_target`). Raises ValueError for a value outside its
     range.
     """
@@ -56,19 +56,19 @@ class Strength:
         return any(self.scale) if isinstance(self.scale, tuple) else self.scale != 0
 
     def at(self, schedule: GuidanceSchedule, position: RunPosition, batch: int) -> Strength:
-        """The same with the scale that the schedule has there."""
+        """The same with the schedule's scale at this position."""
         scales = schedule.scales(position, batch)
         return replace(self, scale=tuple(scales) if isinstance(scales, list) else (scales,))
 
     def capped(self, term: Tensor, denoised: Tensor) -> Tensor:
-        """The guidance term (B, ...), shortened where it is over the cap."""
+        """The guidance term (B, ...), limited by the cap."""
         if self.cap == 0:
             return term
         return term * per_image(cap_factor(term, denoised, self.cap), term)
 
 
 def _like(values: Tensor, scale: float | tuple[float, ...]) -> Tensor:
-    """The scale with the dtype and on the device of `values`; nobody waits for it."""
+    """The scale with the dtype and device of `values`; does not wait for the device."""
     if isinstance(scale, tuple):
         return to_device(values.device, torch.tensor(scale, dtype=values.dtype))
     return values.new_full((), scale)
@@ -77,10 +77,10 @@ def _like(values: Tensor, scale: float | tuple[float, ...]) -> Tensor:
 def entropy_factor(log_probs: Tensor, limit: float) -> Tensor:
     """min(ln K / H(p), limit), (B,), from log p of K classes (B, K); H is the entropy of p.
 
-    Once the classifier is sure, its gradient vanishes and the last steps drift; this makes up
-    for it (Li et al. 2022, "Entropy-driven Sampling and Training Scheme for Conditional Diffusion
-    Generation", eq. 7; the limit is ours: H may be 0). At least 1: no p is more uncertain than
-    the uniform one.
+    When the classifier is sure, its gradient vanishes and the last steps drift. This factor
+    compensates for it (Li et al. 2022, "Entropy-driven Sampling and Training Scheme for Conditional
+    Diffusion Generation", eq. 7; the limit is added here, because H can be 0). The factor is at
+    least 1, because the uniform p has the largest entropy.
     """
     log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
     entropy = torch.special.entr(log_probs.exp()).sum(dim=1)
@@ -91,9 +91,9 @@ def entropy_factor(log_probs: Tensor, limit: float) -> Tensor:
 def cap_factor(term: Tensor, denoised: Tensor, cap: float) -> Tensor:
     """min(1, cap ||denoised|| / ||term||) of each image, (B,), for term, denoised (B, ...).
 
-    The bound on the length of a guidance update of Sadat et al. 2024, "Eliminating Oversaturation
-    and Artifacts of High Guidance Scales in Diffusion Models", section 4, here relative to the
-    image.
+    After the bound on the length of a guidance update in Sadat et al. 2024, "Eliminating
+    Oversaturation and Artifacts of High Guidance Scales in Diffusion Models", section 4; here it is
+    relative to the image.
     """
     length, allowed = (v.float().flatten(1).norm(dim=1) for v in (term, denoised))
     return torch.where(length > cap * allowed, cap * allowed / length, torch.ones_like(length))

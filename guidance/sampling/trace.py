@@ -1,4 +1,4 @@
-"""What guidance did, at each evaluation of the model."""
+"""A record of guidance at each evaluation of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..schedules.run_position import RunPosition
 
 @dataclass
 class ClassifierRecord:
-    """What one classifier did; lengths are means over the batch."""
+    """The guidance of one classifier; lengths are means over the batch."""
 
     scale: HostCopy
     norm: HostCopy
@@ -25,7 +25,7 @@ class ClassifierRecord:
 
     @property
     def arrived(self) -> bool:
-        """Whether nobody has to wait for its numbers."""
+        """Whether its numbers can be read without waiting."""
         return self.scale.arrived and self.norm.arrived and self.log_probs.arrived
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,10 +41,10 @@ class ClassifierRecord:
 class Evaluation:
     """One evaluation of a guided model.
 
-    cfg_norm: of (cfg - 1) (cond - uncond), what CFG adds to the conditional prediction; None where
-    uncond was not computed. passes: conditionings that the network was run for. saved: those that
-    it was not run for, because CFG's last term was used again. A run does not wait for what is
-    computed on its device: `position_of` gives the position once its sigma has come from there.
+    cfg_norm: the length of (cfg - 1) (cond - uncond), the term that CFG adds to the conditional
+    prediction; None if uncond was not computed. passes: number of conditionings that the network
+    was run for. saved: number of those that were skipped thanks to the CFG cache. A run does not
+    wait for its device: `position_of` gives the position when sigma has arrived.
     """
 
     sigma: HostCopy
@@ -57,12 +57,12 @@ class Evaluation:
 
     @property
     def position(self) -> RunPosition:
-        """Where in the run it was."""
+        """Its position in the run."""
         return self.position_of(float(self.sigma.wait()))
 
     @property
     def arrived(self) -> bool:
-        """Whether nobody has to wait for its numbers."""
+        """Whether its numbers can be read without waiting."""
         numbers = (self.sigma, self.cfg, self.cfg_norm)
         return all(one.arrived for one in numbers if isinstance(one, HostCopy)) and all(
             record.arrived for record in self.classifiers
@@ -83,7 +83,7 @@ class Evaluation:
         }
 
     def to_plain(self) -> dict[str, Any]:
-        """The same for JSON: what is not a number there is None."""
+        """The same for JSON, with None for values that are not finite."""
         return _plain(self.to_dict())
 
 
@@ -92,30 +92,30 @@ class Trace:
 
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []
-        self._counting = Lock()  # with several GPUs, each has a thread
+        self._counting = Lock()  # with several GPUs, each one has its own thread
 
     def begin(self) -> None:
-        """A new run: what was seen before goes."""
+        """Starts a new run and clears the record."""
         self.evaluations = []
 
     def evaluation(self, sigma: Tensor, position_of: Callable[[float], RunPosition]) -> Evaluation:
-        """The next one, at sigma (B,); `position_of` gives where a sigma is in the run."""
+        """The next evaluation, at sigma (B,); `position_of` gives the position of a sigma."""
         self.evaluations.append(Evaluation(HostCopy(sigma.flatten()[0]), position_of))
         return self.evaluations[-1]
 
     def passes(self, count: int) -> None:
-        """The network ran for so many conditionings."""
+        """The network was run for this many conditionings."""
         if self.evaluations:
             with self._counting:
                 self.evaluations[-1].passes += count
 
     def saved(self, count: int) -> None:
-        """CFG's last term stood in for so many conditionings."""
+        """The CFG cache replaced this many conditionings."""
         if self.evaluations:
             self.evaluations[-1].saved += count
 
     def cfg(self, scale: Any, cond: Tensor, uncond: Tensor | None) -> None:
-        """CFG of that scale (a number, or a tensor with one for each image) was applied."""
+        """CFG was applied with this scale, a number or a tensor with one value per image."""
         if not self.evaluations:
             return
         current = self.evaluations[-1]
@@ -136,7 +136,7 @@ class Trace:
         return {**totals, "evaluations": seen}
 
     def to_json(self) -> str:
-        """The same as JSON; what is not a number there is null."""
+        """The same as JSON, with null for values that are not finite."""
         return json.dumps(_plain(self.to_dict()), allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""A trace as a picture, drawn by matplotlib without a screen."""
+"""A plot of a trace, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _passes(ax: Any, seen: list[dict]) -> None:
 
 
 def _sigmas(ax: Any, seen: list[dict]) -> None:
-    """A few of the run's sigmas, along the top."""
+    """A few of the run's sigmas along the top axis."""
     chosen = sorted({round(i * (len(seen) - 1) / 8) for i in range(9)})
     top = ax.secondary_xaxis("top")
     top.set_xticks(chosen, [f"{seen[index]['sigma']:.3g}" for index in chosen])

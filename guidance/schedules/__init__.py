@@ -1,1 +1,1 @@
-"""A guidance scale over the run: curves, expressions, presets, their picture."""
+"""Guidance schedules: curves, expressions, presets, and their preview."""

@@ -1,83 +1,44 @@
-"""The kinds of curves that a guidance schedule can be: a scale for a position in the run.
+"""The curves of a guidance schedule: a scale for each position in the run.
 
-A new kind is one class here, listed in CURVES. Constructors and `from_dict` raise ScheduleError.
+A new kind of curve is one class here, listed in CURVES. Constructors and `from_dict` raise
+ScheduleError.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+from .curve import (
+    AXES,
+    Curve,
+    ScheduleError,
+    check_finite,
+    check_one_of,
+    listed,
+    shortened,
+)
 from .expression import Expression, ExpressionError
 from .run_position import RunPosition
 
-AXES = ("percent", "step", "sigma")
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
 VARIABLES = ("percent", "step", "steps", "sigma")
-# a sigma comes out of a float32 list, and a percent out of that sigma
+# tolerance, because sigma is a float32 and percent is computed from it
 SLACK = 1e-5
-MOST_LISTED = 5  # points or steps that a description names
-
-
-class ScheduleError(ValueError):
-    """A schedule that cannot be used; one sentence says what was found and what would do."""
-
-
-class Curve(ABC):
-    """What a schedule is made of.
-
-    key: the key of the JSON form that only this kind has. keys: all that it may have. steps: of
-    the only runs that it fits; None for any. outside: its scale where guidance is off, or None.
-    """
-
-    key: ClassVar[str]
-    keys: ClassVar[frozenset[str]]
-    steps: int | None = None
-    outside: float | None = None
-
-    @property
-    def knots(self) -> Sequence[float]:
-        """The positions on its axis where it bends."""
-        return ()
-
-    @property
-    @abstractmethod
-    def depends_on(self) -> frozenset[str]:
-        """Which of percent, step and sigma decide on the scale."""
-
-    @abstractmethod
-    def at(self, position: RunPosition) -> float:
-        """The scale there, also between two steps."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-
-    @classmethod
-    @abstractmethod
-    def from_dict(cls, values: dict[str, Any]) -> Curve:
-        """From its JSON form, which has its key and none that it may not have."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """In a few words, for a table or a legend; long lists are shortened."""
 
 
 def curve_from_dict(values: dict[str, Any]) -> Curve:
-    """The curve of a JSON object, recognised by the key that only its kind has."""
+    """The curve of a JSON object, recognised by the key of its kind."""
     for kind in CURVES:
         if kind.key in values:
             unknown = sorted(values.keys() - kind.keys)
             if unknown:
                 raise ScheduleError(
-                    f"schedule has {unknown[0]!r}, which does not go with {kind.key!r}; "
-                    f"it may have {', '.join(sorted(kind.keys))}."
+                    f"schedule has {unknown[0]!r}, which is not allowed with {kind.key!r}; "
+                    f"expected only {', '.join(sorted(kind.keys))}."
                 )
             return kind.from_dict(values)
     raise ScheduleError(f"schedule is {shortened(values)}; expected {FORMS}.")
@@ -85,12 +46,12 @@ def curve_from_dict(values: dict[str, Any]) -> Curve:
 
 @dataclass(frozen=True)
 class Points(Curve):
-    """Points (position, scale) in the order of the run, and what is between and outside them.
+    """Points (position, scale) in the order of the run, with interpolation between them.
 
     Positions rise from 0 to 1 on the axes percent and step, and fall on the axis sigma. Between two
-    points: "hold" the first one's scale, "linear", "cosine" (flat at both), "power" (share **
-    exponent), or "exponential" (equal ratios; scales above 0). Outside: exactly `outside`, or with
-    None the scale of the nearest end.
+    points: "hold" (the scale of the first point), "linear", "cosine" (flat at both points), "power"
+    (share ** exponent), or "exponential" (equal ratios; scales above 0). Outside of the points:
+    exactly `outside`, or for None the scale of the nearest point.
     """
 
     axis: str
@@ -105,24 +66,24 @@ class Points(Curve):
     )
 
     def __post_init__(self) -> None:
-        _one_of("axis", self.axis, AXES)
-        _one_of("interpolation", self.interpolation, INTERPOLATIONS)
+        check_one_of("axis", self.axis, AXES)
+        check_one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if not self.points:
             raise ScheduleError("points is empty; give at least one [position, scale].")
         for position, scale in self.points:
-            _finite("position of a point", position)
-            _finite("scale of a point", scale)
+            check_finite("position of a point", position)
+            check_finite("scale of a point", scale)
             self._check_on_axis(position)
         self._check_order()
         if self.outside is not None:
-            _finite("outside", self.outside)
-        _finite("exponent", self.exponent)
+            check_finite("outside", self.outside)
+        check_finite("exponent", self.exponent)
         if self.exponent <= 0:
             raise ScheduleError(f"exponent is {self.exponent:g}; it must be above 0.")
         if self.interpolation == "exponential" and min(s for _, s in self.points) <= 0:
             low = min(s for _, s in self.points)
             raise ScheduleError(
-                f"interpolation is exponential and a scale {low:g}; all must be above 0."
+                f"interpolation is exponential, but a scale is {low:g}; all scales must be above 0."
             )
 
     def _check_on_axis(self, position: float) -> None:
@@ -228,7 +189,7 @@ class Points(Curve):
 
 @dataclass(frozen=True)
 class StepList(Curve):
-    """A scale for each step of the run; between two steps, the earlier one's."""
+    """One scale per step of the run; between two steps, the scale of the earlier one."""
 
     values: tuple[float, ...]
 
@@ -239,10 +200,10 @@ class StepList(Curve):
         if not self.values:
             raise ScheduleError("values is empty; give one scale for each step.")
         for value in self.values:
-            _finite("one of values", value)
+            check_finite("one of values", value)
 
     def at(self, position: RunPosition) -> float:
-        """The scale there; ScheduleError when the run has another number of steps."""
+        """The scale there; ScheduleError if the run has another number of steps."""
         if position.steps != len(self.values):
             raise ScheduleError(
                 f"values lists {len(self.values)} scales, but this run has {position.steps} steps; "
@@ -261,7 +222,7 @@ class StepList(Curve):
 
     @property
     def steps(self) -> int:  # type: ignore[override]
-        """As many as there are values."""
+        """The number of values."""
         return len(self.values)
 
     @classmethod
@@ -293,8 +254,8 @@ class LastSteps(Curve):
     def __post_init__(self) -> None:
         if isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1:
             raise ScheduleError(f"last is {self.last!r}; it must be a whole number, 1 or more.")
-        _finite("scale", self.scale)
-        _finite("outside", self.outside)
+        check_finite("scale", self.scale)
+        check_finite("outside", self.outside)
 
     def at(self, position: RunPosition) -> float:
         """The scale there."""
@@ -316,7 +277,7 @@ class LastSteps(Curve):
         _check_axis_is_step(values)
         if "scale" not in values:
             raise ScheduleError(
-                "schedule has 'last' and no 'scale'; give the scale of those steps."
+                "schedule has 'last' but no 'scale'; give the scale of the last steps."
             )
         return cls(values["last"], values["scale"], values.get("outside", 1.0))
 
@@ -334,18 +295,18 @@ class Formula(Curve):
     def __init__(self, text: str):
         try:
             self._expression = Expression(text, VARIABLES)
-            # what fails everywhere is said before a run
+            # a formula that always fails is reported before a run
             self.at(RunPosition(percent=0.5, step=9.5, steps=20, sigma=0.5))
         except ExpressionError as error:
             raise ScheduleError(str(error)) from error
 
     @property
     def depends_on(self) -> frozenset[str]:
-        """Those of percent, step and sigma that it has."""
+        """The variables of the formula, except steps."""
         return self._expression.reads & {"percent", "step", "sigma"}
 
     def at(self, position: RunPosition) -> float:
-        """The scale there; ScheduleError where there is none."""
+        """The scale there; ScheduleError if the formula has no value there."""
         try:
             return self._expression(**{name: float(getattr(position, name)) for name in VARIABLES})
         except ExpressionError as error:
@@ -384,34 +345,5 @@ FORMS = (
 def _check_axis_is_step(values: dict[str, Any]) -> None:
     if values.get("axis", "step") != "step":
         raise ScheduleError(
-            f"axis is {shortened(values['axis'])}; a list of steps is on the axis step."
+            f"axis is {shortened(values['axis'])}; for a list of steps it must be step."
         )
-
-
-def listed(parts: list[str]) -> str:
-    """The first few and the last."""
-    if len(parts) > MOST_LISTED:
-        parts = [*parts[: MOST_LISTED - 2], "...", parts[-1]]
-    return ", ".join(parts)
-
-
-def _finite(name: str, value: Any) -> None:
-    if not is_finite_number(value):
-        raise ScheduleError(f"The {name} is {shortened(value)}; it must be a finite number.")
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold; an integer may be too large."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def shortened(value: Any) -> str:
-    """What was found, for an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ScheduleError(f"{name} is {value!r}; expected one of {', '.join(known)}.")

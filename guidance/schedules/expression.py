@@ -1,4 +1,4 @@
-"""Arithmetic typed by a user, evaluated by simpleeval: no names but ours, no long computations."""
+"""A user's formula, evaluated by simpleeval: only known names, no long computations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
     ast.Mod: operator.mod,
-    # floats overflow at once, where integers grow without end
+    # floats overflow quickly; integers would grow without a limit
     ast.Pow: lambda a, b: float(a) ** float(b),
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
@@ -34,24 +34,24 @@ CONSTANTS = {"pi": math.pi, "e": math.e}
 
 
 class ExpressionError(ValueError):
-    """What is wrong with an expression, in one sentence."""
+    """An expression that cannot be used; the message says why."""
 
 
 class Expression:
-    """A formula in the given variables; numbers, + - * / % **, comparisons, a if b else c.
+    """A formula with the given variables, numbers, + - * / % **, comparisons, a if b else c.
 
     Functions: sin cos exp log sqrt floor ceil min max abs clamp(x, low, high); pi, e. Raises
-    ExpressionError for anything else, at once.
+    ExpressionError for anything else.
     """
 
     def __init__(self, text: str, variables: Sequence[str]):
-        from simpleeval import SimpleEval  # on first use: ComfyUI starts faster without it
+        from simpleeval import SimpleEval  # imported on first use, so that ComfyUI starts faster
 
         self.text = text
         self._variables = tuple(variables)
         if len(text) > MAX_LENGTH:
             raise ExpressionError(
-                f"expression has {len(text)} characters; at most {MAX_LENGTH} are read."
+                f"expression has {len(text)} characters; at most {MAX_LENGTH} are allowed."
             )
         self._evaluator = SimpleEval(operators=OPERATORS, functions=FUNCTIONS)
         try:
@@ -59,7 +59,7 @@ class Expression:
             self._refuse_foreign_nodes()
         except ExpressionError:
             raise
-        except Exception as error:  # simpleeval and ast raise a dozen kinds
+        except Exception as error:  # simpleeval and ast raise many kinds of errors
             raise self._wrong(str(error)) from error
 
     @property
@@ -69,7 +69,7 @@ class Expression:
         return frozenset(names & {*self._variables})
 
     def __call__(self, **values: float) -> float:
-        """Its value, a finite float; ExpressionError says where there is none."""
+        """Its value, a finite float; ExpressionError if there is none."""
         self._evaluator.names = CONSTANTS | values
         where = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         try:

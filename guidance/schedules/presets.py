@@ -1,17 +1,18 @@
-"""Schedules from papers, for a scale that the user chooses."""
+"""Schedules from papers, with a scale chosen by the user."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .curves import Formula, Points, ScheduleError
+from .curve import ScheduleError
+from .curves import Formula, Points
 from .schedule import GuidanceSchedule
 
 
 @dataclass(frozen=True)
 class SchedulePreset:
-    """A named schedule: which paper, which models it is meant for, and what it makes of a scale."""
+    """A named schedule: its paper, the models it is meant for, and a function of the scale."""
 
     paper: str
     meant_for: str
@@ -61,7 +62,7 @@ SCHEDULE_PRESETS = {
 
 
 def preset(name: str, scale: float) -> GuidanceSchedule:
-    """The named schedule at that scale; ScheduleError for another name."""
+    """The named schedule at this scale; ScheduleError for another name."""
     if name not in SCHEDULE_PRESETS:
         raise ScheduleError(f"preset is {name!r}; expected one of {', '.join(SCHEDULE_PRESETS)}.")
     return SCHEDULE_PRESETS[name].make(scale)

@@ -1,4 +1,4 @@
-"""A schedule read over a run that is not there yet: what a picture of it needs."""
+"""A preview of a schedule, before a run: the data for its plot."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from functools import lru_cache
 
 import numpy as np
 
-from .curves import ScheduleError
+from .curve import ScheduleError
 from .run_position import RunPosition
 from .schedule import GuidanceSchedule
 
-STEPS = 20  # where nobody says how many
+STEPS = 20  # if the number of steps is not known
 MOST_STEPS = 10_000
-CELLS = 200  # about as many pieces has a line
-LOWEST_SIGMA = 1e-3  # a log axis has no 0
+CELLS = 200  # approximate number of segments of a line
+LOWEST_SIGMA = 1e-3  # a log axis cannot show 0
 TYPICAL = "drawn with sigma as in SD and SDXL, 14.6 to 0.03; another model has others"
 OF_THE_MODEL = "the model decides which steps have these sigmas"
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a schedule does in a run of `steps` steps that is even in percent.
+    """A schedule in a run of `steps` steps that are evenly spaced in percent.
 
-    axis: what positions count in; percent and step rise from 0 to 1, sigma falls and is even in its
-    logarithm. scales: one for each position; None where there is none. intervals: (from, to) where
-    it is not 1. passes: of CFG, one in a step where the scale is exactly 1, else two; None where
-    only a model's sigmas tell. note: what was taken for granted, or nothing.
+    axis: the unit of positions; percent and step rise from 0 to 1, sigma falls and is evenly spaced
+    in its logarithm. scales: one per position; None if the scale is undefined. intervals: (from,
+    to) where it is not 1. passes: of CFG, one in a step where the scale is exactly 1, else two;
+    None if they depend on a model's sigmas. note: the assumptions of the preview, or empty.
     """
 
     axis: str
@@ -41,9 +41,9 @@ class Preview:
 
 
 def preview(schedule: GuidanceSchedule, steps: int | None = None) -> Preview:
-    """Reads the schedule; without `steps`, in the number of steps that it lists, or else in 20.
+    """Previews the schedule; without `steps`, for the number of steps that it lists, or for 20.
 
-    Raises ScheduleError, a ValueError, for what would end such a run.
+    Raises ScheduleError, a ValueError, if such a run would fail.
     """
     if steps is None:
         steps = schedule.curve.steps or STEPS
@@ -69,7 +69,7 @@ def preview(schedule: GuidanceSchedule, steps: int | None = None) -> Preview:
 
 @dataclass(frozen=True)
 class PlotPoint:
-    """Where a picture has a point: its position on the axis, and where a run is then."""
+    """A point of the plot: its position on the axis, and the position in the run."""
 
     position: float
     run: RunPosition
@@ -77,7 +77,7 @@ class PlotPoint:
 
 
 def _axis(schedule: GuidanceSchedule) -> tuple[str, bool]:
-    """What the schedule is drawn over, and whether sigma decides on its scale."""
+    """The axis of the plot, and whether the scale depends on sigma."""
     on = schedule.curve.depends_on
     if on == {"sigma"}:
         return "sigma", True
@@ -85,7 +85,7 @@ def _axis(schedule: GuidanceSchedule) -> tuple[str, bool]:
 
 
 def _run(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
-    """From 0 to 1: the steps, the schedule's points, and enough between them for a line."""
+    """From 0 to 1: the steps, the schedule's points, and enough points between them for a line."""
     last = max(steps - 1, 1)
     pieces = max(CELLS // last, 1)  # between two steps
     at_step = {index / last: index for index in range(steps)}
@@ -100,7 +100,7 @@ def _run(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
 
 
 def _sigmas(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
-    """Falling: the sigmas of Stable Diffusion, and as far as the schedule's points go."""
+    """Falling sigmas: the range of Stable Diffusion, extended to the schedule's points."""
     sigma = _typical_sigma()
     knots = [knot for knot in schedule.curve.knots if knot >= LOWEST_SIGMA]
     high, low = max([sigma(0), *knots]), min([sigma(1), *knots])
@@ -112,7 +112,7 @@ def _sigmas(schedule: GuidanceSchedule, steps: int) -> list[PlotPoint]:
 
 @lru_cache(maxsize=1)
 def _typical_sigma() -> Callable[[float], float]:
-    """sigma at a percent, of Stable Diffusion's schedule (Rombach et al. 2022, its code)."""
+    """sigma at a percent in Stable Diffusion's schedule (from the code of Rombach et al. 2022)."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     alpha_bar = np.cumprod(1 - betas)
     logs = np.log((1 - alpha_bar) / alpha_bar) / 2
@@ -123,10 +123,11 @@ def _typical_sigma() -> Callable[[float], float]:
 def _readings(
     schedule: GuidanceSchedule, points: list[PlotPoint], *, strict: bool
 ) -> list[tuple[float | None, bool]]:
-    """At each point the scale, and whether it is another than 1.
+    """The scale at each point, and whether it is not 1.
 
-    Where there is none, None: a sampler may not ask between two steps, and a model may not have
-    that sigma. A step without one is an error when strict, and so is a schedule without any.
+    None if the scale is undefined at a point: a sampler may not evaluate between two steps, and a
+    model may not have that sigma. If strict, an undefined scale at a step is an error, and so is a
+    schedule without any scale.
     """
     found: list[tuple[float | None, bool]] = []
     wrong = None
@@ -144,7 +145,7 @@ def _readings(
 
 
 def _reading(schedule: GuidanceSchedule, run: RunPosition) -> tuple[float, bool]:
-    """The scale there, and whether it is another than 1 for an image of the batch."""
+    """The scale there, and whether it is not 1 for any image of the batch."""
     try:
         scales = schedule.scales(run, len(schedule.per_image))
         scale = schedule.at(run) if isinstance(scales, list) else scales
@@ -160,7 +161,7 @@ def _reading(schedule: GuidanceSchedule, run: RunPosition) -> tuple[float, bool]
 
 
 def _intervals(positions: list[float], active: list[bool]) -> Iterable[tuple[float, float]]:
-    """From the first to the last of neighbours that are active."""
+    """(from, to) of each series of neighbouring active points."""
     start = None
     for index, position in enumerate(positions):
         if active[index] and start is None:

@@ -1,4 +1,4 @@
-"""Where a sampling run is, at one evaluation of the model."""
+"""The position in a sampling run at one evaluation of the model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunPosition:
-    """Where a run is, at one evaluation of the model.
+    """The position in a run at one evaluation of the model.
 
-    percent: of the model's timesteps, 0 at the noisiest, ComfyUI's convention, whatever part of
-    them this run takes. step: counted from 0, fractional between two steps. steps: of this run.
-    sigma: the sampler's.
+    percent: in the model's timesteps, 0 at the noisiest (ComfyUI's convention), also if the run
+    uses only a part of them. step: counted from 0, fractional between two steps. steps: the number
+    of steps of this run. sigma: the sampler's sigma.
     """
 
     percent: float
@@ -21,7 +21,7 @@ class RunPosition:
 
     @property
     def share(self) -> float:
-        """Of this run's steps: 0 at the first, 1 at the last."""
+        """The position in this run's steps: 0 at the first, 1 at the last."""
         return self.step / (self.steps - 1) if self.steps > 1 else 0.0
 
     def on(self, axis: str) -> float:
@@ -30,10 +30,10 @@ class RunPosition:
 
 
 def step_of(sigmas: list[float], sigma: float) -> float:
-    """The step that sigma belongs to, counted from 0 and fractional between two of them.
+    """The step of a sigma, counted from 0 and fractional between two steps.
 
-    The first pair of neighbours that encloses it; whether sigmas fall or (when noise is put back)
-    rise. Beyond both ends, the nearer one.
+    It uses the first pair of neighbouring sigmas that encloses it. Sigmas may also rise, when noise
+    is added back. Outside of the range, it is the nearer end.
     """
     for index, (a, b) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         close = 1e-5 * max(abs(a), abs(b))

@@ -1,4 +1,4 @@
-"""GuidanceSchedule: a guidance scale over the run, and its one JSON form."""
+"""GuidanceSchedule: a guidance scale over the run, and its JSON form."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curves import (
-    FORMS,
-    Curve,
-    Points,
-    ScheduleError,
-    curve_from_dict,
-    is_finite_number,
-    listed,
-    shortened,
-)
+from .curve import Curve, ScheduleError, is_finite_number, listed, shortened
+from .curves import FORMS, Points, curve_from_dict
 from .run_position import RunPosition
 
 MODELS = ("any", "ve", "flow")
@@ -24,11 +16,11 @@ MODELS = ("any", "ve", "flow")
 
 @dataclass(frozen=True)
 class GuidanceSchedule:
-    """A scale for each position in a run: of CFG, or of classifier guidance.
+    """A scale for each position in a run, for CFG or for classifier guidance.
 
-    curve: what is read. per_image: factors, one for each image of a batch, of the curve's scale
-    (where it differs from `outside`). models: "ve" (x = x0 + sigma eps) or "flow" when its sigmas
-    mean nothing on the others. Raises ScheduleError, a ValueError.
+    curve: gives the scale. per_image: one factor per image of a batch, multiplied with the curve's
+    scale where it differs from `outside`. models: "ve" (x = x0 + sigma eps) or "flow" if its sigmas
+    only fit these models. Raises ScheduleError, a ValueError.
     """
 
     curve: Curve
@@ -59,7 +51,7 @@ class GuidanceSchedule:
         outside: float | None = None,
         exponent: float = 2.0,
     ) -> GuidanceSchedule:
-        """Through points (position, scale), in the run's order."""
+        """A ramp through points (position, scale), in the order of the run."""
         return cls(Points(axis, tuple(points), interpolation, outside, exponent))
 
     @classmethod
@@ -76,28 +68,28 @@ class GuidanceSchedule:
         return float(self.curve.at(position))
 
     def scales(self, position: RunPosition, batch: int) -> float | list[float]:
-        """The scale there, or one for each image of the batch where they differ."""
+        """The scale there, or one scale per image of the batch if they differ."""
         scale = self.at(position)
         if not self.per_image or scale == self.curve.outside:
             return scale
         if len(self.per_image) not in (1, batch):
             raise ScheduleError(
                 f"per_image lists {len(self.per_image)} factors, but the batch has {batch} "
-                "images; list one for each."
+                "images; list one per image."
             )
         each = [scale * factor for factor in self.per_image]
         return each[0] if len(set(each)) == 1 else each
 
     def check_model(self, flow: bool) -> None:
-        """Raises ScheduleError when its sigmas mean nothing on that kind of model."""
+        """Raises ScheduleError if its sigmas do not fit this kind of model."""
         if self.models not in ("any", "flow" if flow else "ve"):
             raise ScheduleError(_wrong_kind(f"is for {self.models} models", flow))
         top = max(self.curve.knots, default=0)
-        if flow and top > 1:  # on the axis sigma: the others end at 1
+        if flow and top > 1:  # only possible on the axis sigma; the others end at 1
             raise ScheduleError(_wrong_kind(f"starts at sigma {top:g}", flow))
 
     def describe(self) -> str:
-        """ "4 for percent 0.2 to 0.8, else 1"; long lists are shortened: it need not be unique."""
+        """ "4 for percent 0.2 to 0.8, else 1"; long lists are shortened and may look equal."""
         text = self.curve.describe()
         if self.per_image:
             factors = listed([f"{factor:g}" for factor in self.per_image])
@@ -119,7 +111,7 @@ class GuidanceSchedule:
 
     @classmethod
     def from_json(cls, text: str) -> GuidanceSchedule:
-        """From its JSON form; a bare number and a bare list of points are read, too."""
+        """From its JSON form; also from a plain number or a plain list of points."""
         try:
             values = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
@@ -131,7 +123,7 @@ class GuidanceSchedule:
 
     @classmethod
     def from_dict(cls, values: Any) -> GuidanceSchedule:
-        """From what the JSON holds."""
+        """From the value of the JSON form."""
         if _is_number(values):
             return cls.constant(values)
         if isinstance(values, list):

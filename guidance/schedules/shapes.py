@@ -1,11 +1,12 @@
-"""Schedules by the name of their shape: what the Guidance Schedule node offers."""
+"""Schedules by the name of their shape, as in the Guidance Schedule node."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from .curves import Formula, LastSteps, Points, ScheduleError, StepList
+from .curve import ScheduleError
+from .curves import Formula, LastSteps, Points, StepList
 from .presets import SCHEDULE_PRESETS, preset
 from .schedule import GuidanceSchedule
 
@@ -32,9 +33,9 @@ def schedule_of_shape(
     curve: str,
     per_image: str = "",
 ) -> GuidanceSchedule:
-    """The schedule of one of SHAPES, from the values that it needs; the others are not read.
+    """The schedule of one of SHAPES, from the values that it needs; the others are ignored.
 
-    curve: JSON of any schedule. per_image: factors with commas. Raises ScheduleError.
+    curve: JSON of any schedule. per_image: comma-separated factors. Raises ScheduleError.
     """
     if shape in RAMPS:
         points = [(start, scale), (end, end_scale)]
@@ -59,14 +60,14 @@ def _factors(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ScheduleError(
-            f"per_image is {text[:60]!r}; expected numbers with commas, one for each image."
+            f"per_image is {text[:60]!r}; expected comma-separated numbers, one per image."
         ) from None
 
 
 def parse_keyframes(text: str, axis: str = "percent") -> GuidanceSchedule:
-    """`position: scale` pairs, linear between them; without positions, one scale for each step.
+    """`position: scale` pairs with linear interpolation; without positions, one scale per step.
 
-    Commas, semicolons or lines part them. Raises ScheduleError.
+    They are separated by commas, semicolons or newlines. Raises ScheduleError.
     """
     parts = [part.strip() for part in text.replace(";", ",").replace("\n", ",").split(",")]
     parts = [part for part in parts if part]

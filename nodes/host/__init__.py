@@ -1,1 +1,1 @@
-"""The only place that knows ComfyUI's internals."""
+"""The only code that uses ComfyUI's internals."""

@@ -26,7 +26,7 @@ from .side_outputs import keep_variance
 
 
 class ComfyUNet(UNet):
-    """The U-Net as ComfyUI calls it: eps alone, the variance set aside for who asks."""
+    """The U-Net for ComfyUI: returns eps only, and keeps the variance as a side output."""
 
     def __init__(self, layout: UNetLayout, dtype: Any, operations: Any, device: Any = None):
         super().__init__(layout, operations, dtype, device)
@@ -72,7 +72,7 @@ class ADMModel(comfy.model_base.BaseModel):
         self.file_name = checkpoint.path.name
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """The U-Net's y and the upsampler's small image; text conditioning is of no use here."""
+        """The U-Net's y and the upsampler's small image; text conditioning is ignored."""
         return {**self._class_conds(**kwargs), **self._low_res_conds(**kwargs)}
 
     def _class_conds(self, noise: Tensor, device: Any, adm_labels: Any = None, **_: Any) -> dict:
@@ -99,11 +99,11 @@ class ADMModel(comfy.model_base.BaseModel):
                 return {}
             raise ValueError(
                 f"{self.file_name} draws from noise alone, but its conditioning has an image; "
-                "take ADM Upscale Conditioning away, or load an upsampler."
+                "remove ADM Upscale Conditioning, or load an upsampler."
             )
         if adm_low_res is None:
             raise ValueError(
-                f"{self.file_name} is an upsampler and needs the small image that it enlarges; "
+                f"{self.file_name} is an upsampler and needs the small image to enlarge; "
                 "connect ADM Upscale Conditioning to positive and negative."
             )
         check_low_res(adm_low_res, noise.shape)
@@ -121,13 +121,13 @@ def load_adm(
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     weights = weight_dtype(checkpoint, dtype)
-    # built without memory of its own; the file's tensors become its weights
+    # built on the meta device; the file's tensors become its weights
     config, meta = _config(layout, weights, device), torch.device("meta")
     model = checkpoint.built(lambda: ADMModel(config, checkpoint, meta))
     checkpoint.fill(model.diffusion_model, weights)
     model.device = offload
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
-    # how core makes another one like it, for another GPU
+    # core calls this to make a copy for another GPU
     patcher.cached_patcher_init = (_adm_patcher, (name, clip_denoised, dtype, overrides))
     if clip_denoised:
         patcher.set_model_sampler_post_cfg_function(_clip)
@@ -141,7 +141,7 @@ def _adm_patcher(
     overrides: dict[str, Any],
     disable_dynamic: bool = False,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of `load_adm`, whose weights are never streamed."""
+    """The MODEL of `load_adm`. Its weights are never streamed."""
     with torch.inference_mode():
         return load_adm(name, clip_denoised, dtype, **overrides)[0]
 
@@ -162,7 +162,7 @@ def _config(layout: UNetLayout, weights: torch.dtype, device: torch.device) -> A
     class Config(comfy.supported_models_base.BASE):
         latent_format = comfy.latent_formats.ChromaRadiance
         unet_extra_config: dict[str, Any] = {}
-        # a 256-channel U-Net keeps about this share of what ComfyUI assumes for Stable Diffusion
+        # relative to ComfyUI's estimate for Stable Diffusion; 0.3 for a 256-channel U-Net
         memory_usage_factor = 0.3 * layout.model_channels / 256
 
     config = Config({"layout": layout})
@@ -172,5 +172,5 @@ def _config(layout: UNetLayout, weights: torch.dtype, device: torch.device) -> A
 
 
 def adm_model(patcher: Any) -> ADMModel | None:
-    """The ADM model inside a MODEL, or None if it is another kind of model."""
+    """The ADM model in a MODEL, or None for another kind of model."""
     return patcher.model if isinstance(patcher.model, ADMModel) else None

@@ -12,7 +12,7 @@ from .patcher import is_streamed
 
 
 def use_ordinary_attributes(owner: Any) -> None:
-    """As `use_ordinary_weights`, of an object that is no module."""
+    """Like `use_ordinary_weights`, for an object that is not a module."""
     for name, value in vars(owner).items():
         if isinstance(value, Tensor) and value.is_inference():
             setattr(owner, name, value.clone())
@@ -22,11 +22,11 @@ USE_CHEAP = "set gradient to cheap on Load Image Classifier"
 
 
 def check_differentiable(*patchers: Any) -> None:
-    """Raises ValueError for a MODEL, or what runs with it, that gradients cannot go through."""
+    """Raises ValueError if a gradient cannot pass through these models."""
     if any(map(is_streamed, patchers)):
         raise ValueError(
-            "model has weights that are streamed (dynamic VRAM), which an exact gradient cannot go "
-            f"through; {USE_CHEAP}, or start ComfyUI with --disable-dynamic-vram."
+            "model has weights that are streamed (dynamic VRAM), so an exact gradient is not "
+            f"possible; {USE_CHEAP}, or start ComfyUI with --disable-dynamic-vram."
         )
 
 
@@ -34,8 +34,8 @@ def _check_whole(networks: list[torch.nn.Module], device: torch.device) -> None:
     weights = (weight for network in networks for weight in network.parameters())
     if any(weight.device != device for weight in weights):
         raise ValueError(
-            "model is only partly on the device for lack of memory, and an exact gradient cannot "
-            f"go through that; {USE_CHEAP}, or make the image or the batch smaller."
+            "model is only partly on the device because memory is short, so an exact gradient is "
+            f"not possible; {USE_CHEAP}, or use a smaller image or batch."
         )
 
 
@@ -44,7 +44,7 @@ def predict_with_graph(
 ) -> tuple[Tensor, Tensor]:
     """x and the guider's denoised image, both (B, C, H, W), connected in torch's graph.
 
-    An x that somebody further out differentiates by is kept.
+    If x already requires grad (for an outer wrapper), it is used as it is.
     """
     guider = executor.class_obj
     model, others = guider.inner_model, getattr(guider, "loaded_models", ())
@@ -64,8 +64,8 @@ def predict_with_graph(
             if "nference tensor" not in str(error):
                 raise
             raise ValueError(
-                "model, or a patch on it, uses tensors that torch cannot differentiate by "
-                f"(inference tensors); {USE_CHEAP}, or take the patch away."
+                "model, or a patch on it, uses tensors that torch cannot differentiate "
+                f"(inference tensors); {USE_CHEAP}, or remove the patch."
             ) from error
     if not denoised.requires_grad:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Classifiers as ComfyUI keeps them: loaded, placed, bound to the networks of a run."""
+"""Classifiers in ComfyUI: loaded, placed on devices, bound to the networks of a run."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .vae import PlacedVAE
 
 @dataclass(frozen=True)
 class PlacedClassifier:
-    """What a NOISY_CLASSIFIER socket carries: the classifier and who places its network.
+    """The value of a NOISY_CLASSIFIER socket: the classifier and the patcher of its network.
 
-    vae: what decodes a model's latents for a classifier of images.
+    vae: decodes a model's latents for a classifier of images.
     """
 
     classifier: NoisyClassifier | ImageClassifier
@@ -36,12 +36,12 @@ class PlacedClassifier:
     vae: PlacedVAE | None = None
 
     def patchers(self, model: Any) -> list[Any]:
-        """What has to be placed together with that MODEL."""
+        """The models to load together with this MODEL."""
         decoded = self.classifier.reads_images and space_of(model) != PIXELS
         return [self.patcher, self.vae.patcher] if decoded and self.vae else [self.patcher]
 
     def bind(self, patchers: list[Any], model: Any) -> NoisyClassifier | ImageClassifier:
-        """The classifier with the networks of these `patchers`, for the latents of a base model."""
+        """The classifier with the networks of `patchers`, for the latents of a base model."""
         network, *vae = (patcher.model for patcher in patchers)
         if isinstance(self.classifier, NoisyClassifier):
             saving = self.classifier.with_network(network)
@@ -57,12 +57,12 @@ class PlacedClassifier:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which it computes."""
         return self.patcher.load_device
 
 
 def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier:
-    """The classifier of that name, in main memory until it is used."""
+    """The classifier of this name, in main memory until it is used."""
     checkpoint = read_file(CLASSIFIERS, name, "classifier", overrides)
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
@@ -76,7 +76,7 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
 
 
 def place_trained(network: Any, description: Description) -> PlacedClassifier:
-    """A classifier that was trained just now."""
+    """A classifier that has just been trained."""
     about = description
     classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
     network.to(comfy.model_management.unet_offload_device())
@@ -92,7 +92,7 @@ def load_image_classifier(
     opened = open_image_classifier(image_classifier_path(name))
     device = comfy.model_management.get_torch_device()
     weights = opened.dtype if dtype == "auto" else DTYPES[dtype]
-    # its layers are plain torch modules: they are kept in what the device computes in
+    # its layers are plain torch modules, so the weights are stored in the compute dtype
     compute = comfy.model_management.unet_manual_cast(weights, device) or weights
     with torch.inference_mode(False):
         opened.network.to(comfy.model_management.unet_offload_device(), compute)

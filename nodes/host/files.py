@@ -1,4 +1,4 @@
-"""Model files, as ComfyUI's settings want them read."""
+"""Reads model files according to ComfyUI's settings."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ DTYPE_NAMES = ["auto", *DTYPES]
 
 
 def read_file(folder: str, name: str, kind: str, overrides: dict[str, Any]) -> Checkpoint:
-    """The file, mapped into memory unless ComfyUI was told not to."""
+    """The file, mapped into memory unless this is disabled in ComfyUI."""
     mmap = not comfy.utils.DISABLE_MMAP
     checkpoint = read_checkpoint(model_path(folder, name), kind, mmap=mmap, **overrides)
     if checkpoint.path.suffix != ".safetensors":
         logging.info(
-            "Classifier Guidance: %s was read without running what is in it; for a file that other "
-            "programs can open as safely, use: python -m guidance convert IN.pt OUT.safetensors",
+            "Classifier Guidance: %s was read without running code from it. Other programs may run "
+            "code when they open a .pt file; convert it to a safe file with: "
+            "python -m guidance convert IN.pt OUT.safetensors",
             checkpoint.path.name,
         )
     return checkpoint
 
 
 def weight_dtype(checkpoint: Checkpoint, dtype: str) -> torch.dtype:
-    """The asked one; "auto" keeps what the file has, fp32 where that is none of the three."""
+    """The chosen dtype; "auto" keeps the file's, or fp32 if the file's is not supported."""
     if dtype != "auto":
         return DTYPES[dtype]
     return checkpoint.dtype if checkpoint.dtype in DTYPES.values() else torch.float32

@@ -9,7 +9,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 
 _KINDS = comfy.patcher_extension.WrappersMP
-# Of transformer_options, which core copies for each run and some samplers for each step.
+# Keys in transformer_options, which core copies for each run and some samplers for each step.
 RUN_STATE = "classifier_guidance_run_state"
 TRACES = "classifier_guidance_traces"
 SIDE_OUTPUTS = "classifier_guidance_side_outputs"
@@ -24,7 +24,7 @@ def around_run(model: Any, key: str, wrapper: Wrapper) -> None:
 
 
 def around_preparation(model: Any, key: str, wrapper: Wrapper) -> None:
-    """wrapper(executor, model, noise_shape, ...): while memory for a run is made."""
+    """wrapper(executor, model, noise_shape, ...): while memory for a run is reserved."""
     model.add_wrapper_with_key(_KINDS.PREPARE_SAMPLING, key, wrapper)
 
 
@@ -43,7 +43,7 @@ def around_network(model: Any, key: str, wrapper: Wrapper) -> None:
     model.add_wrapper_with_key(_KINDS.APPLY_MODEL, key, wrapper)
 
 
-NETWORK_OPTIONS = 5  # where the transformer_options stand among that wrapper's arguments
+NETWORK_OPTIONS = 5  # index of transformer_options in that wrapper's arguments
 
 
 def has_run_wrapper(model: Any, key: str) -> bool:
@@ -57,19 +57,19 @@ def has_preparation_wrapper(model: Any, key: str) -> bool:
 
 
 def on_multigpu_clone(model: Any, callback: Callable[[Any, Any], None]) -> None:
-    """callback(model, clone) for each copy that core makes for another GPU; once for a MODEL."""
+    """callback(model, clone) for each copy for another GPU; registered once per MODEL."""
     matched = getattr(comfy.patcher_extension.CallbacksMP, "ON_MATCH_MULTIGPU_CLONES", None)
     if matched is not None and not model.callbacks.get(matched, {}).get(_CLONE):
         model.add_callback_with_key(matched, _CLONE, callback)
 
 
 def options_of(model_options: dict) -> dict:
-    """The transformer_options, which are made where they are missing."""
+    """The transformer_options; created if missing."""
     return model_options.setdefault("transformer_options", {})
 
 
 def with_side_outputs(model_options: dict, side_outputs: Any, wrapper: Wrapper) -> dict:
-    """Options of evaluations that leave `side_outputs`; `wrapper` as for `around_conditionings`."""
+    """Options for evaluations with `side_outputs`; `wrapper` as for `around_conditionings`."""
     options = comfy.model_patcher.create_model_options_clone(model_options)
     comfy.patcher_extension.add_wrapper_with_key(
         _KINDS.CALC_COND_BATCH, SIDE_OUTPUTS, wrapper, options, is_model_options=True

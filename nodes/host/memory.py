@@ -1,4 +1,4 @@
-"""Memory for a classifier's gradients, which ComfyUI does not count by itself."""
+"""Memory for a classifier's gradients. ComfyUI does not count it by itself."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ...guidance.core.host_copy import device_of
 from . import hooks
 
 KEY = "classifier_guidance_memory"
-SPARE_SHARE = 0.2  # of the free memory: it comes in pieces, and kernels need some of it
+SPARE_SHARE = 0.2  # of the free memory, for fragmentation and temporary buffers
 
 
 def memory_plan(network: torch.nn.Module, x: Tensor) -> GradientMemoryPlan:
-    """The quickest gradient at x (B, C, H, W) that the device has room for now."""
+    """The fastest way to compute the gradient at x (B, C, H, W) in the free memory."""
     if not isinstance(network, EncoderUNet):
         return WHOLE
     device = device_of(network, x.device)
@@ -33,27 +33,27 @@ def memory_plan(network: torch.nn.Module, x: Tensor) -> GradientMemoryPlan:
 
 
 def reserve_gradient_memory(model: Any) -> None:
-    """Has the MODEL ask for room for the gradients of the classifiers that are attached to it.
+    """Makes the MODEL reserve memory for the gradients of its attached classifiers.
 
-    ComfyUI counts what the diffusion model needs while it computes, and of other models only the
-    weights.
+    ComfyUI reserves activation memory for the diffusion model only. For other models it counts only
+    the weights.
     """
-    if not hooks.has_preparation_wrapper(model, KEY):  # once, for all that are attached
+    if not hooks.has_preparation_wrapper(model, KEY):  # once for all attached classifiers
         hooks.around_preparation(model, KEY, _with_room_for_gradients)
 
 
 def _with_room_for_gradients(
     executor: Any, model: Any, noise_shape: Any, *arguments: Any, **options: Any
 ) -> Any:
-    """Other models make room for the quickest gradient, the diffusion model for the smallest."""
+    """Reserves memory for the fastest gradient if other models can make room, else the smallest."""
     base, own = model.model, model.model.memory_required
-    before = base.__dict__.get("memory_required")  # another pack's, on this very object
+    before = base.__dict__.get("memory_required")  # another pack may have set it on this object
     whole, recomputed = (
         _gradients_bytes(model, noise_shape, recompute) for recompute in (False, True)
     )
 
     def memory_required(shape: Any, *more: Any, **named: Any) -> float:
-        # core asks for twice the batch, which is to fit, and for the batch, which has to
+        # core asks for twice the batch (preferred) and for the batch itself (the minimum)
         extra = whole if shape[0] > noise_shape[0] else recomputed
         return own(shape, *more, **named) + extra
 
@@ -68,7 +68,7 @@ def _with_room_for_gradients(
 
 
 def _gradients_bytes(model: Any, shape: Any, recompute: bool) -> int:
-    """Of the classifier that needs most: gradients are computed one after the other."""
+    """The largest need of one classifier, because gradients are computed one after the other."""
     networks = [patcher.model for patcher in model.get_nested_additional_models()]
     classifiers = [network for network in networks if isinstance(network, EncoderUNet)]
     size = tuple(shape[-2:])

@@ -1,4 +1,4 @@
-"""What a MODEL carries: its coordinates, its noise, its latent space."""
+"""Properties of a MODEL: its coordinates, its noise, its latent space."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ PIXELS = "rgb"
 
 
 def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """sigma, alpha of x = alpha x0 + sigma eps, for the sigma that a sampler counts in.
+    """sigma, alpha of x = alpha x0 + sigma eps, from the sampler's sigma.
 
-    Flow models carry x = (1 - sigma) x0 + sigma noise_scale eps, the others x = x0 + sigma eps.
+    Flow models have x = (1 - sigma) x0 + sigma noise_scale eps, the others x = x0 + sigma eps.
     """
     if is_flow(model_sampling):
         return sigma * getattr(model_sampling, "noise_scale", 1.0), 1 - sigma
@@ -23,18 +23,18 @@ def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def is_flow(model_sampling: Any) -> bool:
-    """Whether the sampler carries x = (1 - sigma) x0 + sigma eps."""
+    """Whether the sampler's x is (1 - sigma) x0 + sigma eps."""
     return isinstance(model_sampling, comfy.model_sampling.CONST)
 
 
 def starts_from_an_image(model_sampling: Any) -> bool:
-    """Whether the sampler carries an image to be translated, and no noise."""
+    """Whether the sampler's x is an image to transform, without noise."""
     kinds = (comfy.model_sampling.IMG_TO_IMG, comfy.model_sampling.IMG_TO_IMG_FLOW)
     return isinstance(model_sampling, kinds)
 
 
 def latent_channels(patcher: Any) -> int:
-    """Channels of what the sampler carries for this MODEL."""
+    """Channels of the sampler's x for this MODEL."""
     return patcher.get_model_object("latent_format").latent_channels
 
 
@@ -44,7 +44,7 @@ def latent_dimensions(patcher: Any) -> int:
 
 
 def space_of(patcher: Any) -> str:
-    """What the space that the sampler works in is called: "rgb", or its latent format."""
+    """The name of the sampler's space: "rgb", or the latent format."""
     found = patcher.get_model_object("latent_format")
     return (
         PIXELS if isinstance(found, comfy.latent_formats.ChromaRadiance) else type(found).__name__
@@ -52,5 +52,5 @@ def space_of(patcher: Any) -> str:
 
 
 def to_model_space(patcher: Any, samples: Tensor) -> Tensor:
-    """Latents of a VAE (N, C, H, W) as the sampler carries them."""
+    """Latents of a VAE (N, C, H, W) in the sampler's scaling."""
     return patcher.get_model_object("latent_format").process_in(samples.clone()).float()

@@ -1,4 +1,4 @@
-"""How ComfyUI places the networks that guidance brings with a MODEL."""
+"""How ComfyUI places the networks that are attached to a MODEL."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from . import hooks
 
 
 class AllOrNothingPatcher(comfy.model_patcher.ModelPatcher):
-    """Places a model whole or not at all.
+    """Loads a model completely or not at all.
 
-    A classifier is small, and its layers are plain torch modules: half of it on another device
-    would break its backward pass.
+    A classifier is small, and its layers are plain torch modules. Its backward pass would fail if
+    half of it were on another device.
     """
 
     def partially_load(self, device_to: Any, extra_memory: float = 0, **options: Any) -> Any:
-        """Loads everything, whatever is left for it."""
+        """Loads everything, regardless of the free memory."""
         return super().partially_load(device_to, 1e32, **options)
 
     def partially_unload(self, device_to: Any, memory_to_free: float = 0, **options: Any) -> int:
@@ -26,44 +26,44 @@ class AllOrNothingPatcher(comfy.model_patcher.ModelPatcher):
         return 0
 
     def deepclone_multigpu(self, new_load_device: Any = None, models_cache: Any = None) -> Any:
-        """The same network where it is: what is steered may compute on any device."""
+        """The same network on its device; the steered model may be on any device."""
         return self.clone()
 
 
 def placed(network: Any) -> AllOrNothingPatcher:
-    """The network, kept where ComfyUI keeps what is not in use."""
+    """The network on ComfyUI's offload device."""
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     return AllOrNothingPatcher(network, load_device=device, offload_device=offload)
 
 
 def attach(model: Any, key: str, patchers: list[Any]) -> None:
-    """Has ComfyUI place these models whenever it places the MODEL."""
+    """Makes ComfyUI load these models whenever it loads the MODEL."""
     model.set_additional_models(key, patchers)
     hooks.on_multigpu_clone(model, _without_classifiers)
 
 
 def _without_classifiers(model: Any, clone: Any) -> None:
-    """A clone for another GPU computes the MODEL's prediction alone; the first one guides."""
+    """A clone for another GPU only computes the MODEL's prediction; the first one guides."""
     for key, patchers in list(clone.additional_models.items()):
         if any(isinstance(patcher, AllOrNothingPatcher) for patcher in patchers):
             clone.remove_additional_models(key)
 
 
 def is_streamed(patcher: Any) -> bool:
-    """Whether ComfyUI brings the weights layer by layer (dynamic VRAM)."""
-    asked = getattr(patcher, "is_dynamic", None)
-    return asked is not None and asked()
+    """Whether ComfyUI streams the weights layer by layer (dynamic VRAM)."""
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    return is_dynamic is not None and is_dynamic()
 
 
 def not_streamed(patcher: Any) -> Any:
-    """The patcher, or of a streamed one the ordinary one that core makes for such cases."""
+    """The patcher; for a streamed one, core's ordinary patcher for such cases."""
     if not is_streamed(patcher):
         return patcher
     try:
         return patcher.get_non_dynamic_delegate()
     except (RuntimeError, AttributeError) as error:
         raise ValueError(
-            "vae has weights that are streamed, which gradients cannot go through; load it with "
+            "vae has weights that are streamed, so gradients cannot pass through it; load it with "
             "core's Load VAE, or start ComfyUI with --disable-dynamic-vram."
         ) from error

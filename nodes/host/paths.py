@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps files: model folders, the input folder, names that can be trusted."""
+"""ComfyUI's model, input and output folders, and checks of file names."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from ...guidance.core.bounded_read import is_within
 PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
-CONFIG = "config.json"  # of a Hugging Face folder
+CONFIG = "config.json"  # in a Hugging Face folder
 
 
 def register_model_folders() -> None:
-    """models/classifiers as a model folder of its own, and the demo models in both lists."""
+    """Registers models/classifiers as a model folder, and adds the demo models."""
     user_folder = Path(folder_paths.models_dir) / CLASSIFIERS
     folder_paths.add_model_folder_path(CLASSIFIERS, str(user_folder))
     folder_paths.add_model_folder_path(CLASSIFIERS, str(PACK_MODELS / CLASSIFIERS))
     saved = Path(folder_paths.get_output_directory()) / CLASSIFIERS
     folder_paths.add_model_folder_path(CLASSIFIERS, str(saved))
     folder_paths.add_model_folder_path(DIFFUSION_MODELS, str(PACK_MODELS / DIFFUSION_MODELS))
-    # an empty set would mean every file; ComfyUI's own set includes .pkl
+    # an empty set would allow every file; ComfyUI's default set includes .pkl
     paths, _ = folder_paths.folder_names_and_paths[CLASSIFIERS]
     folder_paths.folder_names_and_paths[CLASSIFIERS] = (paths, set(SUFFIXES))
 
 
 def model_names(folder: str) -> list[str]:
-    """What a loader offers."""
+    """The file names that a loader offers."""
     return folder_paths.get_filename_list(folder)
 
 
 def model_path(folder: str, name: str) -> str:
-    """Where the chosen file is, looked up anew: a linked input or a script can send any name.
+    """The path of the chosen file, checked because a linked input or a script can send any name.
 
-    Raises CheckpointError when it is gone, or is, links followed, in none of ComfyUI's folders of
-    that kind.
+    Raises CheckpointError if the file does not exist, or if it is a link to a place outside of
+    ComfyUI's folders of that kind.
     """
     roots = folder_paths.get_folder_paths(folder)
     path = folder_paths.get_full_path(folder, name) if _is_plain(name) else None
@@ -53,14 +53,14 @@ def model_path(folder: str, name: str) -> str:
 
 
 def _is_plain(name: Any) -> bool:
-    """Whether it is a path below a folder, and says so."""
+    """Whether it is a plain relative path below a folder."""
     if not isinstance(name, str) or "\0" in name or PureWindowsPath(name).drive:
         return False
     return not Path(name).is_absolute() and ".." not in PureWindowsPath(name).parts
 
 
 def _check_within(path: str | Path, roots: list[str], error: type[ValueError]) -> None:
-    """Raises `error` for a link out of all of the folders."""
+    """Raises `error` for a link to a place outside of the folders."""
     if not is_within(Path(path), roots):
         raise error(
             f"{path} is a link to {os.path.realpath(path)}, outside of {' and '.join(roots)}; "
@@ -78,13 +78,13 @@ def file_fingerprint(folder: str, name: str) -> str:
 
 
 def _version(path: Path) -> str:
-    """Changes with the file, also where its size and the time that it shows stay the same."""
-    stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere
+    """Changes with the file, also if its size and modification time stay the same."""
+    stat = path.stat() if path.exists() else path.lstat()  # a broken link
     return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 def image_classifier_names() -> list[str]:
-    """Folders with a config.json in models/classifiers, and the files that are in none of them."""
+    """Folders with a config.json in models/classifiers, and the files outside of them."""
     folders = _config_folders()
     files = [
         name
@@ -95,7 +95,7 @@ def image_classifier_names() -> list[str]:
 
 
 def _config_folders() -> set[str]:
-    """Relative to the folder of models/classifiers that they are in; at most three deep."""
+    """Paths relative to models/classifiers; at most three levels deep."""
     found = set()
     for root in map(Path, folder_paths.get_folder_paths(CLASSIFIERS)):
         for depth in ("*", "*/*", "*/*/*"):
@@ -105,7 +105,7 @@ def _config_folders() -> set[str]:
 
 
 def image_classifier_path(name: str) -> Path:
-    """Where the chosen file or folder is; CheckpointError when it is gone, or is elsewhere."""
+    """The path of the chosen file or folder; CheckpointError if it is missing or elsewhere."""
     if _is_plain(name) and name in _config_folders():
         roots = folder_paths.get_folder_paths(CLASSIFIERS)
         path = next(
@@ -127,7 +127,7 @@ def image_classifier_fingerprint(name: str) -> str:
 
 
 def class_folder_names() -> list[str]:
-    """Folders of the input folder that hold folders."""
+    """Folders in the input folder that have subfolders."""
     root = Path(folder_paths.get_input_directory())
     if not root.is_dir():
         return []
@@ -138,13 +138,13 @@ def class_folder_names() -> list[str]:
 
 
 def class_folder_path(name: str) -> Path:
-    """Where that folder is; raises ValueError when it is gone, or not in the input folder."""
+    """The folder's path; raises ValueError if it is missing or not in the input folder."""
     root = Path(folder_paths.get_input_directory()).resolve()
     path = root / name if _is_plain(name) else root
     if path == root or not is_within(path, [root]) or not path.is_dir():
         raise ValueError(
-            f"folder is {str(name)[:200]!r}, which is no folder in {root}; put a folder with a "
-            "folder for each class there."
+            f"folder is {str(name)[:200]!r}, which is no folder in {root}; put a folder with one "
+            "subfolder per class there."
         )
     for found in path.rglob("*"):
         if found.is_symlink() and not is_within(found, [root]):
@@ -156,7 +156,7 @@ def class_folder_path(name: str) -> Path:
 
 
 def class_folder_fingerprint(name: str) -> str:
-    """Changes with the pictures."""
+    """Changes when an image in the folder changes."""
     try:
         return _fingerprint(class_folder_path(name))
     except ValueError:

@@ -1,7 +1,7 @@
-"""What one sampling run keeps: made when it begins, shared by reference, gone when it ends.
+"""The state of one sampling run: created when the run starts, dropped when it ends.
 
-It stands in the run's transformer_options. Core copies these for each run, and some samplers copy
-them for each step; all copies lead to the same object.
+It is stored in the run's transformer_options. Core copies these for each run, and some samplers
+copy them for each step; all copies refer to the same object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class SigmaSchedule:
-    """The sigmas of a run, and the way from a sigma to a position in it."""
+    """The sigmas of a run, and the position of a sigma in the run."""
 
     def __init__(self, model_sampling: Any, sigmas: Tensor):
         self.sampling = model_sampling
@@ -35,16 +35,16 @@ class SigmaSchedule:
 
     @functools.cached_property
     def sigmas(self) -> list[float]:
-        """Of its steps."""
+        """The sigmas of the steps."""
         return self._sigmas.wait().tolist()
 
     @functools.cached_property
     def log_sigmas(self) -> np.ndarray | None:
-        """Of the model's timesteps, where it has a table of them."""
+        """The log sigmas of the model's timesteps; None if the model has no table."""
         return None if self._log_sigmas is None else self._log_sigmas.wait().numpy()
 
     def position(self, sigma: float) -> RunPosition:
-        """Also for a sigma between two steps, where second-order samplers evaluate."""
+        """The position of any sigma, also between two steps (second-order samplers)."""
         steps = max(len(self.sigmas) - 1, 1)
         step = min(step_of(self.sigmas, sigma), steps - 1)
         return RunPosition(percent=self._percent(sigma), step=step, steps=steps, sigma=sigma)
@@ -55,7 +55,7 @@ class SigmaSchedule:
             return 1.0
         if self.log_sigmas is not None:
             timestep = np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas)))
-            return min(max(1 - float(timestep) / 999.0, 0.0), 1.0)  # 999: as core has it
+            return min(max(1 - float(timestep) / 999.0, 0.0), 1.0)  # 999: as in core
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
@@ -67,17 +67,17 @@ class SigmaSchedule:
 
 
 class GuidanceSum:
-    """What the classifiers of one evaluation have added so far, the innermost first.
+    """The sum of the guidance terms in one evaluation, from the innermost guide outwards.
 
-    Guides in a row wrap each other, and each gets what those inside it have guided. All of them
-    judge the model's own prediction, so that they add up: this is what to take away.
+    Guides in a row wrap each other, so an outer guide receives a guided image. Each guide must read
+    the model's own prediction, so this sum is subtracted first. Then the guides add up.
     """
 
     def __init__(self) -> None:
         self.terms: Tensor | float = 0.0
 
     def removed_from(self, denoised: Tensor) -> Tensor:
-        """The model's own prediction, in the graph that `denoised` is in."""
+        """The model's own prediction, in the graph of `denoised`."""
         if isinstance(self.terms, float):
             return denoised
         with torch.inference_mode(False), torch.set_grad_enabled(denoised.requires_grad):
@@ -85,7 +85,7 @@ class GuidanceSum:
 
 
 class RunState:
-    """The state of one run. nan_guard: over the gradients of all its classifiers."""
+    """The state of one run. nan_guard: checks the gradients of all classifiers."""
 
     def __init__(self) -> None:
         self.nan_guard = NaNGuard()
@@ -102,14 +102,14 @@ class RunState:
         return self._sigmas
 
     def cache(self, key: Any, make: Callable[[], T]) -> T:
-        """What was made for that key in this run, or is made now."""
+        """The run's cache for this key; created on first use."""
         if key not in self._caches:
             self._caches[key] = make()
         return self._caches[key]
 
     @contextmanager
     def guidance_sum(self) -> Iterator[GuidanceSum]:
-        """The sum that all guides of an evaluation share; the outermost begins and ends it."""
+        """The sum shared by all guides of an evaluation; the outermost guide creates it."""
         if self._sum is not None:
             yield self._sum
             return
@@ -121,7 +121,7 @@ class RunState:
 
 
 def keep_run_state(model: Any) -> None:
-    """Gives each run of the MODEL a state of its own; for all nodes that need one."""
+    """Gives each run of the MODEL its own state; can be called by several nodes."""
     if not hooks.has_run_wrapper(model, hooks.RUN_STATE):
         hooks.around_run(model, hooks.RUN_STATE, _run_with_state)
 
@@ -136,11 +136,11 @@ def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def run_state(model_options: dict) -> RunState:
-    """The state of the run that these options of an evaluation belong to."""
+    """The run state stored in these options."""
     return hooks.options_of(model_options).setdefault(hooks.RUN_STATE, RunState())
 
 
 def run_position(guider: Any, sigma: Tensor, model_options: dict) -> RunPosition:
-    """Where a run is when its sampler evaluates at sigma (B,); waits for the device to tell it."""
+    """The position in the run at sigma (B,); waits for the device to copy sigma."""
     sigmas = run_state(model_options).sigmas(guider.inner_model, model_options)
     return sigmas.position(float(sigma.flatten()[0]))

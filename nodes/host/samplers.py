@@ -1,4 +1,4 @@
-"""Core's own guider and sampler objects, made of the pack's parts."""
+"""Core guider and sampler objects made from the pack's parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def cfg_guider(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
-    """A GUIDER: core's own, so that other patches of CFG apply."""
+    """Core's CFG guider, so that other CFG patches apply."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
@@ -24,5 +24,5 @@ def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
 
 
 def noise_of_seed(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """Core's noise for samplers that put noise back, drawn(sigma, following)."""
+    """Core's noise sampler, called with (sigma, next sigma)."""
     return comfy.k_diffusion.sampling.default_noise_sampler(x, seed=seed)

@@ -1,4 +1,4 @@
-"""ComfyUI's server: events to the page, and what the page asks for."""
+"""ComfyUI's server: events to the page, and routes for requests from the page."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .paths import (
     model_path,
 )
 
-IMAGE_CLASSIFIERS = "image_classifiers"  # not a folder: those of CLASSIFIERS that read images
-MOST_BYTES = 2**18  # of a schedule that the page asks about
+IMAGE_CLASSIFIERS = "image_classifiers"  # not a folder: the image classifiers in CLASSIFIERS
+MOST_BYTES = 2**18  # of a request to preview a schedule
 
 
 def _server() -> Any:
-    """ComfyUI's server, or None without one: in its process it is imported, elsewhere not."""
+    """ComfyUI's server, or None outside of ComfyUI's process."""
     prompt_server = getattr(sys.modules.get("server"), "PromptServer", None)
     return getattr(prompt_server, "instance", None)
 
 
 def send_event(event: str, about: dict[str, Any]) -> None:
-    """Sends an event to the page that queued what runs; nowhere without a server."""
+    """Sends an event to the page that queued the current prompt, if there is a server."""
     server = _server()
     if server is not None:
         server.send_sync(event, about, server.client_id)
 
 
 def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
-    """GET /classifier_guidance/classes?kind=classifiers&name=...: what its classes are called.
+    """GET /classifier_guidance/classes?kind=classifiers&name=...: the names of its classes.
 
-    POST /classifier_guidance/schedule: what draw_schedule answers to the text that is sent.
+    POST /classifier_guidance/schedule: the result of draw_schedule for the text of the request.
     """
     server = _server()
     if server is None:
@@ -51,7 +51,7 @@ def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
     @server.routes.get("/classifier_guidance/classes")
     async def classes(request: Any) -> Any:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
-        # folders are listed and files read there: the server goes on meanwhile
+        # listing folders and reading files must not block the server
         loop = asyncio.get_running_loop()
         names = await loop.run_in_executor(None, classes_of, kind, name)
         return web.json_response({"classes": names or []}, status=404 if names is None else 200)
@@ -66,7 +66,7 @@ def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
 
 
 async def _text_of(request: Any, most: int) -> str | None:
-    """What was sent, or None of more than so many bytes; no more than them is kept."""
+    """The text of the request, or None if it has more than `most` bytes."""
     body = bytearray()
     async for chunk in request.content.iter_any():
         body += chunk
@@ -75,7 +75,7 @@ async def _text_of(request: Any, most: int) -> str | None:
     return body.decode("utf-8", "replace")
 
 
-# what the page may ask for the classes of, and what there is of each
+# the kinds of files with classes, and the list of each kind
 CLASS_LISTS: dict[str, Callable[[], Any]] = {
     CLASSIFIERS: lambda: model_names(CLASSIFIERS),
     DIFFUSION_MODELS: lambda: model_names(DIFFUSION_MODELS),
@@ -84,7 +84,7 @@ CLASS_LISTS: dict[str, Callable[[], Any]] = {
 
 
 def classes_of(kind: str, name: str) -> tuple[str, ...] | None:
-    """The names of a file's classes, or their numbers; none of a file that cannot be used.
+    """The names of a file's classes, or their numbers; empty if the file cannot be used.
 
     None for a file that no loader offers.
     """

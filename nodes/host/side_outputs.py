@@ -1,4 +1,4 @@
-"""What one evaluation of the model leaves beside the denoised image, for the ADM sampler."""
+"""Additional outputs of a model evaluation, for the ADM sampler."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import hooks
 
 
 class SideOutputs:
-    """The learned variance, and the bare gradients of all classifiers.
+    """The learned variance, and the gradients of all classifiers.
 
-    variances: of each part of the batch of conditionings: which conditioning, its uuid, v of its
-    area. gradients: scale * grad log p(y | x) (B, ...), in the sampler's coordinates.
+    variances: for each part of the batch of conditionings: index of the conditioning, its uuid, v
+    of its area. gradients: scale * grad log p(y | x) (B, ...), in the sampler's coordinates.
     """
 
     def __init__(self, guider: Any) -> None:
@@ -23,23 +23,23 @@ class SideOutputs:
         self.begin()
 
     def begin(self) -> None:
-        """A new evaluation."""
+        """Starts a new evaluation."""
         self.variances: list[tuple[int, Any, Tensor]] = []
         self.gradients: list[Tensor] = []
         self.v: Tensor | None = None
 
     def gradient(self, x: Tensor) -> Tensor:
-        """The sum over all classifiers."""
+        """The sum of all gradients."""
         return sum(self.gradients, torch.zeros_like(x))
 
     def blend(
         self, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
     ) -> Any:
-        """A wrapper around the conditionings' evaluation, after which `v` is known.
+        """A wrapper around the evaluation of the conditionings that sets `v`.
 
-        Guiders order their conditionings in their own ways, patches evaluate the network once
-        more, and areas see a part of the image: so the positive one is looked up in the first
-        evaluation, and its areas and masks are blended as core blends the prediction itself.
+        Guiders order their conditionings differently, patches may evaluate the network again, and
+        areas cover a part of the image. So v is taken from the positive conditioning in the first
+        evaluation, and its areas and masks are blended as core blends the prediction.
         """
         output = executor(model, conds, x, sigma, options)
         if self.v is None and self.variances:
@@ -63,7 +63,7 @@ class SideOutputs:
 
 
 def _region(area: Any) -> tuple:
-    """What a conditioning's area (h, w, y, x) cuts out of (B, C, H, W); all of it for None."""
+    """The index of a conditioning's area (h, w, y, x) in (B, C, H, W); everything for None."""
     if area is None:
         return (...,)
     height, width, top, left = area
@@ -71,12 +71,12 @@ def _region(area: Any) -> tuple:
 
 
 def requested(transformer_options: dict) -> SideOutputs | None:
-    """The side outputs that an evaluation with these options is to leave, if any."""
+    """The side outputs requested by these options, or None."""
     return transformer_options.get(hooks.SIDE_OUTPUTS)
 
 
 def keep_variance(transformer_options: dict | None, variance: Tensor) -> None:
-    """Puts v (N, C, H, W), a row for each conditioning and image, where it is requested."""
+    """Stores v (N, C, H, W), one row per conditioning and image, if it is requested."""
     options = transformer_options or {}
     outputs = requested(options)
     if outputs is None or "uuids" not in options:

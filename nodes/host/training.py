@@ -1,4 +1,4 @@
-"""What a training needs of ComfyUI: the device, memory, progress, a place to resume from."""
+"""ComfyUI's side of training: device, memory, progress, and the file to resume from."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:  # loaded when something is trained
 
 
 def check_room(size: int, what: str) -> None:
-    """Raises ValueError when main memory has no room for that many bytes."""
+    """Raises ValueError if main memory has no room for this many bytes."""
     free = comfy.model_management.get_free_memory(torch.device("cpu"))
     if size > free:
         raise ValueError(
-            f"{what} take {size / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free; choose a "
-            "smaller size or fewer pictures."
+            f"{what} need {size / 2**30:.1f} GB of memory, but only {free / 2**30:.1f} GB are "
+            "free; choose a smaller size or fewer images."
         )
 
 
 def warn(text: str) -> None:
-    """Into ComfyUI's log."""
+    """Writes a warning to ComfyUI's log."""
     logging.warning("Classifier Guidance: %s", text)
 
 
 def train_in_bf16(precision: str) -> bool:
-    """The asked one; "auto": where the accelerator computes in it."""
+    """Whether to train in bf16; "auto": if the GPU supports it."""
     device = comfy.model_management.get_torch_device()
     if precision != "auto":
         return precision == "bf16"
@@ -42,7 +42,7 @@ def train_in_bf16(precision: str) -> bool:
 
 
 def prepare_training() -> torch.device:
-    """The device, with room made on it."""
+    """The device, after unloading all models from it."""
     device = comfy.model_management.get_torch_device()
     if device.type != "cpu":
         comfy.model_management.unload_all_models()
@@ -50,7 +50,7 @@ def prepare_training() -> torch.device:
 
 
 def training_progress(steps: int) -> Callable[[int, float], None]:
-    """Called after each step: moves the node's progress bar, and ends what was cancelled."""
+    """A function to call after each step: updates the progress bar and stops a cancelled run."""
     bar = comfy.utils.ProgressBar(steps)
 
     def on_step(step: int, loss: float) -> None:
@@ -61,7 +61,7 @@ def training_progress(steps: int) -> Callable[[int, float], None]:
 
 
 def training_resume(settings: dict[str, Any]) -> ResumeFile:
-    """Where a training of these settings is kept while it lasts."""
+    """The file that keeps a training with these settings until it ends."""
     from ...guidance.training.resume import ResumeFile
 
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]

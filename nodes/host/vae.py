@@ -1,4 +1,4 @@
-"""A VAE that gradients flow through: from a model's latents to what a classifier reads."""
+"""A VAE with gradients: decodes a model's latents for a classifier."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .patcher import AllOrNothingPatcher, not_streamed
 
 @dataclass(frozen=True)
 class PlacedVAE:
-    """A VAE whose decoder gradients flow through, and who places it.
+    """A VAE with a differentiable decoder, and its patcher.
 
-    slope, offset: from what it decodes to pixels in [-1, 1].
+    slope, offset: from the decoder's output to pixels in [-1, 1].
     """
 
     patcher: Any
@@ -31,7 +31,7 @@ class PlacedVAE:
 
     @classmethod
     def of(cls, vae: comfy.sd.VAE) -> PlacedVAE:
-        """Raises ValueError for a VAE that decodes no images, or whose weights are streamed."""
+        """Raises ValueError for a VAE that does not decode images or has streamed weights."""
         vae.throw_exception_if_invalid()
         if vae.latent_dim != 2 or vae.output_channels != 3:
             kind = {1: "sound", 3: "video"}.get(vae.latent_dim, "something else")
@@ -43,13 +43,13 @@ class PlacedVAE:
         whole = AllOrNothingPatcher(
             patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device
         )
-        # what core makes of it is between 0 and 1: (v + 1) / 2 for most, some have it already
+        # core maps the output to 0..1: (v + 1) / 2 for most VAEs, the identity for some
         low, high = vae.process_output(torch.tensor([0.0, 0.5])).tolist()
         slope = (high - low) / 0.5
         return cls(whole, vae.latent_channels, vae.vae_dtype, 2 * slope, 2 * low - 1)
 
     def decoder(self, network: Any, model: Any) -> Decode:
-        """From a base model's x0 (B, C, H, W) to RGB in [-1, 1]; `network` is the placed VAE."""
+        """Decodes a base model's x0 (B, C, H, W) to RGB in [-1, 1]; `network` is the placed VAE."""
 
         def decode(x0: Tensor) -> Tensor:
             use_ordinary_weights(network)

@@ -1,1 +1,1 @@
-"""What runs at each evaluation of a model that the nodes have patched."""
+"""The code that runs at each evaluation of a patched model."""

@@ -1,4 +1,4 @@
-"""The original's two samplers, as a k-diffusion style function of ComfyUI's."""
+"""guided-diffusion's two samplers as a k-diffusion style function for ComfyUI."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def sample_adm(
     eta: float = 0.0,
     noise_sampler: Any = None,
 ) -> Tensor:
-    """x = x0 + sigma eps (B, C, H, W) at sigmas[0] to x0; sigmas falling (steps + 1,)."""
+    """From x = x0 + sigma eps (B, C, H, W) at sigmas[0] to x0; falling sigmas (steps + 1,)."""
     if model_info.is_flow(model.inner_model.inner_model.model_sampling):
         raise ValueError(
-            "ADM Sampler steps through the noise of EPS and V models, but this is a flow model; "
-            "use a core sampler (euler) instead: Classifier Guidance works with all of them."
+            "ADM Sampler works with EPS and V models, but this is a flow model; use a core sampler "
+            "(euler) instead: Classifier Guidance works with all of them."
         )
     extra_args = extra_args or {}
     draw = noise_sampler or noise_of_seed(x, extra_args.get("seed"))
@@ -68,18 +68,18 @@ def sample_adm(
 
 
 def _leaving(side_outputs: SideOutputs, extra_args: dict) -> dict:
-    """Arguments of evaluations that leave the learned variance and the bare gradients."""
+    """Arguments for evaluations that output the learned variance and the plain gradients."""
     options = extra_args.get("model_options", {})
     options = hooks.with_side_outputs(options, side_outputs, side_outputs.blend)
     return {**extra_args, "model_options": options}
 
 
 def _mask(model: Any, sigma: Tensor, extra_args: dict) -> Tensor | float:
-    """Of inpainting: what is masked out must not be guided either."""
+    """The inpainting mask: the masked part must not be guided."""
     mask = extra_args.get("denoise_mask")
     if mask is None:
         return 1.0
-    # Differential Diffusion has another mask at every sigma
+    # Differential Diffusion has a different mask at every sigma
     of_sigma = extra_args.get("model_options", {}).get("denoise_mask_function")
     if of_sigma is None:
         return mask
@@ -92,9 +92,9 @@ def _noise(draw: Any, unused: bool, sigma: Tensor, following: Tensor, x: Tensor)
 
 
 def steps_of(sigmas: Tensor) -> list[Step]:
-    """The reverse steps between neighbouring sigmas, none for a single one.
+    """The reverse steps between neighbouring sigmas; an empty list for a single sigma.
 
-    Raises ValueError for sigmas that do not fall.
+    Raises ValueError if the sigmas do not fall.
     """
     if len(sigmas) < 2:
         return []
@@ -112,5 +112,5 @@ def _check_falling(sigmas: list[float]) -> None:
         if following >= now:
             raise ValueError(
                 f"sigmas go from {now:.5g} to {following:.5g} in step {number}, but ADM Sampler "
-                "needs each below the one before; use sigmas as ADM Scheduler gives them."
+                "needs falling sigmas; use the sigmas of ADM Scheduler."
             )

@@ -1,7 +1,7 @@
-"""CFG's term from a cache: a wrapper around the evaluation of conditionings, below every guider.
+"""The cached CFG term: a wrapper around the evaluation of conditionings, inside every guider.
 
-What the guider and all patches of CFG get is an uncond in its usual place, made of the cond that
-was computed and the cached term. So they compose as if it had been computed.
+The guider and all CFG patches get an uncond as usual. It is cond minus the cached term, so they
+work as if it had been computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEY = "cfg_cache"
 
 
 def cache_cfg(model: Any, config: CFGCacheConfig) -> Any:
-    """The MODEL, its CFG term computed as `config` says."""
+    """The MODEL with a CFG cache as configured."""
     if config.is_off:
         return model
     model = model.clone()
@@ -30,7 +30,7 @@ def cache_cfg(model: Any, config: CFGCacheConfig) -> Any:
 
 @dataclass(frozen=True)
 class CFGCacheWrapper:
-    """Leaves the negative out where the last term still serves."""
+    """Skips the negative while the cached term can be used."""
 
     config: CFGCacheConfig
 
@@ -38,7 +38,7 @@ class CFGCacheWrapper:
         self, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
     ) -> Any:
         """The denoised images of cond and uncond (B, ...) at x and sigma (B,)."""
-        # windows of a long video are parts of one evaluation, and each would need a term
+        # the windows of a long video are parts of one evaluation; each would need its own term
         if len(conds) != 2 or "context_handler" in options:
             return executor(model, conds, x, sigma, options)
         cache = run_state(options).cache(id(self), lambda: CFGCache(self.config))

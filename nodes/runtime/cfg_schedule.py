@@ -1,4 +1,4 @@
-"""CFG by a schedule: a wrapper around the prediction of any guider that reads its own `cfg`."""
+"""CFG with a schedule: a wrapper around the prediction of any guider that reads its `cfg`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "cfg_schedule"
 
 
 def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
-    """The MODEL, its cfg by the schedule; ScheduleError when its sigmas mean nothing on it."""
+    """The MODEL with the scheduled cfg; ScheduleError if the schedule does not fit its sigmas."""
     schedule.check_model(model_info.is_flow(model.get_model_object("model_sampling")))
     scheduled = model.clone()
     keep_run_state(scheduled)
@@ -29,11 +29,11 @@ def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
 
 
 def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
-    """A guider that begins at cfg 1 does not leave the negative out of the whole run."""
+    """Keeps the negative in the run of a guider that starts at cfg 1."""
     guider = executor.class_obj
     saved = getattr(guider, "cfg", None)
     if saved == 1:
-        guider.cfg = 1 + 1e-3  # not taken for 1; each evaluation sets its own
+        guider.cfg = 1 + 1e-3  # core does not treat it as 1; each evaluation sets the real value
     try:
         return executor(*args, **options)
     finally:
@@ -42,7 +42,7 @@ def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
 
 
 class PerImageScale(Tensor):
-    """A scale for each image where core expects a number: as a number it is none, not even 1."""
+    """One scale per image where core expects a number. As a float it is NaN, never equal to 1."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -80,7 +80,7 @@ def _per_image(scales: list[float], x: Tensor) -> Tensor:
 
 @contextmanager
 def cfg_set(guider: Any, cfg: Any) -> Iterator[None]:
-    """The guider with that cfg, for the time of the block."""
+    """Sets the guider's cfg during the block."""
     saved = guider.cfg
     guider.cfg = cfg
     try:
@@ -91,10 +91,10 @@ def cfg_set(guider: Any, cfg: Any) -> Iterator[None]:
 
 @contextmanager
 def cfg_followed(guider: Any, cfg: Any) -> Iterator[None]:
-    """As `cfg_set`; raises ValueError after the block when the guider did not read this cfg.
+    """Like `cfg_set`; raises ValueError after the block if the guider did not read this cfg.
 
-    Whatever pack the guider comes from, however its methods are wrapped: for the time of the block
-    its class is one in which `cfg` notes who reads and who replaces it.
+    During the block, the guider's class is replaced by one whose `cfg` property records reads and
+    writes. So it works for guiders of any pack, also if their methods are wrapped.
     """
     kind, seen = type(guider), set()
 
@@ -116,15 +116,15 @@ def cfg_followed(guider: Any, cfg: Any) -> Iterator[None]:
         guider.__class__ = kind
     if seen != {"read"}:
         raise ValueError(
-            f"CFG Scale Scheduler sets one scale, but {kind.__name__} keeps scales of its own and "
-            "would not follow; use a guider with one cfg, or take CFG Scale Scheduler away."
+            f"CFG Scale Scheduler sets one scale, but {kind.__name__} has scales of its own and "
+            "ignores it; use a guider with one cfg, or remove CFG Scale Scheduler."
         )
 
 
 def _check_negative(guider: Any) -> None:
-    """Raises ValueError for a guider without a negative: its prediction has no CFG."""
+    """Raises ValueError for a guider without a negative, because it has no CFG."""
     if "negative" not in guider.conds:
         raise ValueError(
             f"CFG Scale Scheduler needs a negative conditioning, and {type(guider).__name__} has "
-            "none; use Classifier-Free Guidance or CFGGuider, or take CFG Scale Scheduler away."
+            "none; use Classifier-Free Guidance or CFGGuider, or remove CFG Scale Scheduler."
         )

@@ -39,7 +39,7 @@ def guided(
     schedule: GuidanceSchedule | None = None,
     gradient_interval: int = 1,
 ) -> Any:
-    """The MODEL, steered; raises ValueError where the classifier cannot steer it."""
+    """The MODEL with guidance; raises ValueError if the classifier cannot steer it."""
     check_fit(placed, model)
     if placed.classifier.through_model:
         check_differentiable(model)
@@ -48,7 +48,7 @@ def guided(
     if schedule is None and not strength.is_on:
         return model
     steered = model.clone()
-    # a number of its own for each node in a row, so that they add up
+    # a different key for each node in a row, so that their guidance adds up
     key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
     attach(steered, key, placed.patchers(model))
     reserve_gradient_memory(steered)
@@ -73,7 +73,7 @@ class ClassifierGuide:
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
     ) -> Tensor:
         """The guider's denoised image (B, C, H, W) at x and sigma (B,), guided."""
-        # before the big model runs: a label or size that does not fit is said at once
+        # checked before the diffusion model runs, so that a wrong label or size fails at once
         labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
         state, options = run_state(model_options), hooks.options_of(model_options)
@@ -81,18 +81,18 @@ class ClassifierGuide:
         if guide is None:
             return executor(x, sigma, model_options, seed)
         with state.guidance_sum() as total:
-            total.terms = 0.0  # a wrapper further out may evaluate more than once
+            total.terms = 0.0  # an outer wrapper may evaluate more than once
             call = (executor, x, sigma, model_options, seed)
             x_in, denoised = predict_with_graph(*call) if guide.needs_graph(x) else (x, _run(*call))
             model = executor.class_obj.inner_model
             level, alpha = model_info.levels_of(model.model_sampling, sigma)
             point = SamplingPoint.at(x_in, total.removed_from(denoised), level, alpha)
             term = self._term(guide, point, state, options)
-            # who differentiates further out needs the graph; nobody else may keep it
+            # an outer wrapper that differentiates needs the graph; otherwise it is freed here
             denoised = denoised if x.requires_grad else denoised.detach()
             side_outputs = requested(options)
             if side_outputs is not None:
-                # the gradient that gives this term: algorithm 1 weights it by another variance
+                # the gradient of this term: algorithm 1 weights it with another variance
                 side_outputs.gradients.append(term * per_image(alpha / level**2, term))
                 return denoised
             total.terms = total.terms + term
@@ -101,11 +101,11 @@ class ClassifierGuide:
     def _guide(
         self, guider: Any, x: Tensor, sigma: Tensor, labels: Tensor, model_options: dict
     ) -> Guide | None:
-        """The guide of this run, at its scale here; None where it is off."""
+        """The guide of this run with its current scale; None if it is off."""
         position = None
         if self.schedule is not None:
             position = run_position(guider, sigma, model_options)
-        # looked up by key: cloning a MODEL clones what is attached to it, too
+        # looked up by key, because cloning a MODEL also clones the attached models
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
         return Guide(
             self.placed.bind(patchers, guider.inner_model),
@@ -116,7 +116,7 @@ class ClassifierGuide:
         ).at(position, len(x))
 
     def _term(self, guide: Guide, point: SamplingPoint, state: RunState, options: dict) -> Tensor:
-        """What is added to the denoised image."""
+        """The term to add to the denoised image."""
         report = _reporting(options.get(hooks.TRACES, ()), guide.labels)
         return guide.term(point, state.nan_guard, report).detach()
 
@@ -124,7 +124,7 @@ class ClassifierGuide:
         if x.ndim != 4:
             raise ValueError(
                 f"Classifier Guidance steers images (B, C, H, W), but this latent is {_kind(x)}, "
-                f"{tuple(x.shape)}; take Classifier Guidance away, or sample an image."
+                f"{tuple(x.shape)}; remove Classifier Guidance, or sample an image."
             )
         network = self.placed.classifier.network
         if isinstance(network, EncoderUNet):
@@ -136,14 +136,14 @@ def _run(executor: Any, *arguments: Any) -> Tensor:
 
 
 def _kind(x: Tensor) -> str:
-    """What a latent that is no image is: core packs several into (B, 1, N)."""
+    """Names a latent that is not an image; core packs several latents into (B, 1, N)."""
     if x.ndim == 5:
         return "a video (B, C, T, H, W)"
     return "sound, or video and sound packed together" if x.ndim == 3 else "no image"
 
 
 def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:
-    """Tells the traces; None where there are none."""
+    """A function that writes to the traces; None without traces."""
     if not traces:
         return None
 

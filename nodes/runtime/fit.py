@@ -1,4 +1,4 @@
-"""Whether a classifier can steer a MODEL: said when the node runs, before anything is sampled."""
+"""Checks that a classifier can steer a MODEL, before anything is sampled."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..host.classifiers import PlacedClassifier
 
 
 def check_fit(placed: PlacedClassifier, model: Any) -> None:
-    """Raises ValueError when the classifier cannot steer this MODEL: other channels, no noise."""
+    """Raises ValueError if the classifier cannot steer this MODEL: other channels, no noise."""
     if model_info.starts_from_an_image(model.get_model_object("model_sampling")):
         raise ValueError(
-            "model turns an image into another one without noise, so there is no noisy image for "
-            "Classifier Guidance to read; use it on a model that samples from noise."
+            "model transforms an image without noise, so there is no noisy image for Classifier "
+            "Guidance to read; use a model that samples from noise."
         )
     if placed.classifier.reads_images and model_info.space_of(model) != model_info.PIXELS:
         _check_decoded(placed, model)
@@ -33,7 +33,7 @@ def check_fit(placed: PlacedClassifier, model: Any) -> None:
 
 
 def _check_decoded(placed: PlacedClassifier, model: Any) -> None:
-    """Raises ValueError when images cannot be had from this MODEL's latents."""
+    """Raises ValueError if this MODEL's latents cannot be decoded to images."""
     space, channels = model_info.space_of(model), model_info.latent_channels(model)
     dimensions = model_info.latent_dimensions(model)
     if dimensions != 2:
@@ -49,5 +49,5 @@ def _check_decoded(placed: PlacedClassifier, model: Any) -> None:
     if placed.vae.channels != channels:
         raise ValueError(
             f"vae on Load Image Classifier decodes {placed.vae.channels}-channel latents, but this "
-            f"model's have {channels} channels; connect the VAE that belongs to the model."
+            f"model's have {channels} channels; connect the model's VAE."
         )

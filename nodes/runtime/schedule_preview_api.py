@@ -1,4 +1,4 @@
-"""What the page draws on a Guidance Schedule node, from the values of its widgets."""
+"""The preview on a Guidance Schedule node, from the values of its widgets."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ...guidance.schedules.curves import ScheduleError, is_finite_number, shortened
+from ...guidance.schedules.curve import ScheduleError, is_finite_number, shortened
 from ...guidance.schedules.preview import preview
 from ...guidance.schedules.shapes import schedule_of_shape
 
 
 def preview_response(inputs: Sequence[Any], text: str) -> dict[str, Any]:
-    """From {"inputs": the widgets' values, "steps": of the run or null} as JSON, the fields of a
-    Preview, or {"error": the sentence that the node would raise}.
+    """The fields of a Preview, or {"error": the message that the node would raise}.
 
-    inputs: of the node's schema; they say what each value may be.
+    text: JSON, {"inputs": the widgets' values, "steps": steps of the run or null}.
+    inputs: the inputs of the node's schema, which limit the values.
     """
     try:
         request = json.loads(text)
@@ -26,12 +26,12 @@ def preview_response(inputs: Sequence[Any], text: str) -> dict[str, Any]:
         return asdict(preview(schedule, _steps(request.get("steps"))))
     except ScheduleError as error:
         return {"error": str(error)}
-    except Exception as error:  # whatever is sent, the server stays up
+    except Exception as error:  # no request may stop the server
         return {"error": f"The schedule cannot be drawn ({type(error).__name__})."}
 
 
 def _checked(values: dict[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
-    """The values as ComfyUI lets them through to the node; what is missing has its default."""
+    """The values, checked as ComfyUI would check them; missing ones get their default."""
     checked = {}
     for about in inputs:
         value = values.get(about.id, about.default)

@@ -1,4 +1,4 @@
-"""A MODEL that tells a trace what happens to it, and the page what the trace has seen."""
+"""A MODEL that writes to a trace, and sends the trace to the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVENT = "classifier_guidance.trace"
 
 
 def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
-    """The MODEL, recorded in the trace; the page hears of it where there is a node on it."""
+    """The MODEL, recorded in the trace; with a node id, the page shows it live."""
     model = model.clone()
     keep_run_state(model)
     options = hooks.options_of(model.model_options)
@@ -42,7 +42,7 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
         return executor(*inputs, **conds)
 
     def cfg(args: dict) -> Tensor:
-        # where uncond was not computed, core hands out zeros
+        # core passes zeros if uncond was not computed
         uncond = None if args.get("uncond") is None else args.get("uncond_denoised")
         if args.get("cond_denoised") is not None:
             trace.cfg(args["cond_scale"], args["cond_denoised"], uncond)
@@ -56,7 +56,7 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
 
 
 class TracePublisher:
-    """Sends a trace's evaluations to the page, each once; nothing without a node on the page."""
+    """Sends each evaluation of a trace to the page once; does nothing without a node id."""
 
     def __init__(self, trace: Trace, node: str | None):
         self.trace, self.node = trace, node
@@ -67,14 +67,14 @@ class TracePublisher:
         self.count = 0
 
     def publish_arrived(self) -> None:
-        """The evaluations whose numbers have come from the device."""
+        """Sends the evaluations that have been copied from the device."""
         while self.count < len(self.trace.evaluations):
             if not self.trace.evaluations[self.count].arrived:
                 return
             self._publish()
 
     def publish_rest(self) -> None:
-        """The others; waits for their numbers."""
+        """Sends the remaining evaluations; waits for the device."""
         while self.count < len(self.trace.evaluations):
             self._publish()
 

@@ -66,7 +66,7 @@ def test_it_guides_in_the_models_space_and_not_in_the_vaes(
     (classifier, _) = call("TrainNoisyClassifier", **inputs)
     assert classifier.classifier.space == "Digits"
     # the same training on what VAE Encode gives: the scale factor ignored
-    nodes = pack_module("nodes.training")
+    nodes = pack_module("nodes.runtime.training")
     monkeypatch.setattr(nodes, "to_model_space", lambda _, samples: samples.clone().float())
     (ignored, _) = call("TrainNoisyClassifier", **inputs)
     plain, guided, wrong = right(), right(classifier), right(ignored)

@@ -136,7 +136,7 @@ def test_latents_are_trained_in_the_models_space(
 def test_a_cancelled_training_goes_on(train, pack_module, monkeypatch):
     import comfy.model_management as management
 
-    module = pack_module("nodes.training")
+    module = pack_module("nodes.runtime.training")
     inputs = {"steps": 8, "held_out": 0.0}
     whole, _ = train(**inputs)
     progress, steps = module.training_progress, []

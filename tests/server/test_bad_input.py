@@ -523,7 +523,7 @@ def test_small_image_of_the_wrong_size(failure, upsampler):
 
 def test_small_image_for_a_plain_model(failure):
     said = failure(upscaling("plain.safetensors", SIZE // 4), "sampled")
-    has(said, "plain.safetensors", "take ADM Upscale Conditioning away")
+    has(said, "plain.safetensors", "remove ADM Upscale Conditioning")
 
 
 # --- schedules -------------------------------------------------------------------------------

@@ -193,11 +193,11 @@ def test_the_slack_in_sigma_is_a_share_of_it():
         (("step", ((0, 1),), "hold", None, -1.5), "exponent is -1.5; it must be above 0."),
         (
             ("step", ((0, 1), (0.5, -2), (1, 0)), "exponential"),
-            "interpolation is exponential and a scale -2; all must be above 0.",
+            "interpolation is exponential, but a scale is -2; all scales must be above 0.",
         ),
         (
             ("step", ((0, 0),), "exponential"),
-            "interpolation is exponential and a scale 0; all must be above 0.",
+            "interpolation is exponential, but a scale is 0; all scales must be above 0.",
         ),
     ],
 )

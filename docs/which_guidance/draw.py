@@ -1,4 +1,4 @@
-"""The pictures of docs/which_guidance.md and README.md: python scripts/which_guidance.py [NAME ...]
+"""The pictures of docs/which_guidance.md and README.md: python docs/which_guidance/draw.py [NAME]
 
 Grids of digits drawn by the shipped models, a row for each way of guiding, and a plot of the table
 in docs/evaluation.md. Every row begins with the same noise, so that what differs is the guidance.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "which_guidance"
 MODEL = ROOT / "models" / "diffusion_models" / "digits_adm.safetensors"
 CLASSIFIER = ROOT / "models" / "classifiers" / "digits_classifier.safetensors"

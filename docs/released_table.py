@@ -1,4 +1,4 @@
-"""The table of docs/released_models.md: `python scripts/released_table.py` prints it."""
+"""The table of docs/released_models.md: `python docs/released_table.py` prints it."""
 
 from __future__ import annotations
 

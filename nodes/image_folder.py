@@ -1,0 +1,56 @@
+"""Labelled images from a folder, for training."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .host.paths import class_folder_fingerprint, class_folder_names, class_folder_path
+from .host.training import check_room, warn
+from .inputs import number
+from .sockets import TRAINING
+from .texts import described
+
+
+class LabelledImageFolder(io.ComfyNode):
+    """The images in a folder of class folders, with their labels."""
+
+    @classmethod
+    @described
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LabelledImageFolder",
+            display_name="Load Labelled Image Folder",
+            category=TRAINING,
+            search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
+            inputs=[
+                io.Combo.Input("folder", options=class_folder_names()),
+                number("size", 64, 8, 4096),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.String.Output(display_name="labels"),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **_):
+        return class_folder_fingerprint(folder)
+
+    @classmethod
+    def execute(cls, folder, size) -> io.NodeOutput:
+        from ..guidance.training.data import load_images
+
+        def check_count(count: int) -> None:
+            # bytes: uint8 as a list and as one tensor, then fp32
+            most = count * 3 * size * size * (2 + 4)
+            check_room(most, f"{count} images of {size}x{size}")
+
+        data = load_images(class_folder_path(folder), size, check_count)
+        if data.skipped:
+            warn(
+                f"{folder}: left out {len(data.skipped)} unreadable pictures: "
+                + ", ".join(data.skipped[:5])
+            )
+        images = data.images.permute(0, 2, 3, 1).float() / 255
+        labels = "\n".join(data.names[index] for index in data.labels.tolist())
+        return io.NodeOutput(images, labels)
