@@ -63,7 +63,7 @@ class Wiring:
                 return self.call_core(*node, model=model, **conds, cfg=3.0, neg_scale=0.7)[0]
             case "dual" | "nested dual":
                 style = "regular" if kind == "dual" else "nested"
-                # nested, both multiply, and what comes out is not clipped again
+                # nested, both multiply, and the result is not clipped
                 scales = (3.0, 2.0) if kind == "dual" else (1.5, 1.5)
                 scales = dict(zip(("cfg_conds", "cfg_cond2_negative"), scales, strict=True))
                 return self._sampling(

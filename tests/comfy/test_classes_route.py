@@ -1,4 +1,4 @@
-"""What the page asks the server for: the classes of a file, without holding up the event loop."""
+"""The HTTP route for the classes of a file, which does not block the event loop."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 
 @pytest.fixture
-def ask(comfy, pack_module, monkeypatch):
-    """`ask(kind, name)` as the page does: the status and the classes."""
+def fetch(comfy, pack_module, monkeypatch):
+    """`fetch(kind=..., name=...)` as the page sends it: the status and the classes."""
     from aiohttp import web
 
     routes = web.RouteTableDef()
@@ -40,24 +40,24 @@ def ask(comfy, pack_module, monkeypatch):
         ("classifiers", "broken.safetensors", []),
     ],
 )
-def test_classes_of_a_file(files, ask, kind, name, classes):
+def test_classes_of_a_file(files, fetch, kind, name, classes):
     (files["classifiers"] / "broken.safetensors").write_bytes(b"no file")
     try:
-        assert ask(kind=kind, name=name) == (200, classes)
+        assert fetch(kind=kind, name=name) == (200, classes)
     finally:
         (files["classifiers"] / "broken.safetensors").unlink()
 
 
 @pytest.mark.parametrize("kind", ["classifiers", "diffusion_models", "image_classifiers", "vae"])
 @pytest.mark.parametrize("name", ["nowhere.safetensors", "../secret.safetensors", ""])
-def test_a_file_that_no_loader_offers(files, ask, pack_module, kind, name):
+def test_a_file_that_no_loader_offers(files, fetch, pack_module, kind, name):
     assert pack_module("nodes.host.server").classes_of(kind, name) is None
-    assert ask(kind=kind, name=name) == (404, [])
-    assert ask() == (404, [])
+    assert fetch(kind=kind, name=name) == (404, [])
+    assert fetch() == (404, [])
 
 
 @pytest.mark.parametrize("kind", ["classifiers", "diffusion_models", "image_classifiers"])
-def test_folders_are_listed_beside_the_event_loop(files, ask, monkeypatch, kind):
+def test_folders_are_listed_beside_the_event_loop(files, fetch, monkeypatch, kind):
     """A slow disk must not hold up the page: nothing of it is read in the loop's own thread."""
     import folder_paths
 
@@ -68,5 +68,5 @@ def test_folders_are_listed_beside_the_event_loop(files, ask, monkeypatch, kind)
         return names_of(folder)
 
     monkeypatch.setattr(folder_paths, "get_filename_list", spy)
-    assert ask(kind=kind, name="any_size.safetensors")[0] in (200, 404)
+    assert fetch(kind=kind, name="any_size.safetensors")[0] in (200, 404)
     assert listed and threading.main_thread() not in listed

@@ -51,7 +51,7 @@ def test_no_float64_where_there_is_none(
 
 
 def test_a_classifier_is_placed_whole_where_memory_is_short(call, load_classifier):
-    """`lowvram`: core loads as many layers as fit, and asks for some back later."""
+    """`lowvram`: core loads as many layers as fit, and later unloads some."""
     patcher = load_classifier().patcher
     for room in (1, 1000, 1e32):
         patcher.partially_load(CPU, room)

@@ -55,7 +55,7 @@ def samples(sampler_of, steered, exact_model, exact_classifier):
     return run
 
 
-def test_the_distance_tells_conditional_from_unconditional(samples, say_at_the_end):
+def test_the_distance_separates_conditional_and_unconditional(samples, say_at_the_end):
     floor = distance(exact_samples(LABEL, 1), exact_samples(LABEL, 2))
     between = distance(exact_samples(None, 1), exact_samples(LABEL, 2))
     unguided = distance(samples("EPS", "euler", 0.0), exact_samples(LABEL, 2))

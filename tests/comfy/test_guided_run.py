@@ -71,7 +71,7 @@ def test_scale_zero_is_bit_identical(model, classifier, steered, wiring, sigmas)
     assert torch.equal(*(drawn(wiring.guider("basic", each), sigmas) for each in (model, off)))
 
 
-def test_unloaded_and_loaded_again_gives_the_same_image(model, classifier, steered, wiring, sigmas):
+def test_unloaded_and_reloaded_gives_the_same_image(model, classifier, steered, wiring, sigmas):
     import comfy.model_management
 
     guided = steered(model, classifier, scale=SCALE)

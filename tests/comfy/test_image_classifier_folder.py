@@ -57,7 +57,7 @@ def test_names_that_are_none(load, name):
         load(name)
 
 
-def test_the_page_is_told_its_classes(pack_module, resnet):
+def test_its_classes_are_offered(pack_module, resnet):
     classes_of = pack_module("nodes.host.server").classes_of
     assert classes_of("image_classifiers", FOLDER)[3] == "digit 3"
     assert classes_of("image_classifiers", JUDGE)[3] == "3"

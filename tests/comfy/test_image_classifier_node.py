@@ -185,7 +185,7 @@ def test_a_cached_gradient_when_the_batch_changes(
 
     sigma = table_sigma(digits_model, 500)
     x = noisy_images(sigma)
-    # the third is the second again, from the cache; each other one has another shape
+    # only the third and the last have the shape of the one before, and come from the cache
     parts, computed = [x, x[:1], x[:1], x, x], [2, 1, 2]
 
     def run(interval):

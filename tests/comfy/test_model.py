@@ -126,7 +126,7 @@ def test_replaced_file_is_noticed(pack_nodes, files, node, name, folder, write):
     first = fingerprint(**inputs)
     assert first == fingerprint(**inputs)
     before = file.stat()
-    write(file, seed=7)  # as long as before, so only its time tells
+    write(file, seed=7)  # as long as before, so only its time differs
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
     assert file.stat().st_size == before.st_size
     assert len({missing, first, fingerprint(**inputs)}) == 3

@@ -131,7 +131,7 @@ def test_a_gradient_that_is_not_finite_still_ends_the_run(
     assert network.count == {"at once": 3, "two evaluations later": 5, "never": 8}[arrives]
 
 
-def test_a_trace_tells_the_page_of_every_evaluation_in_order(
+def test_a_trace_sends_every_evaluation_in_order(
     steered, wiring, pack_module, unconditional, load_classifier, monkeypatch, slow
 ):
     """Also where their numbers come late, or in no order."""

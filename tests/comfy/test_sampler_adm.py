@@ -70,7 +70,7 @@ def test_batches_draw_as_core_does(unconditional, wiring, ddpm, expected, adm_si
 
 
 def learned_variance(files, kind, x, t):
-    """v of the prediction that is asked for, from the library's network."""
+    """v of the positive prediction, from the library's network."""
     model = load_adm(files["diffusion_models"] / "conditional.safetensors")
     model.network.label_emb.weight.data *= 100
 
@@ -104,7 +104,7 @@ KINDS = ["basic", "cfg 1", "cfg 3", "perp-neg", "dual", "nested dual", "dual mod
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "areas", "masks", *PATCHES])
-def test_variance_is_of_what_is_asked_for(
+def test_variance_is_of_the_positive_conditioning(
     conditional, guided, wiring, ddpm, classifiers, files, kind
 ):
     """With every guider and region the learned variance is that of the positive conditioning."""
@@ -129,7 +129,7 @@ def test_variance_is_of_what_is_asked_for(
 
 
 def test_a_second_evaluation_does_not_count(conditional, wiring, ddpm):
-    """Patches that evaluate the network once more, at another image, leave the variance alone."""
+    """Patches that also evaluate the network at another image leave the variance alone."""
     import comfy.samplers
 
     def evaluates_more(args):
