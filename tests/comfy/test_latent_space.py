@@ -50,18 +50,14 @@ def right(space, call, call_core, load_classifier, steered):
     return share
 
 
-def test_what_the_vae_gives_is_not_what_the_sampler_carries(space):
-    """Else the other test would show nothing."""
-    process_in = space.model.get_model_object("latent_format").process_in
-    samples = space.latents["samples"]
-    assert samples.std() > 5 * process_in(samples).std()
-
-
 @pytest.mark.long
 @pytest.mark.timeout(3000)  # two trainings on one core of a busy machine
 def test_it_guides_in_the_models_space_and_not_in_the_vaes(
     call, space, right, pack_module, monkeypatch, say_at_the_end
 ):
+    process_in = space.model.get_model_object("latent_format").process_in
+    samples = space.latents["samples"]
+    assert samples.std() > 5 * process_in(samples).std()  # else nothing would be shown
     inputs = {"latents": space.latents, "labels": space.labels, "model": space.model, **TRAINING}
     (classifier, _) = call("TrainNoisyClassifier", **inputs)
     assert classifier.classifier.space == "Digits"
