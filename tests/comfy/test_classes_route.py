@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.fixture
-def fetch(comfy, pack_module, monkeypatch):
+def fetch(pack_nodes, pack_module, monkeypatch):
     """`fetch(kind=..., name=...)` as the page sends it: the status and the classes."""
     from aiohttp import web
 
