@@ -1,4 +1,4 @@
-"""A custom node pack for tests alone: it makes things go wrong inside a server."""
+"""A custom node pack for tests: it makes things go wrong inside a server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import comfy.model_management
 import comfy.patcher_extension
 import folder_paths
 import torch
+from safetensors.torch import save_file
 
 PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
@@ -18,24 +19,24 @@ NEVER = 0
 
 
 def ask_to_stop():
-    """What the page's cancel button does: the step at hand ends, then the run."""
+    """Like the page's cancel button: the run ends after this step."""
     comfy.model_management.interrupt_current_processing()
 
 
 def stop_here():
-    """An interruption in the middle of a network, as core's operations raise it."""
+    """An interruption in the middle of a step, as core's operations raise it."""
     raise comfy.model_management.InterruptProcessingException
 
 
 def out_of_memory():
-    """The device has no room for the network at hand."""
+    """The device has no memory left."""
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-def press():
-    """Memory runs short: all models leave the device, in inference mode as core does it.
+def unload_models():
+    """Memory is short: all models leave the device, in inference mode as core does it.
 
-    On a CPU there is nowhere to go, so their weights are copied, as another device would do it.
+    On a CPU there is no other device, so the weights are copied.
     """
     loaded = [each.model for each in comfy.model_management.current_loaded_models]
     comfy.model_management.unload_all_models()
@@ -45,23 +46,26 @@ def press():
                 weight.data = copied(weight.data)
 
 
-def slow():
-    """A long step: until somebody interrupts it, or two seconds."""
-    tell("slow")
-    for _ in range(100):
+def wait():
+    """A step that lasts until the test writes the file "go on", or until it is interrupted."""
+    tell("waiting")
+    go_on = Path(folder_paths.get_temp_directory()) / "go on"
+    deadline = time.monotonic() + 60
+    while not go_on.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
         comfy.model_management.throw_exception_if_processing_interrupted()
+    go_on.unlink()
 
 
 def tell(name):
-    """A file in the temporary folder tells the test that it has come to this."""
+    """Tells the test that this point is reached: by a file in the temporary folder."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(exist_ok=True)
     (folder / name).touch()
 
 
 def copied(values):
-    """A copy as far from a multiple of 64 bytes as the original: sums may be rounded by that."""
+    """A copy with the original's alignment to 64 bytes, which can change how sums are rounded."""
     size = values.element_size()
     shift = values.data_ptr() % 64 // size
     room = torch.empty(values.numel() + 128 // size, dtype=values.dtype)
@@ -74,15 +78,15 @@ FAULTS = {
     "stop in the guider": (PREDICT_NOISE, stop_here),
     "stop in the network": (APPLY_MODEL, stop_here),
     "out of memory": (APPLY_MODEL, out_of_memory),
-    "slow": (PREDICT_NOISE, slow),
-    "memory pressure": (PREDICT_NOISE, press),
+    "wait": (PREDICT_NOISE, wait),
+    "memory pressure": (PREDICT_NOISE, unload_models),
 }
 
 
 class FaultAt:
-    """A MODEL in whose evaluation number `at` (from 1; 0 is never) something goes wrong.
+    """A MODEL with a fault in evaluation number `at` (from 1; 0 is never).
 
-    `nonce` is not used: a new one makes everything behind this node run again.
+    `nonce` is not used: a new value makes this node and all after it run again.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
@@ -116,9 +120,9 @@ class FaultAt:
 
 
 class ArmedFault:
-    """A MODEL that is interrupted once the file `armed` says so: how many evaluations from now.
+    """A MODEL that is interrupted after as many evaluations as the file `armed` says.
 
-    Its inputs stay the same, so that what hangs on it comes from the cache.
+    Its inputs stay the same, so that the nodes after it come from the cache.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
@@ -162,7 +166,7 @@ class Digest:
 
 
 class StallingDisk:
-    """A NOISY_CLASSIFIER whose next file is half written when the disk stops to answer."""
+    """A NOISY_CLASSIFIER; the next safetensors file that the pack writes stays half written."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("NOISY_CLASSIFIER",)
 
@@ -171,10 +175,6 @@ class StallingDisk:
         return {"required": {"classifier": ("NOISY_CLASSIFIER",)}}
 
     def execute(self, classifier):
-        package = type(classifier).__module__.removesuffix(".nodes.host.comfy_adapter")
-        files = sys.modules[f"{package}.guidance.files"]
-        save_file = files.save_file
-
         def half(tensors, path, metadata):
             save_file(tensors, path, metadata)
             whole = path.read_bytes()
@@ -182,7 +182,10 @@ class StallingDisk:
             tell("half")
             time.sleep(600)
 
-        files.save_file = half
+        package = type(classifier).__module__.partition(".nodes.")[0]
+        for name, module in list(sys.modules.items()):
+            if name.startswith(f"{package}.guidance.") and hasattr(module, "save_file"):
+                module.save_file = half
         return (classifier,)
 
 
