@@ -71,7 +71,8 @@ def insert(page, name, label):
     page.expect(page.tab.get_by_role("option").first).to_contain_text(name)
     page.tab.keyboard.press("Enter")
     node = page.wait("() => app.graph.nodes.find(node => node.subgraph)?.id")
-    page.tab.mouse.click(700, 300)  # the node is fixed
+    page.expect(page.tab.get_by_role("dialog")).to_have_count(0)
+    page.tab.mouse.click(700, 300)  # the node no longer follows the mouse
     kinds = page.run("(id) => app.graph.getNodeById(id).widgets.map(w => w.type)", node)
     assert len(kinds) >= 8 and set(kinds) <= DRAWN, kinds
     page.run(CONNECT, [node, label, AROUND])
