@@ -151,12 +151,3 @@ class Queue:
     def run(self, prompt):
         """Queues a prompt and waits until it has ended."""
         return self.end(self.add(prompt))
-
-
-def wait_for(path, seconds=60):
-    """Waits for a file and removes it."""
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path} within {seconds} s"
-        time.sleep(0.02)
-    path.unlink()

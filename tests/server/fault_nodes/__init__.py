@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 import time
@@ -15,7 +16,13 @@ from safetensors.torch import save_file
 
 PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-NEVER = 0
+
+
+def signal(name):
+    """A file in the temporary folder, by which a test and this pack tell each other something."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(exist_ok=True)
+    return folder / name
 
 
 def ask_to_stop():
@@ -46,24 +53,6 @@ def unload_models():
                 weight.data = copied(weight.data)
 
 
-def wait():
-    """A step that lasts until the test writes the file "go on", or until it is interrupted."""
-    tell("waiting")
-    go_on = Path(folder_paths.get_temp_directory()) / "go on"
-    deadline = time.monotonic() + 60
-    while not go_on.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-    go_on.unlink()
-
-
-def tell(name):
-    """Tells the test that this point is reached: by a file in the temporary folder."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(exist_ok=True)
-    (folder / name).touch()
-
-
 def copied(values):
     """A copy with the original's alignment to 64 bytes, which can change how sums are rounded."""
     size = values.element_size()
@@ -71,6 +60,16 @@ def copied(values):
     room = torch.empty(values.numel() + 128 // size, dtype=values.dtype)
     shift = (shift - room.data_ptr() % 64 // size) % (64 // size)
     return torch.as_strided(room, values.shape, values.stride(), shift).copy_(values)
+
+
+def wait():
+    """A step that lasts until the test signals "go on", or until it is interrupted."""
+    signal("waiting").touch()
+    deadline = time.monotonic() + 60
+    while not signal("go on").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    signal("go on").unlink()
 
 
 FAULTS = {
@@ -83,46 +82,10 @@ FAULTS = {
 }
 
 
-class FaultAt:
-    """A MODEL with a fault in evaluation number `at` (from 1; 0 is never).
+class Fault:
+    """A MODEL with a fault where the file "armed" says so: a fault's name, and in which evaluation.
 
     `nonce` is not used: a new value makes this node and all after it run again.
-    """
-
-    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        number = ("INT", {"default": NEVER, "min": 0, "max": 2**31})
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "fault": (list(FAULTS),),
-                "at": number,
-                "nonce": number,
-            }
-        }
-
-    def execute(self, model, fault, at, nonce):
-        model = model.clone()
-        kind, happens = FAULTS[fault]
-        evaluations = 0
-
-        def wrapper(executor, *arguments, **options):
-            nonlocal evaluations
-            evaluations += 1
-            if evaluations == at:
-                happens()
-            return executor(*arguments, **options)
-
-        model.add_wrapper_with_key(kind, "tests.fault", wrapper)
-        return (model,)
-
-
-class ArmedFault:
-    """A MODEL that is interrupted after as many evaluations as the file `armed` says.
-
-    Its inputs stay the same, so that the nodes after it come from the cache.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
@@ -133,19 +96,22 @@ class ArmedFault:
 
     def execute(self, model, nonce):
         model = model.clone()
-        armed = Path(folder_paths.get_temp_directory()) / "armed"
-
-        def wrapper(executor, *arguments, **options):
-            left = int(armed.read_text()) - 1 if armed.exists() else -1
-            if left >= 0:
-                armed.write_text(str(left))
-            if left == 0:
-                armed.unlink()
-                stop_here()
-            return executor(*arguments, **options)
-
-        model.add_wrapper_with_key(APPLY_MODEL, "tests.armed", wrapper)
+        for kind in (PREDICT_NOISE, APPLY_MODEL):
+            wrapper = functools.partial(self.evaluate, kind)
+            model.add_wrapper_with_key(kind, "tests.fault", wrapper)
         return (model,)
+
+    @staticmethod
+    def evaluate(kind, executor, *arguments, **options):
+        if signal("armed").exists():
+            name, at = signal("armed").read_text().rsplit(" ", 1)
+            happens_in, happens = FAULTS[name]
+            if happens_in == kind and at == "1":
+                signal("armed").unlink()
+                happens()
+            elif happens_in == kind:
+                signal("armed").write_text(f"{name} {int(at) - 1}")
+        return executor(*arguments, **options)
 
 
 class Digest:
@@ -179,7 +145,7 @@ class StallingDisk:
             save_file(tensors, path, metadata)
             whole = path.read_bytes()
             path.write_bytes(whole[: len(whole) // 2])
-            tell("half")
+            signal("half").touch()
             time.sleep(600)
 
         package = type(classifier).__module__.partition(".nodes.")[0]
@@ -190,8 +156,7 @@ class StallingDisk:
 
 
 NODE_CLASS_MAPPINGS = {
-    "TestsFaultAt": FaultAt,
-    "TestsArmedFault": ArmedFault,
+    "TestsFault": Fault,
     "TestsDigest": Digest,
     "TestsStallingDisk": StallingDisk,
 }
