@@ -9,7 +9,6 @@ those with the attentions, by the kernels that torch has for them.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from unittest import mock
 
@@ -21,7 +20,6 @@ from reference import ours_of, their_classifier, their_gradient
 use_library()
 
 from guidance import NoisyClassifier  # noqa: E402
-from guidance.classifiers.compiling import compile_network  # noqa: E402
 
 BATCH, SIZE, TIMESTEP = 4, 64, 500
 AGAINST = "original, fp32"
@@ -42,11 +40,9 @@ class Pair:
         """The original's gradient."""
         return their_gradient(self.theirs, self.x, self.t, self.y)
 
-    def gradient(self, dtype: torch.dtype = torch.float32, compiled: bool = False):
+    def gradient(self, dtype: torch.dtype = torch.float32):
         """A function that computes ours, of weights in that precision."""
         network = copy.deepcopy(self.ours).to(dtype)
-        if compiled:
-            compile_network(network)
         classifier = NoisyClassifier(network, "cosine")
         ab = float(classifier.schedule.alpha_bar[TIMESTEP])
         return lambda: classifier.gradient(self.x, (1 - ab) ** 0.5, self.y, ab**0.5)
@@ -96,17 +92,16 @@ def alone(calls: list[Call]) -> Callable[[], None]:
     return run
 
 
-def rows(compiled: bool = False) -> Iterator[Row]:
-    """Eager ones, or the compiled one alone, which takes minutes to compile."""
+def rows() -> Iterator[Row]:
+    """Ours in fp32 and bf16, and the parts alone."""
     pair = Pair()
-    runs = {"theirs": pair.original, "ours": pair.gradient(compiled=compiled)}
-    if not compiled:
-        half = pair.gradient(torch.bfloat16)
-        recorded = Recorded(pair.ours, pair.x, pair.t)
-        runs["convolutions"] = alone(recorded.convolutions)
-        runs["both"] = alone(recorded.convolutions + recorded.attentions)
-        if quick_bf16():
-            runs["bf16"] = half
+    half = pair.gradient(torch.bfloat16)
+    recorded = Recorded(pair.ours, pair.x, pair.t)
+    runs = {"theirs": pair.original, "ours": pair.gradient()}
+    runs["convolutions"] = alone(recorded.convolutions)
+    runs["both"] = alone(recorded.convolutions + recorded.attentions)
+    if quick_bf16():
+        runs["bf16"] = half
     expected, got = pair.original(), runs["ours"]()
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max(), "other gradients"
     taken = in_turn(runs, again=True)
@@ -114,9 +109,6 @@ def rows(compiled: bool = False) -> Iterator[Row]:
     def row(name: str, what: str, bar: float | None = None) -> Row:
         return taken[name].row(what, AGAINST, taken["theirs"], bar)
 
-    if compiled:
-        yield row("ours", "gradient, compiled", 0.45)
-        return
     cosine = F.cosine_similarity(half().flatten(1), expected.flatten(1)).min().item()
     yield row("ours", "gradient, fp32", 0.50)
     if "bf16" in runs:
@@ -127,4 +119,4 @@ def rows(compiled: bool = False) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    print_rows(rows(compiled="--compile" in sys.argv))
+    print_rows(rows())

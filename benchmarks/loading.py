@@ -78,14 +78,17 @@ def _through_comfyui(kind: str, comfyui: str):
     load_pack(start_comfyui(comfyui))
     import folder_paths
 
-    adapter = next(m for n, m in sys.modules.items() if n.endswith(".nodes.host.classifiers"))
-    folder = adapter.CLASSIFIERS if kind == "classifier" else adapter.DIFFUSION_MODELS
+    def host(name: str):
+        return next(m for n, m in sys.modules.items() if n.endswith(f".nodes.host.{name}"))
+
+    paths = host("paths")
+    folder = paths.CLASSIFIERS if kind == "classifier" else paths.DIFFUSION_MODELS
 
     def load(file: Path):
         folder_paths.add_model_folder_path(folder, str(file.parent))
         if kind == "classifier":
-            return adapter.load_classifier(file.name, "auto")
-        return adapter.load_adm(file.name, True, "auto")
+            return host("classifiers").load_classifier(file.name, "auto")
+        return host("adm_model").load_adm(file.name, True, "auto")
 
     return load
 

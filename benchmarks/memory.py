@@ -29,8 +29,8 @@ def of_gradient(how: str) -> float:
     from guidance.classifiers.gradient_memory import WHOLE, GradientMemoryPlan
 
     pair = Pair()
-    economy = GradientMemoryPlan(recompute=True) if how == "recomputed" else WHOLE
-    classifier = NoisyClassifier(pair.ours, "cosine", economy=economy)
+    plan = GradientMemoryPlan(recompute=True) if how == "recomputed" else WHOLE
+    classifier = NoisyClassifier(pair.ours, "cosine", memory_plan=plan)
     run = pair.original if how == "original" else lambda: classifier.gradient(pair.x, 1.0, pair.y)
     run()
     give_back()
@@ -46,14 +46,17 @@ def of_steps() -> float:
     from loading import give_back, resident
 
     from guidance import load_adm, load_classifier
-    from guidance.sampling.loop import Guide, chain, sample
+    from guidance.sampling.classifier_guidance import Guide
+    from guidance.sampling.loop import sample
+    from guidance.sampling.steps import chain
+    from guidance.sampling.strength import Strength
 
     model = load_adm(ROOT / "models/diffusion_models/digits_adm.safetensors")
     classifier = load_classifier(ROOT / "models/classifiers/digits_classifier.safetensors")
     y = torch.tensor([7])
     steps = chain(model.schedule.alpha_bar.tolist(), range(1000))
     x = torch.randn(1, 3, 32, 32)
-    guides = [Guide(classifier, y, 1.0)]
+    guides = [Guide(classifier, y, Strength(scale=1.0))]
     labels = model.null_labels(1)
     sample(model, x, steps[:WARM], labels=labels, guides=guides)
     give_back()

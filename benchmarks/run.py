@@ -28,20 +28,19 @@ WORSE = 1.15
 NOISE = 0.01  # below it a figure is as good as none
 BENCHMARKS = {
     "gradient": lambda: _rows("gradient"),
-    "compile": lambda: _rows("gradient", compiled=True),
     "memory": lambda: _rows("memory"),
     "loading": lambda: _rows("loading"),
     "sampling": lambda: _rows("sampling"),
     "schedules": lambda: _rows("schedules"),
-    "every": lambda: _rows("every"),
-    "cfg_reuse": lambda: _rows("cfg_reuse"),
+    "gradient_interval": lambda: _rows("gradient_interval"),
+    "cfg_cache": lambda: _rows("cfg_cache"),
 }
 
 
-def _rows(module: str, **options: bool) -> Iterable[Row]:
+def _rows(module: str) -> Iterable[Row]:
     if str(FOLDER) not in sys.path:  # a ComfyUI takes this folder's place
         sys.path.append(str(FOLDER))
-    return importlib.import_module(module).rows(**options)
+    return importlib.import_module(module).rows()
 
 
 def worse(rows: list[Row], committed: dict[str, Row]) -> list[str]:

@@ -40,8 +40,11 @@ use_library()
 from guidance import DiffusionModel, NoisyClassifier  # noqa: E402
 from guidance.adm.build import build_network  # noqa: E402
 from guidance.checkpoints.checkpoint import Description, save_checkpoint  # noqa: E402
-from guidance.sampling.loop import Guide, chain, sample  # noqa: E402
+from guidance.sampling.classifier_guidance import Guide  # noqa: E402
+from guidance.sampling.loop import sample  # noqa: E402
 from guidance.sampling.respacing import respaced_timesteps  # noqa: E402
+from guidance.sampling.steps import chain  # noqa: E402
+from guidance.sampling.strength import Strength  # noqa: E402
 
 BATCH, SIZE, SCALE, RESPACING, TURNS = 1, 64, 3.0, "ddim8", 3
 
@@ -76,7 +79,7 @@ class Models:
             self.x,
             chain(self.model.schedule.alpha_bar.tolist(), timesteps),
             labels=self.y,
-            guides=[Guide(self.classifier, self.y, SCALE)],
+            guides=[Guide(self.classifier, self.y, Strength(scale=SCALE))],
         )
 
     def written(self, folder: Path) -> tuple[Path, Path]:
@@ -150,7 +153,7 @@ def step_rows() -> Iterator[Row]:
     network = build_network(layout).eval().requires_grad_(False)
     model = DiffusionModel(network, "linear")
     noisy = build_network(layout_of("256x256_classifier.pt")).eval().requires_grad_(False)
-    guide = Guide(NoisyClassifier(noisy, "linear"), torch.tensor([1]), 10.0)
+    guide = Guide(NoisyClassifier(noisy, "linear"), torch.tensor([1]), Strength(scale=10.0))
     x = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
     steps = chain(model.schedule.alpha_bar.tolist(), [500])
     zero = torch.zeros(1, dtype=torch.long)

@@ -33,6 +33,7 @@ for name in ("harness", "loading"):
 for name in ("latent_digits", "mixture", "real_digits", "schedule_inputs", "tiny_models"):
     MODULES[name] = TESTS / f"{name}.py"
 MODULES["bounded"] = TESTS / "bounded.py"
+MODULES["prompts"] = TESTS / "server" / "prompts.py"
 
 
 class RepositoryModules(importlib.abc.MetaPathFinder):

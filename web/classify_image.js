@@ -1,8 +1,22 @@
-// Shows on the Classify Image node what the classifier saw.
+/** Shows the classifier's result on the node Classify Image. */
+
 import { app } from "../../scripts/app.js";
 
 const WIDGET = "seen";
 const MIN_HEIGHT = 80;
+
+app.registerExtension({
+  name: "classifier-guidance.ClassifyImage",
+  nodeCreated(node) {
+    if (node.comfyClass !== "ClassifyImage") return;
+    const display = addDisplay(node);
+    const onExecuted = node.onExecuted;
+    node.onExecuted = function (output) {
+      onExecuted?.apply(this, arguments);
+      if (output?.text) display.value = output.text.join("\n");
+    };
+  },
+});
 
 function addDisplay(node) {
   const element = document.createElement("textarea");
@@ -21,26 +35,11 @@ function addDisplay(node) {
     background: "var(--comfy-input-bg, #222)",
   });
   const widget = node.addDOMWidget(WIDGET, "classifier_guidance_text", element, {
-    // what is shown is not an input: the prompt does not carry it
-    serialize: false,
+    serialize: false, // not in the prompt: it is no input
     getMinHeight: () => MIN_HEIGHT,
     getValue: () => element.value,
     setValue: (text) => (element.value = text ?? ""),
   });
-  // nor does a saved workflow
-  widget.serialize = false;
+  widget.serialize = false; // not in the saved workflow
   return element;
 }
-
-app.registerExtension({
-  name: "classifier-guidance.ClassifyImage",
-  nodeCreated(node) {
-    if (node.comfyClass !== "ClassifyImage") return;
-    const display = addDisplay(node);
-    const onExecuted = node.onExecuted;
-    node.onExecuted = function (output) {
-      onExecuted?.apply(this, arguments);
-      if (output?.text) display.value = output.text.join("\n");
-    };
-  },
-});

@@ -3,14 +3,14 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { CurveEditor } from "./lib/curve_editor.js";
-import { after, edited, hide } from "./lib/dom.js";
-import { Questions } from "./lib/questions.js";
+import { DebouncedRequest } from "./lib/debounced_request.js";
+import { callAfter, notifyEdited, setHidden } from "./lib/dom.js";
 import { INTERPOLATIONS } from "./lib/schedule.js";
 
 const DEFAULT_STEPS = 20;
 const RAMP = ["axis", "scale", "end_scale", "start", "end"];
-// what a shape reads; the papers' presets read a scale
-const INPUTS = {
+// the inputs that each shape uses; a preset of a paper uses the scale
+const INPUTS_OF_SHAPE = {
   constant: ["scale"],
   linear: RAMP,
   cosine: RAMP,
@@ -22,7 +22,7 @@ const INPUTS = {
   curve: [],
   expression: ["expression"],
 };
-const ALWAYS = ["shape", "curve", "per_image"];
+const ALWAYS_VISIBLE = ["shape", "curve", "per_image"];
 
 app.registerExtension({
   name: "classifier-guidance.guidance-schedule",
@@ -32,23 +32,23 @@ app.registerExtension({
   },
 
   setup() {
-    // a sampler's steps, for one, are in another node
+    // another node may have changed, for example the steps of a sampler
     api.addEventListener("graphChanged", () => {
       for (const node of app.graph?.nodes ?? []) node.redrawSchedule?.();
     });
   },
 
   nodeCreated(node) {
-    if (node.comfyClass === "GuidanceSchedule") followTheNode(node);
+    if (node.comfyClass === "GuidanceSchedule") keepCurveUpToDate(node);
   },
 });
 
 function curveWidget(node, name, inputData) {
   const editor = new CurveEditor({
     value: inputData[1]?.default ?? "",
-    onEdit: () => edited(app, node, widget),
-    steps: () => stepsOfTheGraph() ?? DEFAULT_STEPS,
-    why: () => whyNot(node),
+    onEdit: () => notifyEdited(app, node, widget),
+    steps: () => stepsOfGraph() ?? DEFAULT_STEPS,
+    disabledReason: () => disabledReason(node),
   });
   const widget = node.addDOMWidget(name, "GUIDANCE_CURVE", editor.element, {
     getValue: () => editor.value,
@@ -61,109 +61,114 @@ function curveWidget(node, name, inputData) {
   return { widget };
 }
 
-function whyNot(node) {
-  if (readBy(node).some((name) => linked(node, name))) return "linked";
-  const shape = valueOf(node, "shape");
+/** Why the user cannot draw on the curve; empty where editing is possible. */
+function disabledReason(node) {
+  if (usedInputs(node).some((name) => isLinked(node, name))) return "linked";
+  const shape = widgetValue(node, "shape");
   return shape === undefined || shape === "curve" ? "" : `shape: ${shape}`;
 }
 
-/** The inputs that decide on the scale. */
-function readBy(node) {
-  const shape = valueOf(node, "shape");
-  return ["shape", ...(shape === "curve" ? ["curve"] : (INPUTS[shape] ?? ["scale"]))];
+/** The inputs that decide the scale. */
+function usedInputs(node) {
+  const shape = widgetValue(node, "shape");
+  return ["shape", ...(shape === "curve" ? ["curve"] : (INPUTS_OF_SHAPE[shape] ?? ["scale"]))];
 }
 
-function linked(node, name) {
-  return node.inputs?.some((one) => one.widget?.name === name && one.link != null) ?? false;
+function isLinked(node, name) {
+  return node.inputs?.some((input) => input.widget?.name === name && input.link != null) ?? false;
 }
 
-function valueOf(node, name) {
+function widgetValue(node, name) {
   return node.widgets?.find((widget) => widget.name === name)?.value;
 }
 
-/** The number of steps that some sampler or scheduler of this graph takes, if there is one. */
-function stepsOfTheGraph() {
+/** The number of steps of the first sampler or scheduler in this graph, or null. */
+function stepsOfGraph() {
   for (const node of app.graph?.nodes ?? []) {
-    const steps = valueOf(node, "steps") ?? respacedSteps(valueOf(node, "respacing"));
+    const steps = widgetValue(node, "steps") ?? respacedSteps(widgetValue(node, "respacing"));
     if (Number.isInteger(steps) && steps > 0) return steps;
   }
   return null;
 }
 
-/** What ADM Scheduler makes of "250", "ddim25" or "10,15,20". */
+/** The number of steps that ADM Scheduler makes of "250", "ddim25" or "10,15,20". */
 function respacedSteps(text) {
   if (typeof text !== "string") return undefined;
   const counts = text.trim().toLowerCase().replace(/^ddim/, "").split(",");
   return counts.reduce((sum, count) => sum + Number(count), 0);
 }
 
-/** Shows what the shape reads, and draws it: at once where that is simple, else as it is answered. */
-function followTheNode(node) {
-  const editor = () => node.widgets?.find((widget) => widget.name === "curve")?.editor;
-  const questions = new Questions(askServer, () => draw());
+/**
+ * Draws the schedule of the node, and shows the inputs of its shape, after every change.
+ *
+ * Simple shapes are drawn at once, the others when the server's preview has arrived.
+ */
+function keepCurveUpToDate(node) {
+  const request = new DebouncedRequest(fetchPreview, () => draw());
   const draw = () => {
-    const curve = editor();
-    if (!curve) return;
-    const { answer, away } = questions;
-    const fresh = questions.fresh && !linked(node, "per_image");
-    const [shown, alike] = [shownShape(node), allAlike(node)];
-    Object.assign(curve, { answer, fresh, away, shown, alike });
-    curve.draw();
+    const editor = node.widgets?.find((widget) => widget.name === "curve")?.editor;
+    if (!editor) return;
+    editor.preview = request.response;
+    editor.previewIsCurrent = request.current && !isLinked(node, "per_image");
+    editor.offline = request.offline;
+    editor.shapeSchedule = scheduleOfShape(node);
+    editor.sameForBatch = sameForBatch(node);
+    editor.draw();
   };
   let shape = null;
   const redraw = () => {
-    const isLinked = whyNot(node) === "linked";
-    if (isLinked) questions.forget();
-    if (isLinked || shape !== valueOf(node, "shape")) questions.answer = null;
-    shape = valueOf(node, "shape");
-    if (!isLinked) questions.ask(questionAbout(node));
+    const linked = disabledReason(node) === "linked";
+    if (linked) request.cancel();
+    if (linked || shape !== widgetValue(node, "shape")) request.response = null;
+    shape = widgetValue(node, "shape");
+    if (!linked) request.schedule(previewRequest(node));
     draw();
   };
   node.redrawSchedule = redraw;
   for (const widget of node.widgets ?? []) {
-    after(widget, "callback", redraw);
-    if (widget.name === "shape") after(widget, "callback", () => showInputs(node));
+    callAfter(widget, "callback", redraw);
+    if (widget.name === "shape") callAfter(widget, "callback", () => showInputsOfShape(node));
   }
-  const all = () => {
-    showInputs(node);
+  const update = () => {
+    showInputsOfShape(node);
     redraw();
   };
   for (const event of ["onConnectionsChange", "onConfigure"]) {
-    after(node, event, () => requestAnimationFrame(all));
+    callAfter(node, event, () => requestAnimationFrame(update));
   }
-  requestAnimationFrame(all);
+  requestAnimationFrame(update);
 }
 
-function askServer(text, signal) {
+function fetchPreview(body, signal) {
   const headers = { "Content-Type": "application/json" };
-  const question = { method: "POST", body: text, headers, signal };
-  return api.fetchApi("/classifier_guidance/schedule", question);
+  const options = { method: "POST", body, headers, signal };
+  return api.fetchApi("/classifier_guidance/schedule", options);
 }
 
-function questionAbout(node) {
-  const names = [...readBy(node), ...(linked(node, "per_image") ? [] : ["per_image"])];
-  const inputs = Object.fromEntries(names.map((name) => [name, valueOf(node, name)]));
-  return { inputs, steps: stepsOfTheGraph() };
+function previewRequest(node) {
+  const names = [...usedInputs(node), ...(isLinked(node, "per_image") ? [] : ["per_image"])];
+  const inputs = Object.fromEntries(names.map((name) => [name, widgetValue(node, name)]));
+  return { inputs, steps: stepsOfGraph() };
 }
 
-/** Whether all images of a batch have the same scale, as far as the widgets say. */
-function allAlike(node) {
-  return !linked(node, "per_image") && !valueOf(node, "per_image")?.trim();
+/** Whether all images of a batch have the same scale, as far as the widgets tell. */
+function sameForBatch(node) {
+  return !isLinked(node, "per_image") && !widgetValue(node, "per_image")?.trim();
 }
 
-/** Hides the inputs that the shape does not read, unless they are linked. */
-function showInputs(node) {
-  const read = linked(node, "shape") ? null : readBy(node);
-  const seen = (name) =>
-    !read || ALWAYS.includes(name) || read.includes(name) || linked(node, name);
-  for (const widget of node.widgets ?? []) hide(app, widget, !seen(widget.name));
+/** Hides the inputs that the shape does not use, unless they are linked. */
+function showInputsOfShape(node) {
+  const used = isLinked(node, "shape") ? null : usedInputs(node);
+  const visible = (name) =>
+    !used || ALWAYS_VISIBLE.includes(name) || used.includes(name) || isLinked(node, name);
+  for (const widget of node.widgets ?? []) setHidden(app, widget, !visible(widget.name));
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
-/** The schedule of the shapes that need no server; null of the others. */
-function shownShape(node) {
-  if (whyNot(node) === "linked") return null;
-  const get = (name) => valueOf(node, name);
+/** The schedule of a shape that the page can draw without the server; null for the others. */
+function scheduleOfShape(node) {
+  if (disabledReason(node) === "linked") return null;
+  const get = (name) => widgetValue(node, name);
   const shape = get("shape");
   const axis = get("axis");
   const [start, end, scale] = [get("start"), get("end"), get("scale")];
@@ -179,4 +184,3 @@ function shownShape(node) {
   }
   return null;
 }
-

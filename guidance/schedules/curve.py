@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from .run_position import RunPosition
+from .values import is_finite_number, shortened
 
 AXES = ("percent", "step", "sigma")
-MOST_LISTED = 5  # points or steps that a description names
 
 
 class ScheduleError(ValueError):
@@ -57,28 +56,9 @@ class Curve(ABC):
         """A short text for a table or a legend; long lists are shortened."""
 
 
-def listed(parts: list[str]) -> str:
-    """The first few and the last."""
-    if len(parts) > MOST_LISTED:
-        parts = [*parts[: MOST_LISTED - 2], "...", parts[-1]]
-    return ", ".join(parts)
-
-
 def check_finite(name: str, value: Any) -> None:
     if not is_finite_number(value):
         raise ScheduleError(f"The {name} is {shortened(value)}; it must be a finite number.")
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether it is a number that a float can hold; an integer may be too large."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and -sys.float_info.max <= value <= sys.float_info.max
-
-
-def shortened(value: Any) -> str:
-    """What was found, for an error."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:

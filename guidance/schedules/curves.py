@@ -18,11 +18,10 @@ from .curve import (
     ScheduleError,
     check_finite,
     check_one_of,
-    listed,
-    shortened,
 )
 from .expression import Expression, ExpressionError
 from .run_position import RunPosition
+from .values import listed, shortened
 
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
 VARIABLES = ("percent", "step", "steps", "sigma")

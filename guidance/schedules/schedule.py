@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curve import Curve, ScheduleError, is_finite_number, listed, shortened
+from .curve import Curve, ScheduleError
 from .curves import FORMS, Points, curve_from_dict
 from .run_position import RunPosition
+from .values import is_finite_number, listed, shortened
 
 MODELS = ("any", "ve", "flow")
 

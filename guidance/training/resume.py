@@ -79,6 +79,23 @@ def _check_progress(about: dict[str, Any]) -> None:
         raise TypeError(f"{wrong or 'step'} is not what was saved")
 
 
+def prune(folder: Path, days: float, keep: Path) -> list[str]:
+    """Deletes the states in a folder that were not written to for so many days, but for `keep`.
+
+    Their trainings were abandoned. Returns the names of those deleted.
+    """
+    oldest = time.time() - days * 24 * 60 * 60
+    deleted = []
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            if path != keep and path.stat().st_mtime < oldest:
+                path.unlink()
+                deleted.append(path.name)
+        except OSError:  # another process deleted it, or it may not be deleted
+            continue
+    return deleted
+
+
 class ResumeFile:
     """The file with the state of one training.
 

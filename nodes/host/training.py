@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # loaded when something is trained
     from ...guidance.training.resume import ResumeFile
 
 
+KEPT_DAYS = 30  # that the state of a training is kept after its last step
+
+
 def check_room(size: int, what: str) -> None:
     """Raises ValueError if main memory has no room for this many bytes."""
     free = comfy.model_management.get_free_memory(torch.device("cpu"))
@@ -61,9 +64,20 @@ def training_progress(steps: int) -> Callable[[int, float], None]:
 
 
 def training_resume(settings: dict[str, Any]) -> ResumeFile:
-    """The file that keeps a training with these settings until it ends."""
-    from ...guidance.training.resume import ResumeFile
+    """The file that keeps a training with these settings until it ends.
+
+    Deletes those of trainings that were abandoned long ago.
+    """
+    from ...guidance.training.resume import SUFFIX, ResumeFile, prune
 
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
     folder = Path(folder_paths.get_user_directory()) / "classifier_guidance"
-    return ResumeFile(folder / f"{key}.resume", settings)
+    file = ResumeFile(folder / f"{key}{SUFFIX}", settings)
+    for name in prune(folder, KEPT_DAYS, file.path):
+        logging.info(
+            "Classifier Guidance: deleted %s, the state of a training that was stopped more than "
+            "%d days ago",
+            name,
+            KEPT_DAYS,
+        )
+    return file

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+import time
 
 import pytest
 
-READY = (
-    "window.app?.extensionManager && app.isGraphReady && !document.querySelector('#splash-loader')"
-)
-# What the page says without the pack, too.
+# the page has started, and has opened its first workflow
+READY = """() => window.app?.extensionManager?.spinner === false && app.isGraphReady
+    && app.graph.nodes.length > 0 && !document.querySelector('#splash-loader')"""
+EMPTY = {"nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+# the box of an element, when it has been the same in five frames
+BOX = """async (selector) => {
+    let last, now, same = 0;
+    while (same < 5) {
+        await new Promise(requestAnimationFrame);
+        now = JSON.stringify(document.querySelector(selector)?.getBoundingClientRect());
+        same = now && now === last ? same + 1 : 0;
+        last = now;
+    }
+    return JSON.parse(now);
+}"""
+# errors that the page has without the pack, too
 NOISE = (
     "404",
     "Failed to load resource",
@@ -22,7 +36,7 @@ NOISE = (
 )
 
 
-# not for the whole session: playwright runs an event loop, beside which ComfyUI cannot run its own
+# not for the session: playwright runs an event loop, and ComfyUI could not run its own beside it
 @pytest.fixture(scope="module")
 def chromium():
     """A running Chromium."""
@@ -37,37 +51,65 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(params=["classic", "Nodes 2.0"])
-def renderer(request):
-    """Which of the page's two renderers."""
-    return request.param
-
-
 class Page:
-    """ComfyUI's page, and what tests ask of it."""
+    """ComfyUI's page in one renderer; `tab` is playwright's page."""
 
-    def __init__(self, page, server):
-        self.page, self.server, self.errors = page, server, []
-        page.on("console", self._heard)
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.open()
+    def __init__(self, browser, server, renderer):
+        from playwright.sync_api import expect
 
-    def _heard(self, message):
+        self.server, self.expect, self.errors = server, expect, []
+        settings = {
+            "Comfy.VueNodes.Enabled": renderer != "classic",
+            "Comfy.TutorialCompleted": True,
+            "Comfy.InstalledVersion": "1.49.6",
+        }
+        for name, value in settings.items():
+            server.request(f"/api/settings/{name}", value)
+        self.tab = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+        self.tab.on("console", self._listen)
+        self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.tab.goto(server.url)
+        self.wait(READY, timeout=60_000)
+
+    def _listen(self, message):
         if message.type == "error" and not any(n in message.text for n in NOISE):
             self.errors.append(message.text)
 
-    def open(self):
-        """Loads the page, as at the start or once more."""
-        self.page.goto(self.server.url)
-        self.page.wait_for_function(READY, timeout=60_000)
-        self.page.wait_for_timeout(1500)
+    def reset(self):
+        """An empty workflow, as in a page that was opened anew."""
+        self.tab.unroute_all()
+        self.run(
+            """async (empty) => {
+                document.activeElement?.blur();
+                await app.loadGraphData(empty);
+                app.canvas.ds.scale = 1;
+                app.canvas.ds.offset = [0, 0];
+            }""",
+            EMPTY,
+        )
+        self.errors.clear()
 
     def run(self, script, argument=None):
         """The value of a JavaScript function in the page."""
-        return self.page.evaluate(script, argument)
+        return self.tab.evaluate(script, argument)
 
-    def add(self, node_id, x=100, y=100):
-        """A new node in an empty graph; its id."""
+    def wait(self, script, argument=None, timeout=20_000):
+        """Waits until a JavaScript function gives a true value; that value."""
+        return self.tab.wait_for_function(script, arg=argument, timeout=timeout).json_value()
+
+    def box(self, selector):
+        """An element's box on the screen, when the page has finished to place it.
+
+        In one step: the curve's elements are new ones after each drawing.
+        """
+        return self.run(BOX, selector)
+
+    def focus(self, selector):
+        """Focuses an element, in one step as well."""
+        self.run("(selector) => document.querySelector(selector).focus()", selector)
+
+    def add(self, node_type, x=100, y=100):
+        """A new node; its id."""
         return self.run(
             """([type, x, y]) => {
                 const node = LiteGraph.createNode(type);
@@ -75,15 +117,29 @@ class Page:
                 app.graph.add(node);
                 return node.id;
             }""",
-            [node_id, x, y],
+            [node_type, x, y],
         )
 
-    def load(self, path, node_id):
-        """Opens a workflow as the user does, and waits for a node of that type."""
-        self.page.set_input_files("#comfy-file-input", str(path))
-        found = f"() => app.graph.nodes.some(n => n.type === {node_id!r})"
-        self.page.wait_for_function(found)
-        self.page.wait_for_timeout(1000)
+    def build(self, prompt):
+        """Opens a prompt in API form as a graph; the ids of its nodes by name."""
+        ids = {name: str(number) for number, name in enumerate(prompt, 1)}
+        numbered = {
+            ids[name]: node
+            | {
+                "inputs": {
+                    key: [ids[value[0]], value[1]] if isinstance(value, list) else value
+                    for key, value in node["inputs"].items()
+                }
+            }
+            for name, node in prompt.items()
+        }
+        self.run("(prompt) => app.loadApiJson(prompt, 'built')", numbered)
+        return {name: int(number) for name, number in ids.items()}
+
+    def load(self, path, node_type):
+        """Opens a workflow as the user does; the id of its first node of that type."""
+        self.tab.set_input_files("#comfy-file-input", str(path))
+        return self.wait(f"() => app.graph.nodes.find(n => n.type === '{node_type}')?.id")
 
     def save(self, path):
         """Writes the graph as "Save" does; the path."""
@@ -91,17 +147,33 @@ class Page:
         path.write_text(text, encoding="utf-8")
         return path
 
-    def queue(self):
-        """Presses Run."""
-        self.page.get_by_test_id("queue-button").first.click()
+    def show(self, node):
+        """Moves the canvas so that a node is to be seen: elsewhere it has no elements."""
+        self.run(
+            """(id) => {
+                const [x, y] = app.graph.getNodeById(id).pos;
+                app.canvas.ds.scale = 1;
+                app.canvas.ds.offset = [300 - x, 100 - y];
+                app.canvas.setDirty(true, true);
+            }""",
+            node,
+        )
 
     def prompt(self):
-        """What would be queued: the nodes by id."""
+        """The nodes that would be queued, by id."""
         return self.run("async () => (await app.graphToPrompt()).output")
 
-    def clear(self):
-        """An empty graph."""
-        self.run("() => app.graph.clear()")
+    def queue(self, seconds=120):
+        """Presses Run and waits for the end; the server's entry in its history."""
+        _, before = self.server.request("/history")
+        self.tab.get_by_test_id("queue-button").first.click()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.tab.wait_for_timeout(50)  # the server is polled, and the page goes on meanwhile
+            _, after = self.server.request("/history")
+            if new := after.keys() - before.keys():
+                return after[new.pop()]
+        raise AssertionError(f"the run did not end within {seconds} s")
 
     def value(self, node, widget):
         """A widget's value."""
@@ -110,31 +182,46 @@ class Page:
             [node, widget],
         )
 
-    def set_value(self, node, widget, value):
-        """As the user's choice in the widget."""
+    def set_values(self, node, **values):
+        """Sets widgets as the user does."""
         self.run(
-            """([id, name, value]) => {
-                const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
-                widget.value = value;
-                widget.callback?.(value);
+            """([id, values]) => {
+                for (const [name, value] of Object.entries(values)) {
+                    const widget = app.graph.getNodeById(id).widgets.find(w => w.name === name);
+                    widget.value = value;
+                    widget.callback?.(value);
+                }
             }""",
-            [node, widget, value],
+            [node, values],
         )
 
 
+@pytest.fixture(scope="module")
+def opened(chromium, server):
+    """`opened(renderer)` is the module's page in that renderer, which is opened once."""
+    return functools.cache(functools.partial(Page, chromium, server))
+
+
+@pytest.fixture(params=["classic", "Nodes 2.0"])
+def renderer(request):
+    """Which of the page's two renderers."""
+    return request.param
+
+
+def tested(page):
+    """A page for one test, empty at its start and without an error at its end."""
+    page.reset()
+    yield page
+    assert page.errors == []
+
+
 @pytest.fixture
-def page(chromium, server, renderer):
+def page(opened, renderer):
     """The page in this renderer, with an empty graph."""
-    settings = {
-        "Comfy.VueNodes.Enabled": renderer != "classic",
-        "Comfy.TutorialCompleted": True,
-        "Comfy.InstalledVersion": "1.49.6",
-    }
-    for name, value in settings.items():
-        server.request(f"/api/settings/{name}", value)
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    opened = Page(context.new_page(), server)
-    opened.clear()
-    yield opened
-    context.close()
-    assert opened.errors == []
+    yield from tested(opened(renderer))
+
+
+@pytest.fixture
+def other_page(opened, renderer):
+    """The page in the other renderer."""
+    yield from tested(opened("Nodes 2.0" if renderer == "classic" else "classic"))

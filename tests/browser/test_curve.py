@@ -6,16 +6,18 @@ import json
 
 import pytest
 
-DRAWN = '{"axis": "percent", "interpolation": "linear", "points": [[0, 7.5], [0.6, 7.5], [1, 1]]}'
+CURVE = ".cg-curve"
+POINTS = [[0, 7.5], [0.6, 7.5], [1, 1]]  # of the default curve
+ROUTE = "**/classifier_guidance/schedule"
+CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
 
 
 @pytest.fixture
 def node(page):
-    """A Guidance Schedule whose shape is its curve; its id."""
+    """A Guidance Schedule with the shape "curve"; its id."""
     added = page.add("GuidanceSchedule", 300, 60)
-    page.set_value(added, "shape", "curve")
-    page.page.wait_for_selector(".cg-curve circle")
-    page.page.wait_for_timeout(500)
+    page.set_values(added, shape="curve")
+    page.box(f'{CURVE} circle[data-index="2"]')
     return added
 
 
@@ -24,381 +26,261 @@ def points(page, node):
 
 
 def circle(page, index):
-    """The middle of a point, on the screen."""
-    box = page.page.locator(f'.cg-curve circle[data-index="{index}"]').bounding_box()
+    """The middle of a point on the screen."""
+    box = page.box(f'{CURVE} circle[data-index="{index}"]')
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
 def drag(page, index, dx, dy):
     x, y = circle(page, index)
-    mouse = page.page.mouse
+    mouse = page.tab.mouse
     mouse.move(x, y)
     mouse.down()
     mouse.move(x + dx / 2, y + dy / 2)
     mouse.move(x + dx, y + dy)
     mouse.up()
-    page.page.wait_for_timeout(200)
+
+
+def part(page, name):
+    return page.tab.locator(f"{CURVE} {name}")
+
+
+def shows(page, *, status=None, message=None, lines=None, shaded=None, circles=None):
+    """Waits until the curve shows these texts, and this many elements."""
+    for name, text in {".cg-status": status, ".cg-message": message}.items():
+        if text is not None:
+            page.expect(part(page, name)).to_have_text(text)
+    for name, count in {"polyline": lines, ".cg-active": shaded, "circle": circles}.items():
+        if count is not None:
+            page.expect(part(page, name)).to_have_count(count)
+
+
+def preview_arrived(page):
+    """Waits until the server has answered the latest request."""
+    page.wait(
+        """() => app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.editor).every(
+            w => w.editor.previewIsCurrent)"""
+    )
 
 
 def test_drag_a_point(page, node):
-    before = points(page, node)
     x, y = circle(page, 1)
     drag(page, 1, -40, 30)
-    after = points(page, node)
-    assert after[0] == before[0] and after[2] == before[2]
-    assert 0.1 < after[1][0] < before[1][0] and after[1][1] < before[1][1]
-    moved = circle(page, 1)
-    assert abs(moved[0] - (x - 40)) < 3 and abs(moved[1] - (y + 30)) < 12
-
-
-def test_a_point_stays_between_its_neighbours(page, node):
-    drag(page, 1, 2000, 0)
+    first, moved, last = points(page, node)
+    assert [first, last] == [POINTS[0], POINTS[2]]
+    assert 0.1 < moved[0] < POINTS[1][0] and moved[1] < POINTS[1][1]
+    now = circle(page, 1)
+    assert abs(now[0] - (x - 40)) < 3 and abs(now[1] - (y + 30)) < 12
+    drag(page, 1, 2000, 0)  # it stays between its neighbours
     positions = [position for position, _ in points(page, node)]
     assert positions == sorted(positions) and positions[1] < 1
 
 
 def test_add_and_remove(page, node):
-    box = page.page.locator(".cg-curve svg").bounding_box()
-    page.page.mouse.dblclick(box["x"] + box["width"] * 0.35, box["y"] + box["height"] * 0.6)
-    page.page.wait_for_timeout(200)
-    assert len(points(page, node)) == 4
-    x, y = circle(page, 1)
-    page.page.mouse.click(x, y, button="right")
-    page.page.wait_for_timeout(200)
-    assert points(page, node) == json.loads(DRAWN)["points"]
+    box = page.box(f"{CURVE} svg")
+    page.tab.mouse.dblclick(box["x"] + box["width"] * 0.35, box["y"] + box["height"] * 0.6)
+    shows(page, circles=4)
+    page.tab.mouse.click(*circle(page, 1), button="right")
+    shows(page, circles=3)
+    assert points(page, node) == POINTS
 
 
 def test_keyboard(page, node):
-    page.page.locator('.cg-curve circle[data-index="1"]').focus()
+    page.focus(f'{CURVE} circle[data-index="1"]')
     for key in ("ArrowLeft", "ArrowDown", "Shift+ArrowLeft"):
-        page.page.keyboard.press(key)
+        page.tab.keyboard.press(key)
     assert points(page, node)[1] == [0.49, 7.4]
-    page.page.keyboard.press("+")
+    page.tab.keyboard.press("+")
     assert len(points(page, node)) == 4
-    page.page.keyboard.press("Delete")
+    page.tab.keyboard.press("Delete")
     assert len(points(page, node)) == 3
-    assert page.run("() => app.graph.nodes.length") == 1  # the node itself is still there
-    answered(page)  # which leaves the focus where it is
-    page.page.keyboard.press("ArrowUp")
+    assert page.run("() => app.graph.nodes.length") == 1  # the page has not deleted the node
+    preview_arrived(page)  # it keeps the focus
+    page.tab.keyboard.press("ArrowUp")
     assert points(page, node)[1] == [0.49, 7.5]
 
 
 def test_undo(page, node):
-    page.run(
-        "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
-    )
-    before = points(page, node)
+    page.run(CAPTURE)
     drag(page, 1, -40, 30)
-    assert points(page, node) != before
-    page.page.keyboard.press("Control+z")
-    page.page.wait_for_timeout(1000)
-    assert points(page, node) == before
+    assert points(page, node) != POINTS
+    page.tab.keyboard.press("Control+z")
+    shown = "JSON.parse(app.graph.nodes[0].widgets.find(w => w.name === 'curve').value).points"
+    page.wait(f"(points) => JSON.stringify({shown}) === JSON.stringify(points)", POINTS)
 
 
-def test_passes(page, node):
-    said = page.page.locator(".cg-curve .cg-said")
-    assert said.inner_text() == "39 of 40 passes"  # 1 at the very end
-    page.set_value(node, "shape", "interval")
-    page.set_value(node, "end", 0.5)
-    page.page.wait_for_timeout(100)
-    assert said.inner_text() == "shape: interval · 30 of 40 passes"
-    sampler = page.add("KSampler", 900, 100)
-    page.set_value(sampler, "steps", 40)
-    page.set_value(node, "end", 0.5)
-    assert "60 of 80 passes" in said.inner_text()
-
-
-@pytest.mark.parametrize("respacing, steps", [("ddim50", 50), ("250", 250), ("10, 15,20", 45)])
-def test_passes_of_a_respaced_run(page, node, respacing, steps):
+def test_passes_with_the_steps_of_another_node(page, node):
+    shows(page, status="39 of 40 passes")  # the scale is 1 at the end
     scheduler = page.add("ADMScheduler", 900, 100)
-    page.set_value(scheduler, "respacing", respacing)
-    page.set_value(node, "shape", "constant")
-    page.page.wait_for_timeout(100)
-    said = page.page.locator(".cg-curve .cg-said").inner_text()
-    assert said == f"shape: constant · {2 * steps} of {2 * steps} passes"
+    for respacing, steps in (("ddim50", 50), ("250", 250), ("10, 15,20", 45)):
+        page.set_values(scheduler, respacing=respacing)
+        page.set_values(node, shape="constant")
+        shows(page, status=f"shape: constant · {2 * steps} of {2 * steps} passes")
+    page.run("(id) => app.graph.remove(app.graph.getNodeById(id))", scheduler)
+    page.set_values(node, shape="curve", curve='{"points": [[0, 1], [0.5, 1], [0.75, 4], [1, 1]]}')
+    page.set_values(page.add("KSampler", 900, 100), steps=5)
+    page.run(CAPTURE)  # the schedule is drawn anew, although its node has not changed
+    shows(page, status="6 of 10 passes")
 
 
-def test_another_shape_is_shown_and_not_drawn_on(page, node):
-    page.set_value(node, "shape", "linear")
-    page.page.wait_for_timeout(200)
-    assert page.page.locator(".cg-curve circle").count() == 0
-    assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
-
-
-ROUTE = "**/classifier_guidance/schedule"
-TYPO = "1 + 6.5 * (1 - percnt)"
-SAID = "there is no 'percnt'"
-
-
-def shown(page, node, **values):
-    """Sets widgets; what the curve says when the server has answered."""
-    for name, value in values.items():
-        page.set_value(node, name, value)
-    answered(page)
-    return page.page.locator(".cg-curve .cg-said").inner_text()
-
-
-def answered(page):
-    """Waits for what was asked last."""
-    page.page.wait_for_function(
-        """() => app.graph.nodes.flatMap(n => n.widgets ?? []).filter(w => w.editor).every(
-            w => w.editor.fresh)"""
-    )
-
-
-def words(page):
-    return page.page.locator(".cg-curve .cg-words").inner_text()
-
-
-def drawn(page):
-    """How many lines and shaded intervals there are."""
-    count = [page.page.locator(f".cg-curve svg {name}").count() for name in ("polyline", "rect")]
-    return tuple(count)
+def test_shaded_where_the_scale_is_not_1(page, node):
+    page.set_values(node, curve='{"points": [[0, 1], [0.5, 1], [0.75, 4], [1, 1]]}')
+    box = page.box(f"{CURVE} rect.cg-active")
+    left, right = circle(page, 1)[0], circle(page, 3)[0]
+    assert abs(box["x"] - left) < 4 and abs(box["x"] + box["width"] - right) < 4
 
 
 def test_every_shape_is_drawn(page, node):
-    """As the server reads it; greyed."""
-    assert shown(page, node, shape="expression") == "shape: expression · 39 of 40 passes"
-    assert drawn(page) == (1, 1)
-    assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
-    assert shown(page, node, shape="last steps") == "shape: last steps · 25 of 40 passes"
-    assert shown(page, node, shape="linear rise") == "shape: linear rise · 39 of 40 passes"
-    assert shown(page, node, shape="keyframes") == "shape: keyframes · 39 of 40 passes"
-    assert shown(page, node, keyframes="7, 1, 7, 1") == "shape: keyframes · 6 of 8 passes"
-    assert drawn(page) == (1, 2) and words(page) == ""
-    assert shown(page, node, shape="interval for SDXL") == "shape: interval for SDXL"
-    assert drawn(page) == (1, 1) and "the model decides" in words(page)
-    axis = page.page.locator(".cg-curve svg text").all_text_contents()
-    assert axis[-4:] == ["0.1", "1", "10", "sigma"]
+    """By the server's preview; nobody can draw on it."""
+    for values, passes, intervals in (
+        ({"shape": "expression"}, "39 of 40", 1),
+        ({"shape": "last steps"}, "25 of 40", 1),
+        ({"shape": "linear rise"}, "39 of 40", 1),
+        ({"shape": "interval", "end": 0.5}, "30 of 40", 1),
+        ({"shape": "keyframes"}, "39 of 40", 1),
+        ({"shape": "keyframes", "keyframes": "7, 1, 7, 1"}, "6 of 8", 2),
+    ):
+        page.set_values(node, **values)
+        shows(page, status=f"shape: {values['shape']} · {passes} passes", message="")
+        shows(page, lines=1, shaded=intervals, circles=0)
+    page.expect(page.tab.locator(CURVE)).to_contain_class("cg-disabled")
+    page.set_values(node, shape="interval for SDXL")
+    page.expect(part(page, ".cg-message")).to_contain_text("model")
+    shows(page, status="shape: interval for SDXL", lines=1, shaded=1)
+    assert part(page, "svg text").all_text_contents()[-4:] == ["0.1", "1", "10", "sigma"]
 
 
-def test_a_curve_without_points_is_shown(page, node):
-    """Its JSON may be any schedule; the points come back with one that has them."""
-    assert shown(page, node, curve='{"axis": "step", "last": 5, "scale": 4}') == "25 of 40 passes"
-    assert drawn(page) == (1, 1) and page.page.locator(".cg-curve circle").count() == 0
-    shown(page, node, curve="{")
-    assert "not readable JSON" in words(page) and drawn(page) == (0, 0)
-    assert shown(page, node, curve=DRAWN) == "39 of 40 passes"
-    assert page.page.locator(".cg-curve circle").count() == 3 and words(page) == ""
+def test_a_curve_without_points(page, node):
+    """Its JSON may be any schedule; the points come back with a curve that has some."""
+    curve = page.value(node, "curve")
+    page.set_values(node, curve='{"axis": "step", "last": 5, "scale": 4}')
+    shows(page, status="25 of 40 passes", lines=1, circles=0)
+    page.set_values(node, curve="{")
+    page.expect(part(page, ".cg-message.cg-error")).to_contain_text("JSON")
+    shows(page, lines=0)
+    page.set_values(node, curve=curve)
+    shows(page, status="39 of 40 passes", circles=3, message="")
 
 
-def test_error_is_said_as_one_types(page, node, renderer):
-    shown(page, node, shape="expression", expression="1 + percent")
-    if renderer == "classic":  # the page tells when its dialog is closed
-        page.set_value(node, "expression", TYPO)
+def test_an_error_is_shown_while_the_user_types(page, node, renderer):
+    page.set_values(node, shape="expression", expression="1 + percent")
+    if renderer == "classic":  # this renderer has a dialog, which sets the value when it closes
+        page.set_values(node, expression="1 + percnt")
     else:
-        page.page.locator("[data-node-id] input[type=text]").first.fill(TYPO)
-    page.page.wait_for_selector(".cg-words.cg-wrong")
-    assert SAID in words(page) and drawn(page) == (0, 0)
-    assert page.page.locator(".cg-curve .cg-said").inner_text() == "shape: expression"
-    text = page.page.locator(".cg-curve .cg-words")
-    # all of it can be read
-    assert text.evaluate("e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight")
-    assert shown(page, node, expression="3") == "shape: expression · 40 of 40 passes"
-    assert words(page) == "" and drawn(page) == (1, 1)
-    # also where the page knows the line by itself
-    shown(page, node, shape="interval", start=0.8, end=0.2)
-    assert "0.8 to 0.2; their positions must rise" in words(page)
-    assert drawn(page) == (0, 0)
+        page.tab.locator("[data-node-id] input[type=text]").first.fill("1 + percnt")
+    message = part(page, ".cg-message.cg-error")
+    page.expect(message).to_contain_text("'percnt'")
+    shows(page, status="shape: expression", lines=0)
+    fits = "e => e.scrollWidth <= e.clientWidth && e.scrollHeight <= e.clientHeight"
+    assert message.evaluate(fits)
+    page.set_values(node, expression="3")
+    shows(page, status="shape: expression · 40 of 40 passes", message="", lines=1)
+    # also for a shape that the page draws by itself
+    page.set_values(node, shape="interval", start=0.8, end=0.2)
+    page.expect(message).to_contain_text("0.8 to 0.2")
+    shows(page, lines=0)
 
 
-def test_error_leaves_the_points(page, node):
-    """A factor for each image that is none does not keep one from drawing."""
-    shown(page, node, per_image="1; 2")
-    assert "per_image is '1; 2'" in words(page)
-    before = points(page, node)
+def test_an_error_in_another_input_leaves_the_points(page, node):
+    page.set_values(node, per_image="1; 2")
+    page.expect(part(page, ".cg-message.cg-error")).to_contain_text("'1; 2'")
     drag(page, 1, -40, 10)
-    assert points(page, node) != before
-    assert shown(page, node, per_image="1, 2") == "40 of 40 passes"
-    assert words(page) == "times 1, 2 per image"
+    assert points(page, node) != POINTS
+    page.set_values(node, per_image="1, 2")
+    page.expect(part(page, ".cg-message")).to_contain_text("1, 2")
+    shows(page, status="40 of 40 passes")
 
 
-def test_shaded_where_it_guides_and_counted(page, node):
-    page.set_value(node, "curve", '{"points": [[0, 1], [0.5, 1], [0.75, 4], [1, 1]]}')
-    box = page.page.locator(".cg-curve rect.cg-active").bounding_box()
-    left, right = circle(page, 1)[0], circle(page, 3)[0]
-    assert abs(box["x"] - left) < 4 and abs(box["x"] + box["width"] - right) < 4
-    # the steps of another node count, without a change of this one
-    sampler = page.add("KSampler", 900, 100)
-    page.set_value(sampler, "steps", 5)
-    page.run(
-        "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
-    )
-    page.page.get_by_text("6 of 10 passes", exact=True).wait_for(timeout=5000)
-
-
-def test_latest_answer_wins(page, node):
-    """The first answer is slow, and is not waited for; what is typed between is not asked."""
-    asked = []
+def test_the_latest_request_counts(page, node):
+    """The first one is never answered; what is typed in between is not sent."""
+    sent = []
 
     def answer(route):
-        question = json.loads(route.request.post_data)
-        asked.append(question["inputs"]["expression"])
-        if len(asked) > 1:
-            route.continue_()  # the first one never gets its answer
+        sent.append(json.loads(route.request.post_data)["inputs"]["expression"])
+        if len(sent) > 1:
+            route.continue_()
 
-    page.page.route(ROUTE, answer)
-    page.set_value(node, "expression", "1")
-    page.set_value(node, "shape", "expression")
-    page.page.wait_for_timeout(400)
-    for expression in ("2", "2 +", "1 + step"):
-        page.set_value(node, "expression", expression)
-    answered(page)
-    assert asked == ["1", "1 + step"]
-    assert page.page.locator(".cg-said").inner_text() == "shape: expression · 39 of 40 passes"
+    preview_arrived(page)
+    page.tab.route(ROUTE, answer)
+    page.set_values(node, expression="1")
+    with page.tab.expect_request(ROUTE):
+        page.set_values(node, shape="expression")
+    page.set_values(node, expression="2")
+    page.set_values(node, expression="2 +")
+    page.set_values(node, expression="1 + step")
+    preview_arrived(page)
+    assert sent == ["1", "1 + step"]
+    shows(page, status="shape: expression · 39 of 40 passes")
 
 
 def test_without_the_server(page, node):
-    """One can still draw, and other shapes say why they are not drawn."""
-    page.page.route(ROUTE, lambda route: route.abort())
-    drag(page, 1, -40, 30)
-    page.page.wait_for_timeout(400)
-    assert "of 40 passes" in page.page.locator(".cg-said").inner_text()
-    page.set_value(node, "shape", "expression")
-    page.page.wait_for_function(
-        "() => document.querySelector('.cg-words').innerText.includes('does not answer')"
+    """The user can still draw, and other shapes say why they are not drawn."""
+    preview_arrived(page)
+    page.tab.route(ROUTE, lambda route: route.abort())
+    with page.tab.expect_event("requestfailed"):
+        drag(page, 1, -40, 30)
+    page.expect(part(page, ".cg-status")).to_contain_text("of 40 passes")
+    page.set_values(node, shape="expression")
+    page.expect(part(page, ".cg-message")).to_contain_text("server")
+    shows(page, lines=0)
+    page.tab.unroute(ROUTE)
+    page.set_values(node, shape="expression")
+    shows(page, lines=1, shaded=1, message="")
+
+
+@pytest.mark.parametrize("name", ["expression", "shape", "curve"])
+def test_a_linked_input_is_not_drawn(page, node, name):
+    shape = "curve" if name == "curve" else "expression"
+    page.set_values(node, shape=shape)
+    shows(page, lines=1)
+    page.run(
+        """([id, name]) => {
+            const node = app.graph.getNodeById(id);
+            const slot = node.inputs.findIndex(i => i.widget?.name === name);
+            const text = LiteGraph.createNode("PrimitiveString");
+            app.graph.add(text);
+            node.inputs[slot].type = "STRING";
+            text.connect(0, node, slot);
+        }""",
+        [node, name],
     )
-    assert drawn(page) == (0, 0)
-    page.page.unroute(ROUTE)
-    page.set_value(node, "shape", "expression")
-    answered(page)
-    assert drawn(page) == (1, 1) and words(page) == ""
+    shows(page, status="linked", message="", lines=0, circles=0)
+    page.expect(page.tab.locator(CURVE)).to_contain_class("cg-disabled")
 
 
-def test_what_is_linked_is_not_drawn(page, node):
-    for name in ("expression", "shape"):
-        shown(page, node, shape="expression")
-        assert drawn(page) == (1, 1)
-        page.run(
-            """([id, name]) => {
-                const node = app.graph.getNodeById(id);
-                const slot = node.inputs.findIndex(i => i.widget?.name === name);
-                const text = LiteGraph.createNode("PrimitiveString");
-                app.graph.add(text);
-                node.inputs[slot].type = "STRING";
-                text.connect(0, node, slot);
-            }""",
-            [node, name],
-        )
-        page.page.get_by_text("linked", exact=True).wait_for(timeout=5000)
-        assert drawn(page) == (0, 0) and words(page) == ""
-        page.run(
-            """([id, name]) => {
-                const node = app.graph.getNodeById(id);
-                node.disconnectInput(node.inputs.findIndex(i => i.widget?.name === name));
-            }""",
-            [node, name],
-        )
-        page.page.wait_for_timeout(300)
-
-
-def rows(page, node):
+def visible(page, node):
     """The names of the widgets that can be seen."""
     return page.run(
         """(id) => {
-            const widgets = app.graph.getNodeById(id).widgets.filter(w => w.name !== "per_image");
-            const drawn = document.querySelector(`[data-node-id="${id}"]`);
-            const there = (w) => w.name === "curve" || (drawn
-                ? drawn.innerText.split("\\n").includes(w.name)
-                : app.graph.getNodeById(id).isWidgetVisible(w));
-            return widgets.filter(there).map(w => w.name);
-        }""",
-        node,
-    )
-
-
-@pytest.mark.parametrize(
-    "shape, read",
-    [
-        ("constant", ["scale"]),
-        ("power", ["axis", "scale", "end_scale", "start", "end", "exponent"]),
-        ("interval", ["axis", "scale", "start", "end", "outside"]),
-        ("last steps", ["scale", "outside", "last_steps"]),
-        ("keyframes", ["axis", "keyframes"]),
-        ("expression", ["expression"]),
-        ("curve", []),
-        ("linear rise", ["scale"]),
-    ],
-)
-def test_only_the_inputs_of_the_shape_are_shown(page, node, shape, read):
-    before = page.prompt()[str(node)]["inputs"]
-    page.set_value(node, "shape", shape)
-    page.page.wait_for_timeout(300)
-    assert rows(page, node) == ["shape", *read, "curve"]
-    assert page.prompt()[str(node)]["inputs"] == before | {"shape": shape}
-
-
-def test_inputs_shown_after_a_reload(page, node, tmp_path):
-    page.set_value(node, "shape", "last steps")
-    path = page.save(tmp_path / "shape.json")
-    page.open()
-    page.load(path, "GuidanceSchedule")
-    assert rows(page, node) == ["shape", "scale", "outside", "last_steps", "curve"]
-
-
-def test_linked_curve_cannot_be_drawn_on(page, node):
-    linked = page.run(
-        """(id) => {
             const node = app.graph.getNodeById(id);
-            const text = LiteGraph.createNode("PrimitiveString");
-            app.graph.add(text);
-            const slot = node.inputs.findIndex(i => i.widget?.name === "curve");
-            text.connect(0, node, slot);
-            return node.inputs[slot].link != null;
+            const vue = document.querySelector(`[data-node-id="${id}"]`);
+            const seen = (w) => w.name === "curve" || (vue
+                ? vue.innerText.split("\\n").includes(w.name) : node.isWidgetVisible(w));
+            return node.widgets.filter(w => w.name !== "per_image" && seen(w)).map(w => w.name);
         }""",
         node,
     )
-    assert linked
-    page.page.wait_for_timeout(500)
-    assert "cg-off" in page.page.locator(".cg-curve").get_attribute("class")
-    assert page.page.locator(".cg-curve circle").count() == 0
 
 
-def opened(page, path):
-    """The graph of a file, opened as the user does."""
-    page.load(path, "GuidanceSchedule")
-    page.page.wait_for_selector(".cg-curve circle")
-    return page.run("() => app.graph.nodes.find(n => n.type === 'GuidanceSchedule').id")
-
-
-def test_drawn_saved_reloaded_and_run(page, node, server, tmp_path):
-    """The JSON that the executed node gets is the one that was drawn."""
-    drag(page, 1, -40, 30)
-    drawn = page.value(node, "curve")
-    path = page.save(tmp_path / "curve.json")
-    page.open()
-    again = opened(page, path)
-    assert page.value(again, "curve") == drawn
-    shown = page.run(
-        """(id) => {
-            const show = LiteGraph.createNode("PreviewAny");
-            app.graph.add(show);
-            app.graph.getNodeById(id).connect(0, show, 0);
-            return show.id;
-        }""",
-        again,
-    )
-    page.queue()
-    page.page.wait_for_timeout(500)
-    for _ in range(60):
-        _, history = server.request("/history")
-        ended = [r for r in history.values() if str(shown) in r["outputs"]]
-        asked = [r["prompt"][2].get(str(again), {"inputs": {}})["inputs"] for r in ended]
-        if drawn in [inputs.get("curve") for inputs in asked]:
-            break
-        page.page.wait_for_timeout(500)
-    else:
-        pytest.fail("the run did not end")
-
-
-def test_drawn_in_one_renderer_and_opened_in_the_other(page, node, server, renderer, tmp_path):
-    drag(page, 1, -40, 30)
-    drawn = page.value(node, "curve")
-    path = page.save(tmp_path / "curve.json")
-    server.request("/api/settings/Comfy.VueNodes.Enabled", renderer == "classic")
-    page.open()
-    again = opened(page, path)
-    assert page.value(again, "curve") == drawn
-    assert page.value(again, "shape") == "curve"
-    drag(page, 1, 10, 0)
-    assert page.value(again, "curve") != drawn
+def test_only_the_inputs_of_the_shape_are_shown(page, node, tmp_path):
+    """Their values stay; also when the workflow is opened later."""
+    before = page.prompt()[str(node)]["inputs"]
+    for shape, names in {
+        "constant": ["scale"],
+        "power": ["axis", "scale", "end_scale", "start", "end", "exponent"],
+        "interval": ["axis", "scale", "start", "end", "outside"],
+        "keyframes": ["axis", "keyframes"],
+        "expression": ["expression"],
+        "curve": [],
+        "linear rise": ["scale"],
+        "last steps": ["scale", "outside", "last_steps"],
+    }.items():
+        page.set_values(node, shape=shape)
+        page.box(CURVE)
+        assert visible(page, node) == ["shape", *names, "curve"]
+        assert page.prompt()[str(node)]["inputs"] == before | {"shape": shape}
+    path = page.save(tmp_path / "shape.json")
+    page.reset()
+    node = page.load(path, "GuidanceSchedule")
+    page.box(CURVE)
+    assert visible(page, node) == ["shape", "scale", "outside", "last_steps", "curve"]

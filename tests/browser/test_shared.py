@@ -1,98 +1,86 @@
-"""Graphs that travel: in a saved picture, and from one renderer to the other."""
+"""Graphs that travel from one renderer to the other: in a saved picture, and in a file."""
 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 
 import pytest
+from prompts import guided_run, ksampler, node, write_models
+from schedule_inputs import SCHEDULE_INPUTS
 
+POINT = '.cg-curve circle[data-index="1"]'
 CURVE = '{"axis":"percent","interpolation":"cosine","points":[[0,6],[0.45,6],[0.8,1]],"outside":1}'
+# the file is dropped on the empty canvas
+DROP = """async (data) => {
+    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "drawn.png", { type: "image/png" }));
+    const options = { dataTransfer: transfer, bubbles: true, cancelable: true,
+        clientX: 400, clientY: 900 };
+    const canvas = document.querySelector("#graph-canvas");
+    canvas.dispatchEvent(new DragEvent("dragover", options));
+    canvas.dispatchEvent(new DragEvent("drop", options));
+}"""
+
+seeds = itertools.count(2000)
 
 
 @pytest.fixture
-def scheduled(page, root):
-    """The CFG template with a drawn schedule, a trace, and a label of names."""
-    page.load(root / "example_workflows" / "classifier_free_guided_digits.json", "ADMModelLoader")
-    page.run(
-        """(curve) => {
-            const loader = app.graph.nodes.find(n => n.type === "ADMModelLoader");
-            const schedule = LiteGraph.createNode("GuidanceSchedule");
-            const cfg = LiteGraph.createNode("CFGScaleScheduler");
-            app.graph.add(schedule);
-            app.graph.add(cfg);
-            schedule.widgets.find(w => w.name === "shape").value = "curve";
-            schedule.widgets.find(w => w.name === "curve").value = curve;
-            const ends = app.graph.nodes.filter(
-                n => ["KSampler", "ClassifierFreeGuidance"].includes(n.type));
-            for (const end of ends)
-                cfg.connect(0, end, end.inputs.findIndex(i => i.name === "model"));
-            loader.connect(0, cfg, 0);
-            schedule.connect(0, cfg, cfg.inputs.findIndex(i => i.name === "schedule"));
-            for (const node of app.graph.nodes)
-                for (const widget of node.widgets ?? [])
-                    if (widget.name === "steps") widget.value = 3;
-        }""",
-        CURVE,
-    )
-    page.page.wait_for_timeout(300)
+def curve(page, server):
+    """A small run with a schedule; the user has moved a point of its curve. The curve."""
+    write_models(server.base)
+    prompt = guided_run(model="labels.safetensors", positive="1")
+    inputs = SCHEDULE_INPUTS | {"shape": "curve", "curve": CURVE}
+    prompt["schedule"] = node("GuidanceSchedule", **inputs)
+    prompt["cfg"] = node("CFGScaleScheduler", model=["guided", 0], schedule=["schedule", 0])
+    prompt["sampled"] = ksampler("cfg", seed=next(seeds), cfg=2.0)
+    prompt["shown"] = node("SaveImage", images=["decoded", 0], filename_prefix="shared")
+    ids = page.build(prompt)
+    press(page, ids["schedule"], "ArrowLeft")
+    moved = page.value(ids["schedule"], "curve")
+    assert json.loads(moved)["points"] == [[0, 6], [0.44, 6], [0.8, 1]]
+    return moved
+
+
+def press(page, schedule, key):
+    """Presses a key on a point of the curve."""
+    page.show(schedule)
+    page.box(POINT)
+    page.focus(POINT)
+    page.tab.keyboard.press(key)
 
 
 def shape_of(prompt):
-    """The nodes with their values and links, without the ids that a page may change."""
+    """The nodes with their values and links, without the ids, which a page may change."""
     return sorted(
-        json.dumps([n["class_type"], n["inputs"]], sort_keys=True) for n in prompt.values()
+        json.dumps([one["class_type"], one["inputs"]], sort_keys=True) for one in prompt.values()
     )
 
 
-def flip(page, server, renderer):
-    """The other renderer, with an empty canvas."""
-    server.request("/api/settings/Comfy.VueNodes.Enabled", renderer == "classic")
-    page.open()
-    page.clear()
+def schedule_of(prompt):
+    """The curve of the prompt's only schedule."""
+    (one,) = (one for one in prompt.values() if one["class_type"] == "GuidanceSchedule")
+    return one["inputs"]["curve"]
 
 
-def test_a_saved_picture_dropped_on_an_empty_canvas(page, scheduled, server, renderer):
+def test_a_saved_picture_is_dropped_on_an_empty_canvas(page, other_page, curve, server):
+    """The run used the curve as it was drawn, and its picture brings it back."""
     before = page.prompt()
-    _, history = server.request("/history")
-    page.queue()
-    for _ in range(120):
-        page.page.wait_for_timeout(500)
-        _, now = server.request("/history")
-        runs = [run for key, run in now.items() if key not in history]
-        images = [i for r in runs for o in r["outputs"].values() for i in o.get("images", [])]
-        if images:
-            break
-    else:
-        pytest.fail("the run did not end")
-    file = server.base / images[0]["type"] / images[0]["subfolder"] / images[0]["filename"]
-    flip(page, server, renderer)
-    page.run(
-        """async (data) => {
-            const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
-            const transfer = new DataTransfer();
-            transfer.items.add(new File([bytes], "drawn.png", { type: "image/png" }));
-            const options = { dataTransfer: transfer, bubbles: true, cancelable: true,
-                clientX: 400, clientY: 900 };
-            const canvas = document.querySelector("#graph-canvas");
-            canvas.dispatchEvent(new DragEvent("dragover", options));
-            canvas.dispatchEvent(new DragEvent("drop", options));
-        }""",
-        base64.b64encode(file.read_bytes()).decode(),
-    )
-    page.page.wait_for_selector(".cg-curve circle", state="attached", timeout=20_000)
-    page.page.wait_for_timeout(500)
-    assert shape_of(page.prompt()) == shape_of(before)
+    run = page.queue()
+    assert run["status"]["status_str"] == "success"
+    assert schedule_of(run["prompt"][2]) == schedule_of(before) == curve
+    (image,) = (i for shown in run["outputs"].values() for i in shown.get("images", []))
+    file = server.base / image["type"] / image["subfolder"] / image["filename"]
+    other_page.run(DROP, base64.b64encode(file.read_bytes()).decode())
+    count = len(before)
+    other_page.wait("(count) => app.graph.nodes.length === count", count)
+    assert shape_of(other_page.prompt()) == shape_of(before)
 
 
-def test_a_workflow_opened_in_the_other_renderer(page, scheduled, server, renderer, tmp_path):
-    before = page.prompt()
-    path = page.save(tmp_path / "shared.json")
-    flip(page, server, renderer)
-    page.load(path, "GuidanceSchedule")
-    page.page.wait_for_selector(".cg-curve circle", state="attached", timeout=20_000)
-    page.page.wait_for_timeout(500)
-    after = page.prompt()
-    assert shape_of(after) == shape_of(before)
-    (schedule,) = [n for n in after.values() if n["class_type"] == "GuidanceSchedule"]
-    assert schedule["inputs"]["curve"] == CURVE
+def test_a_saved_workflow_is_opened(page, other_page, curve, tmp_path):
+    schedule = other_page.load(page.save(tmp_path / "shared.json"), "GuidanceSchedule")
+    assert shape_of(other_page.prompt()) == shape_of(page.prompt())
+    press(other_page, schedule, "ArrowRight")
+    assert json.loads(schedule_of(other_page.prompt())) == json.loads(CURVE)

@@ -25,69 +25,57 @@ def digits():
     return images[:, None].expand(-1, 3, -1, -1), torch.from_numpy(labels)
 
 
-def train(network, steps: int = 400, noise: float = 1.0, shift: int = 2):
-    """Trains logits = network(images); returns its accuracy on images that it has not seen.
+def train(model, steps: int = 400, noise: float = 1.0, shift: int = 2) -> float:
+    """Trains a model of transformers; returns its accuracy on images that it has not seen.
 
     Shifts and noise: without them the gradients point to what only this network takes for a digit.
     """
     images, labels = digits()
     held_out = len(images) - HELD_OUT
     draws = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    model.train()
     for _ in range(steps):
         chosen = torch.randint(held_out, (64,), generator=draws)
         moved = torch.randint(-shift, shift + 1, (2,), generator=draws).tolist()
         batch = images[chosen].roll(moved, (2, 3))
         level = noise * torch.rand(len(batch), 1, 1, 1, generator=draws)
         batch = batch + level * torch.randn(batch.shape, generator=draws)
-        loss = F.cross_entropy(network(batch), labels[chosen])
+        loss = F.cross_entropy(model(pixel_values=batch).logits, labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         fall.step()
-    network.eval()
+    model.eval()
     with torch.no_grad():
-        guesses = network(images[held_out:]).argmax(dim=1)
+        guesses = model(pixel_values=images[held_out:]).logits.argmax(dim=1)
     return float((guesses == labels[held_out:]).float().mean())
 
 
-class LogitsWrapper(torch.nn.Module):
-    """A model of transformers as images -> logits."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return self.model(pixel_values=x).logits
-
-
-def write_trained_resnet(folder: Path, **training) -> float:
-    """Trains a small ResNet of transformers and saves it; returns its accuracy."""
+def new_resnet():
+    """A small ResNet of transformers, not trained."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     names = {index: f"digit {index}" for index in range(10)}
-    config = ResNetConfig(
-        embedding_size=16,
-        hidden_sizes=[16, 32, 64],
-        depths=[1, 1, 1],
-        layer_type="basic",
-        hidden_act="silu",
-        id2label=names,
-        label2id={name: index for index, name in names.items()},
-    )
+    shape = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]}
+    shape |= {"layer_type": "basic", "hidden_act": "silu"}
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     torch.manual_seed(0)
-    model = ResNetForImageClassification(config)
-    accuracy = train(LogitsWrapper(model).train(), **training)
+    return ResNetForImageClassification(ResNetConfig(**shape, **labels))
+
+
+def save(model, folder: Path) -> None:
+    """The folder, with how its images are to be prepared."""
     model.save_pretrained(folder)
     processor = {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3}
     processor |= {"image_std": [0.5] * 3, "resample": 2, "do_resize": True}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return accuracy
 
 
 if __name__ == "__main__":
     level = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
-    found = write_trained_resnet(Path(sys.argv[1]), noise=level)
+    resnet = new_resnet()
+    found = train(resnet, noise=level)
+    save(resnet, Path(sys.argv[1]))
     print(f"{sys.argv[1]}: {found:.3f} of the digits it has not seen")

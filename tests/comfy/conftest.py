@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from core_guiders import Wiring
+from mixture import ExactClassifier, network_output
+from mixture_model import OUTPUTS, Mixture
+from sampler_runs import copying_sampler
+from schedule_inputs import SCHEDULE_INPUTS
 from tiny_models import write_classifier, write_unet
+
+from guidance.core.noise import NoiseSchedule
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,13 +121,8 @@ def load_model(call, files):
     """(MODEL, VAE) of a model file."""
 
     def run(name="unconditional.safetensors", noise_schedule="auto", dtype="auto", clip=True):
-        return call(
-            "ADMModelLoader",
-            model_name=name,
-            noise_schedule=noise_schedule,
-            clip_denoised=clip,
-            dtype=dtype,
-        )
+        inputs = {"model_name": name, "noise_schedule": noise_schedule, "dtype": dtype}
+        return call("ADMModelLoader", clip_denoised=clip, **inputs)
 
     return run
 
@@ -131,12 +132,8 @@ def load_classifier(call, files):
     """A NOISY_CLASSIFIER of a classifier file."""
 
     def run(name="any_size.safetensors", noise_schedule="auto", dtype="auto"):
-        return call(
-            "NoisyClassifierLoader",
-            classifier_name=name,
-            noise_schedule=noise_schedule,
-            dtype=dtype,
-        )[0]
+        inputs = {"classifier_name": name, "noise_schedule": noise_schedule, "dtype": dtype}
+        return call("NoisyClassifierLoader", **inputs)[0]
 
     return run
 
@@ -145,6 +142,17 @@ def load_classifier(call, files):
 def label_of(call):
     """The CONDITIONING of a label."""
     return lambda model, label: call("ADMClassLabel", model=model, label=label)[0]
+
+
+@pytest.fixture(scope="session")
+def adm_sigmas(call, unconditional):
+    """ADM Scheduler's SIGMAS."""
+
+    def run(respacing="ddim10", denoise=1.0):
+        inputs = {"model": unconditional, "respacing": respacing, "denoise": denoise}
+        return call("ADMScheduler", **inputs)[0]
+
+    return run
 
 
 class Small(torch.nn.Module):
@@ -187,27 +195,111 @@ def core_model(comfy):
 
 
 @pytest.fixture(scope="session")
-def plane_model(core_model):
-    """A core MODEL of 2-channel latents, for the mixture of tests/mixture.py."""
-    import comfy.latent_formats
-
-    class Plane(comfy.latent_formats.LatentFormat):
-        latent_channels = 2
-
-    return lambda kind: core_model(kind, Plane)
-
-
-@pytest.fixture(scope="session")
 def place_classifier(pack_module):
     """A NOISY_CLASSIFIER around any network, as the loader gives one for a file."""
 
     def run(network, classes=4):
-        adapter = pack_module("nodes.host.comfy_adapter")
+        kind = pack_module("nodes.host.classifiers").PlacedClassifier
+        placed = pack_module("nodes.host.patcher").placed
         labels = [f"class {index}" for index in range(classes)]
         classifier = pack_module("guidance").NoisyClassifier(network, "linear", labels)
-        cpu = torch.device("cpu")
-        patcher = adapter.AllOrNothingPatcher(network, load_device=cpu, offload_device=cpu)
-        return adapter.PlacedClassifier(classifier, patcher, type(network).__name__)
+        return kind(classifier, placed(network), type(network).__name__)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def exact_model(core_model):
+    """A core MODEL of the mixture in tests/mixture.py, exact through core's own model sampling."""
+    import comfy.latent_formats
+    import comfy.model_sampling
+
+    class Plane(comfy.latent_formats.LatentFormat):
+        latent_channels = 2
+
+    def make(kind, noise_scale=1.0):
+        patcher = core_model("EPS" if kind == "X0" else kind, Plane)
+        model = patcher.model
+        if kind == "X0":
+
+            class Direct(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
+                pass
+
+            model.model_sampling = Direct()
+        sampling = model.model_sampling
+        if noise_scale != 1.0:
+            sampling.noise_scale = noise_scale
+        data = float(getattr(sampling, "sigma_data", 1.0))
+
+        # core casts what a network puts out to float32
+        def apply_model(x, sigma, **_):
+            flow = OUTPUTS[kind] == "flow"
+            level = sigma.view(-1, 1)
+            alpha = 1 - level if flow else torch.ones_like(level)
+            unit = level * noise_scale if flow else level
+            flat = x.flatten(1)
+            output = network_output(OUTPUTS[kind], flat, unit, alpha, data, noise_scale)
+            return sampling.calculate_denoised(sigma, output.view_as(x), x)
+
+        model.apply_model = apply_model
+        return patcher
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exact_classifier(place_classifier):
+    """The mixture's NOISY_CLASSIFIER."""
+    return place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
+
+
+@pytest.fixture(scope="session")
+def mixtures(place_classifier):
+    """Two NOISY_CLASSIFIERs that images can be steered by."""
+    return [place_classifier(Mixture(seed)) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="session")
+def steered(call):
+    """The MODEL with Classifier Guidance."""
+
+    def run(model, classifier, label="0,3", scale=2.0, **options):
+        inputs = {"model": model, "classifier": classifier, "label": label, "scale": scale}
+        return call("ClassifierGuidance", **inputs, **options)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sampler_of(call):
+    """A SAMPLER: a core one's name stays, "ddpm of the pack", or one that copies its options."""
+
+    def run(name):
+        if name == "copies its options":
+            return copying_sampler()
+        return call("SamplerADM", method=name[:4], eta=0.0)[0] if "pack" in name else name
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made(call):
+    """A GUIDANCE_SCHEDULE by the node."""
+
+    def run(shape, **inputs):
+        return call("GuidanceSchedule", **SCHEDULE_INPUTS | inputs | {"shape": shape})[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def scheduled(call, made):
+    """The MODEL with CFG Scale Scheduler: a schedule, or the scale of a constant one."""
+
+    def run(model, schedule, **cache):
+        if isinstance(schedule, float):
+            schedule = made("constant", scale=schedule)
+        return call("CFGScaleScheduler", model=model, schedule=schedule, **cache)[0]
 
     return run
 

@@ -13,10 +13,7 @@ PATCHES = {
     "CFGNorm": ("nodes_cfg", {"strength": 1.0}),
     "TCFG": ("nodes_tcfg", {}),
     "Mahiro": ("nodes_mahiro", {}),
-    "CFGOverride": (
-        "nodes_custom_sampler",
-        {"cfg": 1.0, "start_percent": 0.2, "end_percent": 1.0},
-    ),
+    "CFGOverride": ("nodes_custom_sampler", {"cfg": 1.0, "start_percent": 0.2, "end_percent": 1.0}),
     "PerpNeg": ("nodes_perpneg", {"neg_scale": 0.7}),
 }
 GUIDERS = ["basic", "cfg 1", "cfg 3", "cfg of the pack"]
@@ -47,10 +44,9 @@ class Wiring:
 
         Kinds with a number are core's CFGGuider at that cfg.
         """
-        conditional = model.model.layout.num_classes is not None
-        labels = (first, "2,0", "") if conditional else ("", "", "")
+        labels = (first, "2,0", "") if self._conditional(model) else ("", "", "")
         one, two, none = (self.label_of(model, label) for label in labels)
-        pair = {"model": model, "positive": one, "negative": none}
+        pair = {"model": model, **self.pair(model, first)}
         all_three = {"cond1": one, "cond2": two, "negative": none}
         match kind:
             case "basic":
@@ -67,7 +63,7 @@ class Wiring:
                 return self.call_core(*node, model=model, **conds, cfg=3.0, neg_scale=0.7)[0]
             case "dual" | "nested dual":
                 style = "regular" if kind == "dual" else "nested"
-                # nested, both multiply, and what comes out is not clipped again
+                # nested, both multiply, and the result is not clipped
                 scales = (3.0, 2.0) if kind == "dual" else (1.5, 1.5)
                 scales = dict(zip(("cfg_conds", "cfg_cond2_negative"), scales, strict=True))
                 return self._sampling(
@@ -80,6 +76,43 @@ class Wiring:
                 positive = self._areas(model) if kind == "areas" else self._masks(model)
                 return self._sampling("CFGGuider", **pair | {"positive": positive}, cfg=3.0)
         raise KeyError(kind)
+
+    def cfg_guider(self, model, cfg=7.0):
+        """Core's CFGGuider at any cfg."""
+        guider = self.guider("cfg 3", model)
+        guider.set_cfg(cfg)
+        return guider
+
+    def pair(self, model, first="1,2"):
+        """positive and negative: those labels against none."""
+        positive = self.label_of(model, first if self._conditional(model) else "")
+        return {"positive": positive, "negative": self.label_of(model, "")}
+
+    def ksampler(self, model, latent, cfg=3.0, steps=4, **inputs):
+        """The LATENT that core's KSampler draws; denoise=..., seed=..."""
+        inputs = self._euler(model, latent, cfg, steps) | {"seed": 7} | inputs
+        return self.call_core("nodes", "KSampler", **inputs)[0]
+
+    def ksampler_advanced(self, model, latent, cfg=3.0, steps=4, start=0, end=None, fresh=None):
+        """The same of KSamplerAdvanced, from step `start` to step `end`; fresh: with new noise."""
+        return self.call_core(
+            "nodes",
+            "KSamplerAdvanced",
+            **self._euler(model, latent, cfg, steps),
+            noise_seed=7,
+            add_noise="enable" if fresh or not start else "disable",
+            start_at_step=start,
+            end_at_step=end or 10000,
+            return_with_leftover_noise="enable" if end else "disable",
+        )[0]
+
+    def _euler(self, model, latent, cfg, steps):
+        named = {"sampler_name": "euler", "scheduler": "normal", "steps": steps, "cfg": cfg}
+        return {"model": model, "latent_image": latent, **self.pair(model), **named}
+
+    @staticmethod
+    def _conditional(model):
+        return model.model.layout.num_classes is not None
 
     def _sampling(self, name, **inputs):
         return self.call_core(SAMPLING, name, **inputs)[0]

@@ -15,14 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
-READS = {
-    aten._local_scalar_dense,
-    aten.is_nonzero,
-    aten.nonzero,
-    aten.equal,
-    aten.masked_select,
-    aten._unique2,
-}
+READS = {aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal}
+READS |= {aten.masked_select, aten._unique2}
 COPIES = {aten._to_copy, aten.copy_}
 CPU = torch.device("cpu")
 
@@ -85,7 +79,7 @@ class FakeDevice:
         """A NOISY_CLASSIFIER whose network is there."""
         import comfy.ops
 
-        adapter, adm = map(self.pack_module, ("nodes.host.comfy_adapter", "guidance.adm"))
+        adm = self.pack_module("guidance.adm")
         layout = adm.ClassifierLayout(**CLASSIFIER, pool=pool)
         device = torch.device(device or self.device)
         with self.mode:
@@ -93,40 +87,31 @@ class FakeDevice:
             operations = comfy.ops.disable_weight_init
             network = adm.EncoderUNet(layout, operations, dtype, device)
             network.eval().requires_grad_(False)
-        return self.placed(network, adapter, device)
-
-    def placed(self, network, adapter, device):
-        """A NOISY_CLASSIFIER of that network."""
+        patcher = self.pack_module("nodes.host.patcher").AllOrNothingPatcher(
+            network, load_device=device, offload_device=device
+        )
         classifier = self.pack_module("guidance").NoisyClassifier(network, "linear")
-        patcher = adapter.AllOrNothingPatcher(network, load_device=device, offload_device=device)
-        return adapter.PlacedClassifier(classifier, patcher, "a classifier")
+        kind = self.pack_module("nodes.host.classifiers").PlacedClassifier
+        return kind(classifier, patcher, "a classifier")
 
-    def evaluate(self, model, seen, number=3, watched=True):
+    def evaluate(self, model, seen, number=3):
         """Runs a MODEL's wrappers, its prediction replaced, under the mode `seen`."""
         with self.mode:
-            self._evaluate(model, seen, number, watched)
+            self._evaluate(model, seen, number)
         return seen.seen
 
-    def _evaluate(self, model, seen, number, watched):
+    def _evaluate(self, model, seen, number):
         import comfy.patcher_extension as extension
 
-        adapter, finite = map(
-            self.pack_module, ("nodes.host.comfy_adapter", "guidance.sampling.nan_guard")
-        )
         sigmas = torch.linspace(10, 1, number, device=self.device)
         options = dict(model.model_options["transformer_options"])
         options |= {"sample_sigmas": sigmas}
-        options |= {adapter.WATCH_KEY: finite.NaNGuard()} if watched else {}
-        guider = SimpleNamespace(
-            model_patcher=model,
-            inner_model=SimpleNamespace(
-                model_sampling=SimpleNamespace(log_sigmas=torch.zeros(1000, device=self.device))
-            ),
-        )
+        sampling = SimpleNamespace(log_sigmas=torch.zeros(1000, device=self.device))
+        inner = SimpleNamespace(model_sampling=sampling)
+        guider = SimpleNamespace(model_patcher=model, inner_model=inner)
+        wrappers = model.get_all_wrappers(extension.WrappersMP.PREDICT_NOISE)
         executor = extension.WrapperExecutor.new_class_executor(
-            lambda x, sigma, options, seed: x * 0.5,
-            guider,
-            model.get_all_wrappers(extension.WrappersMP.PREDICT_NOISE),
+            lambda x, sigma, options, seed: x * 0.5, guider, wrappers
         )
         with torch.inference_mode(), seen:
             x = torch.empty(2, 3, SIZE, SIZE, device=self.device)

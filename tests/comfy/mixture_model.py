@@ -7,6 +7,10 @@ from torch import nn
 
 from guidance.core.noise import NoiseSchedule
 
+# What a network of each of core's kinds puts out.
+OUTPUTS = {"EPS": "eps", "V_PREDICTION": "v", "V_PREDICTION_CONTINUOUS": "v"}
+OUTPUTS |= {"EDM": "edm", "X0": "x0", "FLOW": "flow", "FLUX": "flow"}
+
 
 class Mixture(nn.Module):
     """p(x0) is the mean of N(mean_k, spread^2 I) over the classes k; a noisy classifier network.

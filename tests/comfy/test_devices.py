@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fake_device import Dtypes, FakeDevice, Waits
-from sampler_runs import evaluated, few_sigmas, noise, sampler_named, with_guider
+from sampler_runs import core_guider, drawn, evaluated, few_sigmas, latent_noise, noise
 
 CPU = torch.device("cpu")
 # Another device to ComfyUI, and the same one to torch.
@@ -20,49 +20,38 @@ def roomy(comfy, monkeypatch):
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 1e12)
 
 
-def guided(call, model, classifier, **options):
-    inputs = {"label": "1,2", "scale": 30.0} | options
-    return call("ClassifierGuidance", model=model, classifier=classifier, **inputs)[0]
-
-
-def drawn(wiring, model, kind="cfg 3"):
-    return with_guider(wiring.guider(kind, model), sampler_named("euler"), few_sigmas(model))
-
-
-# --- where tensors go, and what they are ------------------------------------------------------
+def run(wiring, model, kind="cfg 3"):
+    return drawn(wiring.guider(kind, model), few_sigmas(model))
 
 
 @pytest.mark.parametrize("here, there", [("lazy", "meta"), ("lazy", "cpu"), ("meta", "lazy")])
 def test_the_classifier_may_be_on_another_device(
-    roomy, root, call, pack_module, unconditional, here, there
+    roomy, root, steered, pack_module, unconditional, here, there
 ):
     """The model was put onto a second GPU or the CPU: what is added comes to where it is."""
     fake = FakeDevice(pack_module, here)
-    model = guided(call, unconditional, fake.classifier(device=there), entropy_limit=4.0, cap=0.5)
+    model = steered(unconditional, fake.classifier(device=there), entropy_limit=4.0, cap=0.5)
     fake.evaluate(model, Waits(root))  # fake tensors refuse to be mixed across devices
 
 
-@pytest.mark.parametrize("options", [{"entropy_limit": 4.0, "cap": 0.5}, {"every": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"entropy_limit": 4.0, "cap": 0.5}, {"gradient_interval": 2}], ids=str
+)
 @pytest.mark.parametrize("double", [True, False])
 def test_no_float64_where_there_is_none(
-    roomy, call, pack_module, unconditional, monkeypatch, double, options
+    roomy, steered, pack_module, unconditional, monkeypatch, double, options
 ):
     """Levels are float64 where the device has it: not on MPS, nor on every XPU."""
     fake, noise = FakeDevice(pack_module), pack_module("guidance.core.noise")
     assert {"mps", "xpu"} <= set(noise.WITHOUT_FLOAT64)
     if not double:
         monkeypatch.setattr(noise, "WITHOUT_FLOAT64", (fake.device.type,))
-    seen = fake.evaluate(
-        guided(call, unconditional, fake.classifier(), **options), Dtypes(fake.device)
-    )
+    seen = fake.evaluate(steered(unconditional, fake.classifier(), **options), Dtypes(fake.device))
     assert torch.float32 in seen and (torch.float64 in seen) == double
 
 
-# --- memory that is short ---------------------------------------------------------------------
-
-
 def test_a_classifier_is_placed_whole_where_memory_is_short(call, load_classifier):
-    """`lowvram`: core loads as many layers as fit, and asks for some back later."""
+    """`lowvram`: core loads as many layers as fit, and later unloads some."""
     patcher = load_classifier().patcher
     for room in (1, 1000, 1e32):
         patcher.partially_load(CPU, room)
@@ -75,13 +64,13 @@ def test_a_classifier_is_placed_whole_where_memory_is_short(call, load_classifie
 
 
 def test_a_model_that_is_partly_loaded_draws_the_same(
-    call, wiring, load_model, load_classifier, monkeypatch
+    steered, wiring, load_model, load_classifier, monkeypatch
 ):
     """Core casts the layers of the diffusion model that stayed behind, when they are used."""
     import comfy.model_management as management
 
-    model = guided(call, load_model()[0], load_classifier())
-    whole = drawn(wiring, model, "basic")
+    model = steered(load_model()[0], load_classifier())
+    whole = run(wiring, model, "basic")
     load = management.load_models_gpu
 
     def load_in_part(models, **options):
@@ -91,14 +80,11 @@ def test_a_model_that_is_partly_loaded_draws_the_same(
 
     management.unload_all_models()
     monkeypatch.setattr(management, "load_models_gpu", load_in_part)
-    assert torch.equal(drawn(wiring, model, "basic"), whole)
+    assert torch.equal(run(wiring, model, "basic"), whole)
     assert model.model.model_lowvram
     (classifier,) = model.get_nested_additional_models()
     assert not classifier.model.model_lowvram
     model.detach()
-
-
-# --- several GPUs -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -126,17 +112,19 @@ def split(multigpu, model):
 
 @pytest.mark.parametrize("split_first", [True, False])
 def test_guidance_with_two_gpus(
-    two_devices, call, wiring, conditional, load_classifier, split_first
+    two_devices, steered, wiring, conditional, load_classifier, split_first
 ):
     """Each computes one of the conditionings; the first of them guides."""
     x, labels = noise() * 3, conditional.model.diffusion_model.label_emb.weight
     plain = evaluated(wiring.guider("cfg 3", conditional), x, 3.0)
-    alone = evaluated(wiring.guider("cfg 3", guided(call, conditional, load_classifier())), x, 3.0)
+    alone = evaluated(
+        wiring.guider("cfg 3", steered(conditional, load_classifier(), scale=30.0)), x, 3.0
+    )
     computed = []
     if split_first:
-        model = guided(call, split(two_devices, conditional), load_classifier())
+        model = steered(split(two_devices, conditional), load_classifier(), scale=30.0)
     else:
-        model = split(two_devices, guided(call, conditional, load_classifier()))
+        model = split(two_devices, steered(conditional, load_classifier(), scale=30.0))
     (clone,) = model.get_additional_models_with_key("multigpu")
     hooks = []
     for one in (model, clone):
@@ -156,10 +144,10 @@ def test_guidance_with_two_gpus(
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_model_that_is_put_onto_another_gpu(
-    two_devices, call, call_core, wiring, unconditional, load_classifier, first
+    two_devices, steered, call_core, wiring, unconditional, load_classifier, first
 ):
     """Select Model Device, before or after Classifier Guidance."""
-    expected = drawn(wiring, guided(call, unconditional, load_classifier()), "basic")
+    expected = run(wiring, steered(unconditional, load_classifier()), "basic")
 
     def select(model):
         return call_core(
@@ -167,20 +155,11 @@ def test_a_model_that_is_put_onto_another_gpu(
         )[0]
 
     if first:
-        model = guided(call, select(unconditional), load_classifier())
+        model = steered(select(unconditional), load_classifier())
     else:
-        model = select(guided(call, unconditional, load_classifier()))
+        model = select(steered(unconditional, load_classifier()))
     assert model.load_device == SECOND
-    assert torch.equal(drawn(wiring, model, "basic"), expected)
-
-
-def test_the_trace_of_two_gpus_counts_all_passes(two_devices, call, wiring, conditional):
-    (model, trace) = call("GuidanceTrace", model=conditional)
-    drawn(wiring, split(two_devices, model))
-    assert [one["passes"] for one in trace.to_dict()["evaluations"]] == [2] * 4
-
-
-# --- latents that are no images ---------------------------------------------------------------
+    assert torch.equal(run(wiring, model, "basic"), expected)
 
 
 def of_dimensions(core_model, dimensions):
@@ -205,20 +184,15 @@ def of_dimensions(core_model, dimensions):
 VIDEO = torch.zeros(2, 2, 3, 4, 4)
 
 
-def sampled(model, latent, cfg=3.0):
+def sampled(model, latent):
     """As core's KSampler does it, with two different conditionings."""
     import comfy.nested_tensor
-    import comfy.samplers
 
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*([[torch.zeros(1, 1, 1), {"strength": s}]] for s in (1.0, 0.5)))
-    guider.set_cfg(cfg)
-    start = torch.randn(VIDEO.shape, generator=torch.Generator().manual_seed(0))
+    pair = ([[torch.zeros(1, 1, 1), {"strength": strength}]] for strength in (1.0, 0.5))
+    start = latent_noise(*VIDEO.shape)
     if latent is not VIDEO:
-        sound = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(1))
-        start = comfy.nested_tensor.NestedTensor((start, sound))
-    with torch.inference_mode():
-        return guider.sample(start, latent, sampler_named("euler"), few_sigmas(model), seed=0)
+        start = comfy.nested_tensor.NestedTensor((start, latent_noise(2, 2, 5)))
+    return drawn(core_guider(model, 3.0, *pair), few_sigmas(model), latent=latent, start=start)
 
 
 def packed():
@@ -231,12 +205,12 @@ LATENTS = {"video": lambda: VIDEO, "video and sound": packed}
 
 
 @pytest.mark.parametrize("kind", LATENTS)
-def test_what_is_no_image_is_refused_by_name(call, core_model, place_classifier, kind):
+def test_what_is_no_image_is_refused_by_name(steered, core_model, place_classifier, kind):
     model = of_dimensions(core_model, 3)
     classifier = place_classifier(torch.nn.Flatten())
-    steered = guided(call, model, classifier, label="1")
-    with pytest.raises(ValueError, match=rf"this latent is .*{kind}.*remove Classifier Guidance"):
-        sampled(steered, LATENTS[kind]())
+    guided = steered(model, classifier, "1")
+    with pytest.raises(ValueError, match=rf"this latent is .*{kind}.*Classifier Guidance"):
+        sampled(guided, LATENTS[kind]())
 
 
 @pytest.mark.parametrize("kind", LATENTS)

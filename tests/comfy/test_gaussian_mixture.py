@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixture import CLASS, MEANS, SPREAD, WEIGHTS, ExactClassifier, network_output
-from sampler_runs import sampler_named
-from torch import nn
+from mixture import CLASS, MEANS, SPREAD, WEIGHTS
+from sampler_runs import core_guider, drawn, few_sigmas, latent_noise
 
 from guidance.core.noise import NoiseSchedule
 
@@ -17,31 +16,10 @@ BARS = dict.fromkeys(
     ["euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_2", "lms", "er_sde"], 0.03
 )
 BARS |= {"res_multistep": 0.03, "euler_ancestral": 0.06, "ddpm": 0.06}
-CASES = [(kind, name) for kind in ("EPS", "V_PREDICTION", "EDM") for name in BARS]
-CASES += [("FLOW", "euler"), ("FLOW", "heun")]
-
-
-class ExactNetwork(nn.Module):
-    """What a perfect network of that kind would put out; told the sigma by `tell_sigma`."""
-
-    dtype = torch.float32
-
-    def __init__(self, kind, sampling):
-        super().__init__()
-        self.kind, self.sigma = kind, None
-        self.data = getattr(sampling, "sigma_data", 1.0)
-
-    def tell_sigma(self, apply_model, args):
-        """A model function wrapper: timesteps alone are too coarse to be exact."""
-        self.x, self.sigma = args["input"], args["timestep"]
-        return apply_model(args["input"], args["timestep"], **args["c"])
-
-    def forward(self, x_in, timesteps, **_):
-        x, sigma = self.x.flatten(1).double(), self.sigma.double()[:, None]
-        names = {"EPS": "eps", "V_PREDICTION": "v", "EDM": "edm", "FLOW": "flow"}
-        alpha = 1 - sigma if self.kind == "FLOW" else torch.ones_like(sigma)
-        output = network_output(names[self.kind], x, sigma, alpha, float(self.data))
-        return output.view_as(x_in).to(x_in)
+BARS["ddpm of the pack"] = 0.06  # algorithm 1
+CASES = [("EPS", name) for name in BARS]
+CASES += [(kind, name) for kind in ("V_PREDICTION", "EDM", "FLOW") for name in ("euler", "heun")]
+CASES += [(kind, "ddpm of the pack") for kind in ("V_PREDICTION", "EDM")]
 
 
 def exact_samples(label, seed):
@@ -60,58 +38,27 @@ def distance(a, b):
 
 
 @pytest.fixture(scope="module")
-def mixture_model(plane_model):
-    """A core MODEL of that kind whose network is exact."""
+def samples(sampler_of, steered, exact_model, exact_classifier):
+    """(COUNT, 2) by a core sampler, steered towards LABEL unless scale is 0."""
 
-    def make(kind):
-        patcher = plane_model(kind)
-        sampling = patcher.model.model_sampling
+    def run(kind, sampler, scale=1.0):
+        model = exact_model(kind)
         if kind in ("EPS", "V_PREDICTION"):
             # up to sigma 157: from the 15 of Stable Diffusion's schedule, core's er_sde alone is
             # 0.05 off, guided or not
-            sampling.set_sigmas(NoiseSchedule("linear").ratios)
-        network = ExactNetwork(kind, sampling)
-        # core compares every sigma with all 1,000 of its table, for timesteps that are not read
-        sampling.timestep = lambda sigma: sigma
-        patcher.model.diffusion_model = network
-        patcher.set_model_unet_function_wrapper(network.tell_sigma)
-        return patcher
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def drawn(call, mixture_model, place_classifier):
-    """(COUNT, 2) samples by a core sampler, steered towards LABEL unless scale is 0."""
-    import comfy.samplers
-
-    classifier = place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
-
-    def run(kind, sampler, scale=1.0):
-        model = mixture_model(kind)
-        inputs = {"classifier": classifier, "label": str(LABEL), "scale": scale}
-        (steered,) = call("ClassifierGuidance", model=model, **inputs)
-        schedule = "simple" if kind == "FLOW" else "karras"
-        sampling = model.get_model_object("model_sampling")
-        sigmas = comfy.samplers.calculate_sigmas(sampling, schedule, STEPS)
-        guider = comfy.samplers.CFGGuider(steered)
-        guider.set_conds([[torch.zeros(1, 1, 1), {}]], [[torch.zeros(1, 1, 1), {}]])
-        guider.set_cfg(1.0)
-        noise = torch.randn(COUNT, 2, 1, 1, generator=torch.Generator().manual_seed(6))
-        if sampler == "SamplerADM":
-            (chosen,) = call("SamplerADM", method="ddpm", eta=0.0)
-        else:
-            chosen = sampler_named(sampler)
-        with torch.inference_mode():
-            return guider.sample(noise, torch.zeros_like(noise), chosen, sigmas, seed=5).flatten(1)
+            model.model.model_sampling.set_sigmas(NoiseSchedule("linear").ratios)
+        guided = steered(model, exact_classifier, str(LABEL), scale)
+        sigmas = few_sigmas(guided, STEPS, "simple" if kind == "FLOW" else "karras")
+        start, sampler = latent_noise(COUNT, 2, 1, 1, seed=6), sampler_of(sampler)
+        return drawn(core_guider(guided), sigmas, sampler, start=start, seed=5).flatten(1)
 
     return run
 
 
-def test_the_distance_tells_conditional_from_unconditional(drawn, say_at_the_end):
+def test_the_distance_separates_conditional_and_unconditional(samples, say_at_the_end):
     floor = distance(exact_samples(LABEL, 1), exact_samples(LABEL, 2))
     between = distance(exact_samples(None, 1), exact_samples(LABEL, 2))
-    unguided = distance(drawn("EPS", "euler", 0.0), exact_samples(LABEL, 2))
+    unguided = distance(samples("EPS", "euler", 0.0), exact_samples(LABEL, 2))
     say_at_the_end(f"sliced Wasserstein: floor {floor:.3f}, unconditional {between:.3f}")
     assert floor < 0.015
     assert between > 0.2
@@ -119,14 +66,7 @@ def test_the_distance_tells_conditional_from_unconditional(drawn, say_at_the_end
 
 
 @pytest.mark.parametrize(("kind", "sampler"), CASES)
-def test_samples_follow_the_exact_conditional(drawn, say_at_the_end, kind, sampler):
-    found = distance(drawn(kind, sampler), exact_samples(LABEL, 2))
+def test_samples_follow_the_exact_conditional(samples, say_at_the_end, kind, sampler):
+    found = distance(samples(kind, sampler), exact_samples(LABEL, 2))
     say_at_the_end(f"sliced Wasserstein: {kind} {sampler} {found:.4f}")
     assert found <= BARS[sampler]
-
-
-@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM"])
-def test_algorithm_1_follows_the_exact_conditional(drawn, say_at_the_end, kind):
-    found = distance(drawn(kind, "SamplerADM"), exact_samples(LABEL, 2))
-    say_at_the_end(f"sliced Wasserstein: {kind} ADM Sampler ddpm {found:.4f}")
-    assert found <= 0.06

@@ -1,49 +1,37 @@
-"""Memory of the classifier's gradient in a run: what ComfyUI is asked for, and what is done with
-little of it."""
+"""Memory of the classifier's gradient: what a run requests, and what it does with little."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from sampler_runs import noise
+from sampler_runs import drawn, noise
 
 BATCH = 4
 
 
 @pytest.fixture
-def steered(call, load_classifier):
-    def run(model, count=1, name="attention.safetensors"):
+def guided(load_classifier, steered):
+    """The MODEL with so many classifiers in a row."""
+
+    def run(model, count=1):
         for _ in range(count):
-            classifier = load_classifier(name)
-            inputs = {"classifier": classifier, "label": "1", "scale": 100.0}
-            model = call("ClassifierGuidance", model=model, **inputs)[0]
+            model = steered(model, load_classifier("attention.safetensors"), "1", 100.0)
         return model
 
     return run
 
 
 @pytest.fixture
-def drawn(call, label_of):
+def run(wiring, adm_sigmas):
     """What a short run draws."""
-
-    def run(model):
-        import comfy.samplers
-
-        none = label_of(model, "")
-        guider = call("ClassifierFreeGuidance", model=model, positive=none, negative=none, cfg=1.0)
-        sigmas = call("ADMScheduler", model=model, respacing="ddim5", denoise=1.0)[0]
-        x = noise(BATCH)
-        with torch.inference_mode():
-            return guider[0].sample(
-                x, torch.zeros_like(x), comfy.samplers.sampler_object("euler"), sigmas, seed=0
-            )
-
-    return run
+    return lambda model: drawn(
+        wiring.guider("basic", model), adm_sigmas("ddim5"), start=noise(BATCH)
+    )
 
 
 @pytest.fixture
-def asked(monkeypatch, drawn):
-    """What ComfyUI's loader is asked for in a run: memory that is to fit, and that has to."""
+def requested(monkeypatch, run):
+    """The memory that a run requests of ComfyUI's loader: what is to fit, and what has to."""
     import comfy.model_management
 
     load, seen = comfy.model_management.load_models_gpu, []
@@ -52,51 +40,71 @@ def asked(monkeypatch, drawn):
         seen.append((memory_required, minimum_memory_required))
         return load(models, memory_required, minimum_memory_required=minimum_memory_required)
 
-    def run(model):
+    def sampled(model):
         seen.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(comfy.model_management, "load_models_gpu", spy)
-            drawn(model)
+        run(model)
         return seen[0]
 
-    return run
+    monkeypatch.setattr(comfy.model_management, "load_models_gpu", spy)
+    return sampled
 
 
-def gradient_of(pack_module, placed, recompute):
-    """The estimate for the batch."""
+@pytest.fixture
+def gradient_bytes(pack_module, load_classifier):
+    """The estimate for one image."""
     estimate = pack_module("guidance.classifiers.gradient_memory").gradient_bytes
-    network = placed.classifier.network
-    size = (network.layout.image_size,) * 2
-    return BATCH * estimate(network.layout, size, torch.float32, recompute)
+    layout = load_classifier("attention.safetensors").classifier.network.layout
+    size = (layout.image_size,) * 2
+    return lambda recompute: estimate(layout, size, torch.float32, recompute)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_comfyui_makes_room_for_gradients(
-    pack_module, load_model, load_classifier, steered, asked, count
-):
+def test_comfyui_makes_room_for_gradients(load_model, guided, requested, gradient_bytes, count):
     model = load_model()[0]
-    plain, guided = asked(model), asked(steered(model, count))
+    plain, more = requested(model), requested(guided(model, count))
     # one after the other: two classifiers take no more than one
-    for before, after, recompute in zip(plain, guided, (False, True), strict=True):
-        assert after - before == pytest.approx(
-            gradient_of(pack_module, load_classifier(), recompute)
-        )
-    assert asked(model) == plain
+    for before, after, recompute in zip(plain, more, (False, True), strict=True):
+        assert after - before == pytest.approx(BATCH * gradient_bytes(recompute))
+    assert requested(model) == plain
     assert "memory_required" not in vars(model.model)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_another_packs_estimate_is_used_and_stays(
+    load_model, guided, requested, run, gradient_bytes, interrupted
+):
+    """Set on the base model itself: ours is added to it for a run, and taken away after it."""
+    model, calls = load_model()[0], []
+
+    def estimate(shape, *_, **__):
+        if interrupted and len(calls) == 1:
+            raise InterruptedError
+        calls.append(shape)
+        return 1000.0 * shape[0]
+
+    model.model.memory_required = estimate
+    if interrupted:
+        with pytest.raises(InterruptedError):
+            run(guided(model))
+        assert len(calls) == 1
+    else:
+        plain, more = requested(model), requested(guided(model))
+        for before, after, recompute in zip(plain, more, (False, True), strict=True):
+            assert after - before == pytest.approx(BATCH * gradient_bytes(recompute))
+        assert len(calls) >= 4
+    assert vars(model.model)["memory_required"] is estimate
 
 
 @pytest.mark.parametrize("images", [1, 3, 4])
 def test_short_of_memory_the_images_are_the_same(
-    pack_module, monkeypatch, load_model, load_classifier, steered, drawn, images
+    pack_module, monkeypatch, load_model, guided, run, gradient_bytes, images
 ):
     import comfy.model_management
 
-    adapter = pack_module("nodes.host.comfy_adapter")
-    model = steered(load_model()[0])
-    expected = drawn(model)
-    sizes = []
-    again = gradient_of(pack_module, load_classifier(), recompute=True) / BATCH
-    room = (images + 0.5) * again / (1 - adapter.SPARE_SHARE)
+    spare = pack_module("nodes.host.memory").SPARE_SHARE
+    model = guided(load_model()[0])
+    expected, sizes = run(model), []
+    room = (images + 0.5) * gradient_bytes(recompute=True) / (1 - spare)
     network = model.get_additional_models()[0].model
     hook = network.register_forward_hook(
         lambda module, inputs, options, output: sizes.append((len(output), options)),
@@ -104,7 +112,7 @@ def test_short_of_memory_the_images_are_the_same(
     )
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **kw: room)
     try:
-        got = drawn(model)
+        got = run(model)
     finally:
         hook.remove()
     assert max(size for size, _ in sizes) == images

@@ -8,8 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 from fake_device import FakeDevice, Waits
-from sampler_runs import few_sigmas, sampler_named, with_guider
+from sampler_runs import drawn, few_sigmas
 from torch._subclasses.fake_tensor import DataDependentOutputException
+
+OPTIONS = [{"entropy_limit": 10.0, "cap": 0.5, "label_smoothing": 0.1}]
+OPTIONS += [{"gradient_interval": 2}, {"label": "1"}]
 
 
 @pytest.fixture
@@ -45,135 +48,99 @@ def test_what_waits_is_seen(root, fake):
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_an_evaluation_does_not_wait(call, unconditional, fake, waits, pool, dtype):
-    classifier = fake.classifier(pool, dtype)
-    (model,) = call(
-        "ClassifierGuidance", model=unconditional, classifier=classifier, label="1,2", scale=2.0
-    )
-    assert waits(model) == []
+def test_an_evaluation_does_not_wait(steered, unconditional, fake, waits, pool, dtype):
+    assert waits(steered(unconditional, fake.classifier(pool, dtype))) == []
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"entropy_limit": 10.0},
-        {"cap": 0.5},
-        {"label_smoothing": 0.1},
-        {"every": 2},
-        {"label": "1"},
-    ],
-    ids=str,
-)
-def test_no_option_makes_it_wait(call, unconditional, fake, waits, options):
-    inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()} | options
-    (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
-    assert waits(model) == []
-
-
-def test_outside_of_a_run_it_waits_for_its_one_look(call, unconditional, fake, waits):
-    """Where nothing of ours ends the run, the error has to come at once."""
-    inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()}
-    (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
-    with pytest.raises(DataDependentOutputException):
-        waits(model, number=1, watched=False)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_no_option_makes_it_wait(steered, unconditional, fake, waits, options):
+    assert waits(steered(unconditional, fake.classifier(), **options)) == []
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_trace_with_a_page_does_not_make_it_wait(
-    call, pack_module, unconditional, fake, waits, first
+    steered, pack_module, unconditional, fake, waits, first
 ):
-    tracing, trace = pack_module("nodes.tracing"), pack_module("guidance.sampling.trace").Trace()
-    inputs = {"label": "1,2", "scale": 2.0, "classifier": fake.classifier()}
+    tracing, trace = (
+        pack_module("nodes.runtime.trace_wrapper"),
+        pack_module("guidance.sampling.trace").Trace(),
+    )
     model = tracing.traced(unconditional, trace, "1") if first else unconditional
-    (model,) = call("ClassifierGuidance", model=model, **inputs)
+    model = steered(model, fake.classifier())
     model = model if first else tracing.traced(model, trace, "1")
     assert waits(model) == []
     assert len(trace.evaluations) == 3
     assert all(len(one.classifiers) == 1 for one in trace.evaluations)
 
 
-# --- nothing is lost by not waiting -------------------------------------------------------------
-
-
 class Overflowing(torch.nn.Module):
-    """Its gradient is not finite at the third question, and only there."""
+    """Its gradient is not finite at the third evaluation, and only there."""
 
     layout = None
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(4), requires_grad=False)
-        self.asked = 0
+        self.count = 0
 
     def forward(self, x, t):
         """Logits (B, 4)."""
-        self.asked += 1
-        steep = float("inf") if self.asked == 3 else 1.0
+        self.count += 1
+        steep = float("inf") if self.count == 3 else 1.0
         return x.flatten(1)[:, :4] * steep * self.weight
+
+
+@pytest.fixture
+def slow(pack_module, monkeypatch):
+    """`slow(module, arrived)`: copies to main memory have arrived at the evaluation they say."""
+
+    def run(module, arrived):
+        class Slow(module.HostCopy):
+            """As from a device whose copies take their time."""
+
+            def __init__(self, values):
+                super().__init__(values)
+                self.check = arrived()
+
+            @property
+            def arrived(self):
+                return self.check()
+
+        monkeypatch.setattr(module, "HostCopy", Slow)
+
+    return run
 
 
 @pytest.mark.parametrize("arrives", ["at once", "two evaluations later", "never"])
 def test_a_gradient_that_is_not_finite_still_ends_the_run(
-    call, wiring, pack_module, unconditional, place_classifier, monkeypatch, arrives
+    steered, wiring, pack_module, unconditional, place_classifier, slow, arrives
 ):
-    finite = pack_module("guidance.sampling.nan_guard")
     network = Overflowing()
 
-    class Slow(finite.HostCopy):
-        """As from a device whose copies take their time."""
-
-        def __init__(self, values):
-            super().__init__(values)
-            self.asked = network.asked
-
-        @property
-        def arrived(self):
-            """Whether the run has gone on for long enough."""
-            return arrives == "two evaluations later" and network.asked >= self.asked + 2
+    def arrived():
+        made = network.count
+        return lambda: arrives != "never" and network.count >= made + 2
 
     if arrives != "at once":
-        monkeypatch.setattr(finite, "Later", Slow)
-    (model,) = call(
-        "ClassifierGuidance",
-        model=unconditional,
-        classifier=place_classifier(network),
-        label="1",
-        scale=1.0,
-    )
+        slow(pack_module("guidance.sampling.nan_guard"), arrived)
+    model = steered(unconditional, place_classifier(network), "1")
     sigmas = few_sigmas(model, 8)
     with pytest.raises(ValueError, match="gradient is not finite at sigma") as error:
-        with_guider(wiring.guider("basic", model), sampler_named("euler"), sigmas)
+        drawn(wiring.guider("basic", model), sigmas)
     assert f"{float(sigmas[2]):.5g} in image 0" in str(error.value)
-    assert network.asked == {"at once": 3, "two evaluations later": 5, "never": 8}[arrives]
+    assert network.count == {"at once": 3, "two evaluations later": 5, "never": 8}[arrives]
 
 
-def test_a_trace_tells_the_page_of_every_evaluation_in_order(
-    call, wiring, pack_module, unconditional, load_classifier, monkeypatch
+def test_a_trace_sends_every_evaluation_in_order(
+    steered, wiring, pack_module, unconditional, load_classifier, monkeypatch, slow
 ):
     """Also where their numbers come late, or in no order."""
-    tracing, trace_module = pack_module("nodes.tracing"), pack_module("guidance.sampling.trace")
-    told, made = [], []
-
-    class Slow(trace_module.HostCopy):
-        """As from a device whose copies take their time."""
-
-        def __init__(self, values):
-            super().__init__(values)
-            made.append(self)
-
-        @property
-        def arrived(self):
-            """Now and then."""
-            return len(made) % 3 == 0
-
-    monkeypatch.setattr(trace_module, "Later", Slow)
-    monkeypatch.setattr(
-        tracing.adapter, "tell_page", lambda event, about: told.append(about["number"])
-    )
-    trace = trace_module.Trace()
-    inputs = {"label": "1,2", "scale": 2.0, "classifier": load_classifier()}
-    (model,) = call("ClassifierGuidance", model=unconditional, **inputs)
-    model = tracing.traced(model, trace, "1")
-    with_guider(wiring.guider("basic", model), sampler_named("euler"), few_sigmas(model, 7))
-    assert told == list(range(7))
+    tracing, record = map(pack_module, ("nodes.runtime.trace_wrapper", "guidance.sampling.trace"))
+    sent, made = [], []
+    slow(record, lambda: made.append(1) or (lambda: len(made) % 3 == 0))
+    monkeypatch.setattr(tracing, "send_event", lambda event, about: sent.append(about["number"]))
+    trace = record.Trace()
+    model = tracing.traced(steered(unconditional, load_classifier()), trace, "1")
+    drawn(wiring.guider("basic", model), few_sigmas(model, 7))
+    assert sent == list(range(7))
     assert [one["step"] for one in trace.to_dict()["evaluations"]] == list(range(7))

@@ -2,176 +2,48 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import pytest
-import torch
-from mixture import ExactClassifier, denoised, network_output, points
-from sampler_runs import noise
+from mixture import denoised, points
+from mixture_model import OUTPUTS
+from sampler_runs import core_guider, evaluated
 
-from guidance.core.noise import NoiseSchedule
-
-KINDS = {
-    "EPS": "eps",
-    "V_PREDICTION": "v",
-    "V_PREDICTION_CONTINUOUS": "v",
-    "EDM": "edm",
-    "X0": "x0",
-    "FLOW": "flow",
-    "FLUX": "flow",
-}
 VE_LEVELS, FLOW_LEVELS = (0.15, 0.5, 1.0, 2.7, 9.0), (0.12, 0.4, 0.75, 0.93)
 CASES = [
     (kind, sigma)
-    for kind, name in KINDS.items()
+    for kind, name in OUTPUTS.items()
     for sigma in (FLOW_LEVELS if name == "flow" else VE_LEVELS)
 ]
 
 
-@pytest.fixture(scope="module")
-def exact_model(plane_model):
-    """A core MODEL whose network is exact, in float64: core's own model sampling reads it."""
-    import comfy.model_sampling
-
-    def make(kind, noise_scale=1.0):
-        patcher = plane_model("EPS" if kind == "X0" else kind)
-        model = patcher.model
-        if kind == "X0":
-
-            class Direct(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.X0):
-                pass
-
-            model.model_sampling = Direct()
-        sampling = model.model_sampling
-        if noise_scale != 1.0:
-            sampling.noise_scale = noise_scale
-        data = float(getattr(sampling, "sigma_data", 1.0))
-
-        # core casts what a network puts out to float32
-        def apply_model(x, sigma, **_):
-            flow = KINDS[kind] == "flow"
-            level = sigma.view(-1, 1)
-            alpha = 1 - level if flow else torch.ones_like(level)
-            unit = level * noise_scale if flow else level
-            flat = x.flatten(1)
-            output = network_output(KINDS[kind], flat, unit, alpha, data, noise_scale)
-            return sampling.calculate_denoised(sigma, output.view_as(x), x)
-
-        model.apply_model = apply_model
-        return patcher
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def exact_classifier(place_classifier):
-    """The mixture's NOISY_CLASSIFIER."""
-    return place_classifier(ExactClassifier(NoiseSchedule("linear")), 3)
-
-
-def evaluated(model, x, sigma):
-    """(B, 2) denoised, in x's dtype, through the guider of KSampler."""
-    import comfy.samplers
-
-    kept = []
-
-    def once(wrapped, start, *_, extra_args=None, **__):
-        kept.append(wrapped(x, x.new_full((len(x),), sigma), **extra_args))
-        return start  # what a run returns is cast to float32
-
-    guider = comfy.samplers.CFGGuider(model)
-    conds = [[torch.zeros(1, 1, 1), {}]]
-    guider.set_conds(conds, conds)
-    guider.set_cfg(1.0)
-    start, levels = torch.zeros(x.shape), torch.tensor([sigma, 0.0])
-    with torch.inference_mode():
-        guider.sample(start, start, comfy.samplers.KSAMPLER(once), levels, seed=0)
-    return kept[0].flatten(1)
-
-
 @pytest.fixture
-def steered(call, exact_classifier):
+def guided(steered, exact_classifier):
     """The MODEL with Classifier Guidance."""
-
-    def run(model, label, scale=1.0):
-        inputs = {"classifier": exact_classifier, "label": label, "scale": scale}
-        return call("ClassifierGuidance", model=model, **inputs)[0]
-
-    return run
+    return lambda model, label: steered(model, exact_classifier, label, 1.0)
 
 
-def check(model, steered, sigma, unit, alpha):
+def at(model, x, sigma):
+    """(B, 2) denoised, in x's dtype, through the guider of KSampler."""
+    return evaluated(core_guider(model), x, sigma).flatten(1)
+
+
+def check(model, guided, sigma, unit, alpha):
     """Scale 1 is E[x0 | x, y], for each label."""
     x = points(unit, alpha)
     pixels = x[..., None, None]
-    plain = evaluated(model, pixels, sigma)
+    plain = at(model, pixels, sigma)
     assert (plain - denoised(x, unit, alpha)).abs().max() < 1e-10
     for label in range(3):
-        guided = evaluated(steered(model, str(label)), pixels, sigma)
+        towards = at(guided(model, str(label)), pixels, sigma)
         expected = denoised(x, unit, alpha, label)
         assert (plain - expected).abs().max() > 1e-3
-        assert (guided - expected).abs().max() < 1e-10
+        assert (towards - expected).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize(("kind", "sigma"), CASES)
-def test_scale_one_is_the_conditional_expectation(exact_model, steered, kind, sigma):
-    check(exact_model(kind), steered, sigma, sigma, 1 - sigma if KINDS[kind] == "flow" else 1.0)
+def test_scale_one_is_the_conditional_expectation(exact_model, guided, kind, sigma):
+    check(exact_model(kind), guided, sigma, sigma, 1 - sigma if OUTPUTS[kind] == "flow" else 1.0)
 
 
 @pytest.mark.parametrize("sigma", FLOW_LEVELS)
-def test_flow_with_a_noise_scale(exact_model, steered, sigma):
-    check(exact_model("FLOW", noise_scale=2.5), steered, sigma, 2.5 * sigma, 1 - sigma)
-
-
-def test_each_image_as_if_alone_and_in_any_order(exact_model, steered):
-    x = points(1.0, 1.0, 6)[..., None, None]
-    labels, order = [0, 1, 2, 2, 1, 0], [3, 0, 5, 1, 4, 2]
-    listed = ",".join(map(str, labels))
-    model = exact_model("EPS")
-    whole = evaluated(steered(model, listed), x, 1.0)
-    permuted = ",".join(str(labels[i]) for i in order)
-    assert torch.equal(evaluated(steered(model, permuted), x[order], 1.0), whole[order])
-    for index, label in enumerate(labels):
-        one = slice(index, index + 1)
-        alone = evaluated(steered(model, str(label)), x[one], 1.0)
-        assert (alone - whole[one]).abs().max() < 1e-12
-
-
-@contextmanager
-def one_thread():
-    """Several threads split the products of a small batch between two images, and round there."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_digits_each_image_as_if_alone_and_in_any_order(call, load_model, load_classifier):
-    """The models that ship, in fp32."""
-    model = load_model("digits_adm.safetensors", dtype="fp32")[0]
-    classifier = load_classifier("digits_classifier.safetensors", dtype="fp32")
-    conditioning = call("ADMClassLabel", model=model, label="")[0]
-
-    def drawn(labels, x, sigma=3.0):
-        import comfy.samplers
-
-        inputs = {"classifier": classifier, "label": ",".join(labels), "scale": 4.0}
-        (guided,) = call("ClassifierGuidance", model=model, **inputs)
-        guider = comfy.samplers.CFGGuider(guided)
-        guider.set_conds(conditioning, conditioning)
-        guider.set_cfg(1.0)
-        levels = torch.tensor([sigma, 1.0, 0.3, 0.0])
-        sampler = comfy.samplers.sampler_object("euler")
-        with torch.inference_mode():
-            return guider.sample(x, torch.zeros_like(x), sampler, levels, seed=0)
-
-    labels, order = ["7", "0", "4", "1"], [2, 0, 3, 1]
-    x = noise(4, 32)
-    with one_thread():
-        whole = drawn(labels, x)
-        assert torch.equal(drawn([labels[i] for i in order], x[order]), whole[order])
-    for index, label in enumerate(labels):
-        one = slice(index, index + 1)
-        assert (drawn([label], x[one]) - whole[one]).abs().max() < 1e-5
+def test_flow_with_a_noise_scale(exact_model, guided, sigma):
+    check(exact_model("FLOW", noise_scale=2.5), guided, sigma, 2.5 * sigma, 1 - sigma)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sampler_runs import core_guider, differ, drawn, latent_noise
 from tiny_models import CLASSES, SIZE, write_classifier, write_unet
 
 with warnings.catch_warnings():
@@ -31,17 +31,12 @@ NETWORK = {
 
 
 @pytest.fixture(params=["linear", "cosine"])
-def files(request, pack_nodes):
+def trajectory_files(request, files):
     """A small model and a classifier; (file names, the schedule)."""
-    import folder_paths
-
-    models = Path(folder_paths.models_dir)
     paths = {
-        "diffusion": models / "diffusion_models" / f"trajectory_{request.param}.safetensors",
-        "classifier": models / "classifiers" / "trajectory.safetensors",
+        "diffusion": files["diffusion_models"] / f"trajectory_{request.param}.safetensors",
+        "classifier": files["classifiers"] / "trajectory.safetensors",
     }
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_unet(paths["diffusion"], classes=None, schedule=request.param)
     write_classifier(paths["classifier"])
     return paths, request.param
@@ -75,67 +70,43 @@ def reference_trajectory(paths, schedule, x_t, labels):
         loss_type=gaussian_diffusion.LossType.MSE,
         rescale_timesteps=False,
     )
-    steps = diffusion.ddim_sample_loop_progressive(
-        unet,
-        x_t.shape,
-        noise=x_t,
-        clip_denoised=True,
-        cond_fn=cond_fn,
-        model_kwargs={},
-        device="cpu",
-    )
+    options = {"noise": x_t, "clip_denoised": True, "model_kwargs": {}, "device": "cpu"}
+    options |= {"cond_fn": cond_fn}
+    steps = diffusion.ddim_sample_loop_progressive(unet, x_t.shape, **options)
     return [step["sample"] for step in steps]
 
 
-def comfy_trajectory(pack_nodes, paths, noise, label):
+@pytest.fixture
+def comfy_trajectory(call, load_model, load_classifier, label_of, steered):
     """(x_T, x_t after each step), both in VP coordinates, of euler through the nodes."""
-    import comfy.samplers
 
-    def node(node_id, **inputs):
-        with torch.inference_mode():
-            return pack_nodes[node_id].execute(**inputs).result[0]
-
-    auto = {"noise_schedule": "auto", "dtype": "fp32"}
-    name = paths["diffusion"].name
-    model = node("ADMModelLoader", model_name=name, clip_denoised=True, **auto)
-    # the classifier's own schedule is the model's, as in the original
-    schedule = "cosine" if "cosine" in name else "linear"
-    classifier = node(
-        "NoisyClassifierLoader",
-        classifier_name=paths["classifier"].name,
-        noise_schedule=schedule,
-        dtype="fp32",
-    )
-    steered = node(
-        "ClassifierGuidance", model=model, classifier=classifier, label=label, scale=SCALE
-    )
-    none = node("ADMClassLabel", model=model, label="")
-    guider = node("ClassifierFreeGuidance", model=steered, positive=none, negative=none, cfg=1.0)
-    sigmas = node("ADMScheduler", model=model, respacing="ddim25", denoise=1.0)
-    seen = []
-    with torch.inference_mode():
-        last = guider.sample(
-            noise,
-            torch.zeros_like(noise),
-            comfy.samplers.sampler_object("euler"),
+    def run(paths, schedule, noise, label):
+        model = load_model(paths["diffusion"].name, dtype="fp32")[0]
+        # the classifier's own schedule is the model's, as in the original
+        classifier = load_classifier(paths["classifier"].name, schedule, "fp32")
+        guided, none = steered(model, classifier, label, SCALE), label_of(model, "")
+        sigmas = call("ADMScheduler", model=model, respacing="ddim25", denoise=1.0)[0]
+        seen = []
+        last = drawn(
+            core_guider(guided, positive=none),
             sigmas,
+            start=noise,
             callback=lambda step, denoised, x, total: seen.append(x.clone()),
-            seed=0,
         )
-    to_vp = (1 + sigmas**2).sqrt()
-    images = [x / scale for x, scale in zip([*seen, last], to_vp, strict=True)]
-    return images[0], images[1:]
+        to_vp = (1 + sigmas**2).sqrt()
+        images = [x / scale for x, scale in zip([*seen, last], to_vp, strict=True)]
+        return images[0], images[1:]
+
+    return run
 
 
-def test_whole_trajectory(pack_nodes, files):
-    paths, schedule = files
-    noise = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(8))
-    start, got = comfy_trajectory(pack_nodes, paths, noise, "1,3")
+def test_whole_trajectory(trajectory_files, comfy_trajectory):
+    paths, schedule = trajectory_files
+    noise = latent_noise(2, 3, SIZE, SIZE, seed=8)
+    start, got = comfy_trajectory(paths, schedule, noise, "1,3")
     expected = reference_trajectory(paths, schedule, start, torch.tensor([1, 3]))
-    unguided = comfy_trajectory(pack_nodes, paths, noise, "2,0")[1]
     assert len(got) == len(expected) == 25
-    differences = [(a - b).abs().max().item() for a, b in zip(got, expected, strict=True)]
-    print(f"{schedule}: {max(differences):.1e} at worst over 25 steps")
-    assert max(differences) < BAR
+    assert max(differ(a, b) for a, b in zip(got, expected, strict=True)) < BAR
     # another label's run is elsewhere: the comparison sees guidance
-    assert (unguided[-1] - got[-1]).abs().max() > 100 * BAR
+    unguided = comfy_trajectory(paths, schedule, noise, "2,0")[1]
+    assert differ(unguided[-1], got[-1]) > 100 * BAR

@@ -5,54 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 from mixture_model import Mixture
-from sampler_runs import evaluated, few_sigmas, noise, sampler_named, with_guider
+from sampler_runs import core_guider, drawn, evaluated, few_sigmas, noise
 
-SAMPLERS = [
-    "euler",
-    "euler_cfg_pp",
-    "euler_ancestral",
-    "euler_ancestral_cfg_pp",
-    "heun",
-    "heunpp2",
-    "exp_heun_2_x0",
-    "exp_heun_2_x0_sde",
-    "dpm_2",
-    "dpm_2_ancestral",
-    "lms",
-    "dpm_fast",
-    "dpm_adaptive",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2s_ancestral_cfg_pp",
-    "dpmpp_sde",
-    "dpmpp_sde_gpu",
-    "dpmpp_2m",
-    "dpmpp_2m_cfg_pp",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_gpu",
-    "dpmpp_2m_sde_heun",
-    "dpmpp_2m_sde_heun_gpu",
-    "dpmpp_3m_sde",
-    "dpmpp_3m_sde_gpu",
-    "ddpm",
-    "lcm",
-    "ipndm",
-    "ipndm_v",
-    "deis",
-    "res_multistep",
-    "res_multistep_cfg_pp",
-    "res_multistep_ancestral",
-    "res_multistep_ancestral_cfg_pp",
-    "gradient_estimation",
-    "gradient_estimation_cfg_pp",
-    "er_sde",
-    "seeds_2",
-    "seeds_3",
-    "sa_solver",
-    "sa_solver_pece",
-    "ddim",
-    "uni_pc",
-    "uni_pc_bh2",
-]
+NAMES = """
+euler euler_cfg_pp euler_ancestral euler_ancestral_cfg_pp heun heunpp2 exp_heun_2_x0
+exp_heun_2_x0_sde dpm_2 dpm_2_ancestral lms dpm_fast dpm_adaptive dpmpp_2s_ancestral
+dpmpp_2s_ancestral_cfg_pp dpmpp_sde dpmpp_sde_gpu dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde
+dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde dpmpp_3m_sde_gpu ddpm lcm
+ipndm ipndm_v deis res_multistep res_multistep_cfg_pp res_multistep_ancestral
+res_multistep_ancestral_cfg_pp gradient_estimation gradient_estimation_cfg_pp er_sde seeds_2
+seeds_3 sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2
+"""
+SAMPLERS = NAMES.split()
 LABELS = torch.tensor([0, 3])
 
 
@@ -79,45 +43,9 @@ def mixture():
 
 
 @pytest.fixture(scope="module")
-def guided(call, place_classifier, mixture):
+def guided(steered, mixtures):
     """The MODEL with Classifier Guidance."""
-    classifier = place_classifier(mixture)
-
-    def run(model, scale):
-        inputs = {"model": model, "classifier": classifier, "label": "0,3", "scale": scale}
-        return call("ClassifierGuidance", **inputs)[0]
-
-    return run
-
-
-def guider_of(model, cfg=1.0):
-    import comfy.samplers
-
-    guider = comfy.samplers.CFGGuider(model)
-    conds = [[torch.zeros(1, 1, 1), {"adm_labels": None}]]
-    guider.set_conds(conds, conds)
-    guider.set_cfg(cfg)
-    return guider
-
-
-def falling(steps):
-    """From a sigma that fixes the classes not yet, in steps that suit the high orders."""
-    import comfy.k_diffusion.sampling as k_sampling
-
-    return k_sampling.get_sigmas_karras(steps, 0.03, 10.0)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_follows_the_class(unconditional, guided, mixture, name):
-    sigmas = falling(16)
-
-    def opinion(model):
-        out = with_guider(guider_of(model), sampler_named(name), sigmas)
-        assert torch.isfinite(out).all()
-        with torch.no_grad():
-            return mixture.logits(out, torch.zeros(2)).log_softmax(dim=1)[range(2), LABELS]
-
-    assert (opinion(guided(unconditional, 1.0)) > opinion(unconditional)).all()
+    return lambda model, scale: steered(model, mixtures[0], "0,3", scale)
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +86,9 @@ def test_a_classifier_does_what_cfg_does(mixture_model, guided, name):
     by_cfg = mixture_model(blind=False)
     by_classifier = guided(mixture_model(blind=True), 1.7)
     sigmas = few_sigmas(by_cfg, 6)
-    expected = with_guider(guider_of(by_cfg, 1.7), sampler_named(name), sigmas)
-    got = with_guider(guider_of(by_classifier), sampler_named(name), sigmas)
-    unguided = with_guider(guider_of(mixture_model(blind=True)), sampler_named(name), sigmas)
+    expected = drawn(core_guider(by_cfg, 1.7), sigmas, name)
+    got = drawn(core_guider(by_classifier), sigmas, name)
+    unguided = drawn(core_guider(mixture_model(blind=True)), sigmas, name)
     print(f"{name}: {(got - expected).abs().max():.1e} of {expected.abs().max():.1f}")
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
     assert (unguided - expected).abs().max() > 0.1
@@ -170,16 +98,15 @@ def test_a_step_of_cfg_pp(unconditional, guided, mixture):
     """The image takes the whole of guidance, the noise that is put back takes none of it."""
     sigma, following = 3.0, 1.0
     x = sigma * noise()
-    steered = guider_of(guided(unconditional, 2.0))
-    sigmas = torch.tensor([sigma, following])
-    got = with_guider(steered, sampler_named("euler_cfg_pp"), sigmas)
-    plain = evaluated(guider_of(unconditional), x, sigma)
+    steered = core_guider(guided(unconditional, 2.0))
+    got = drawn(steered, torch.tensor([sigma, following]), "euler_cfg_pp")
+    plain = evaluated(core_guider(unconditional), x, sigma)
     level = torch.full((2,), sigma)
     with torch.no_grad():
         term = 2.0 * (mixture.denoised(x, level, LABELS) - mixture.denoised(x, level))
     # CFG++ renoises with the network's own output, from before clipping
     unclipped = unconditional.clone()
     unclipped.model_options["sampler_post_cfg_function"] = []
-    uncond = evaluated(guider_of(unclipped), x, sigma)
+    uncond = evaluated(core_guider(unclipped), x, sigma)
     expected = plain + term + following / sigma * (x - uncond)
     assert (got - expected).abs().max() < 1e-5

@@ -36,3 +36,10 @@ def test_every_node_of_the_release_is_looked_at(released, current):
 def test_the_release_is_in_the_changelog(released, root):
     versions = re.findall(r"^## \[([\d.]+)\]", (root / "CHANGELOG.md").read_text("utf-8"), re.M)
     assert released["version"] in versions
+
+
+def test_the_pack_is_loaded_as_a_v3_extension(pack, pack_nodes):
+    """ComfyUI only calls comfy_entrypoint where NODE_CLASS_MAPPINGS is missing; no id twice."""
+    assert callable(pack.comfy_entrypoint)
+    assert getattr(pack, "NODE_CLASS_MAPPINGS", None) is None
+    assert len(pack_nodes) == len(set(pack_nodes.values())) > 0

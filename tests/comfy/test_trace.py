@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
-from sampler_runs import few_sigmas, sampler_named, with_guider
+from sampler_runs import drawn, evaluated, few_sigmas, noise
 
 
 @pytest.fixture
-def run(call, wiring, load_classifier):
+def run(call, wiring, load_classifier, steered, scheduled):
     """Samples a MODEL with a trace, `first` or last in the row; (samples, trace)."""
 
     def sampled(
@@ -20,24 +20,20 @@ def run(call, wiring, load_classifier):
         if first:
             model, trace = call("GuidanceTrace", model=model)
         if schedule is not None:
-            (model,) = call("CFGScaleScheduler", model=model, schedule=schedule)
+            model = scheduled(model, schedule)
         for _ in range(2 if twice else bool(guide)):
-            inputs = {"classifier": load_classifier(), "label": "1,2", "scale": guide}
-            (model,) = call("ClassifierGuidance", model=model, **inputs)
+            model = steered(model, load_classifier(), "1,2", guide)
         if not first:
             model, trace = call("GuidanceTrace", model=model)
-        sigmas = few_sigmas(model, steps)
-        samples = with_guider(wiring.guider(kind, model), sampler_named("euler"), sigmas)
-        return samples, trace
+        return drawn(wiring.guider(kind, model), few_sigmas(model, steps)), trace
 
     return sampled
 
 
 @pytest.fixture
-def half(pack_module):
+def half(made):
     """CFG 4 in the first half of the steps, 1 after."""
-    schedule = pack_module("guidance").GuidanceSchedule
-    return schedule.interval("step", 0.0, 0.5, 4.0)
+    return made("interval", axis="step", start=0.0, end=0.5, scale=4.0)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -59,8 +55,6 @@ def test_what_is_seen(run, conditional, half, first):
 
 def test_norm_of_the_cfg_term(run, wiring, unclipped):
     """(cfg - 1)(cond - uncond), by core's own two predictions."""
-    from sampler_runs import evaluated, noise
-
     _, trace = run(unclipped, steps=1)
     sigma = float(few_sigmas(unclipped, 1)[0])
     x = noise() * (1 + sigma**2) ** 0.5
@@ -74,25 +68,17 @@ def test_norm_of_the_cfg_term(run, wiring, unclipped):
 def test_the_picture_is_the_same_with_a_trace(run, wiring, conditional, kind):
     samples, trace = run(conditional, kind=kind)
     sigmas = few_sigmas(conditional, 6)
-    plain = with_guider(wiring.guider(kind, conditional), sampler_named("euler"), sigmas)
+    plain = drawn(wiring.guider(kind, conditional), sigmas)
     assert torch.equal(samples, plain)
     evaluations = trace.to_dict()["evaluations"]
     per_step = {"basic": 1, "cfg 1": 1, "cfg 3": 2, "perp-neg": 3, "dual": 3, "areas": 5}[kind]
     assert [one["passes"] for one in evaluations] == [per_step] * 6
 
 
-def test_two_traces_see_the_same(call, run, wiring, conditional):
-    model, before = call("GuidanceTrace", model=conditional)
-    _, after = run(model, guide=50.0)
-    assert before.to_dict() == after.to_dict()
-    assert len(before.evaluations[0].classifiers) == 1
-
-
 def test_a_new_run_begins_anew(call, wiring, conditional):
     model, trace = call("GuidanceTrace", model=conditional)
     for steps in (5, 3):
-        sigmas = few_sigmas(model, steps)
-        with_guider(wiring.guider("cfg 3", model), sampler_named("euler"), sigmas)
+        drawn(wiring.guider("cfg 3", model), few_sigmas(model, steps))
         assert len(trace.evaluations) == steps
 
 

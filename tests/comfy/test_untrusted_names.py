@@ -19,14 +19,17 @@ LOADERS = {
 
 @pytest.fixture
 def outside(tmp_path):
-    """A file and a folder that are in none of ComfyUI's folders."""
+    """A file and folders that are in none of ComfyUI's folders."""
     write_classifier(tmp_path / "outside.safetensors")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
+    (tmp_path / "class").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
     return tmp_path
 
 
-def refused(call, node, **inputs) -> str:
+def refusal(call, node, **inputs):
+    """The one sentence of the error."""
     with pytest.raises(ValueError) as caught:
         call(node, **inputs)
     said = str(caught.value)
@@ -34,109 +37,99 @@ def refused(call, node, **inputs) -> str:
     return said
 
 
+@pytest.fixture
+def load(call):
+    """Runs a loader with that name of a file."""
+
+    def run(node, name):
+        parameter, others = LOADERS[node]
+        return call(node, **{parameter: name}, **others)
+
+    return run
+
+
+@pytest.fixture
+def refused(call, pack_nodes):
+    """What a loader says of a name that it refuses; to ComfyUI the file is missing."""
+
+    def run(node, name):
+        parameter, others = LOADERS[node]
+        assert pack_nodes[node].fingerprint_inputs(**{parameter: name}) == "missing"
+        return refusal(call, node, **{parameter: name}, **others)
+
+    return run
+
+
 @pytest.mark.parametrize("node", LOADERS)
-def test_a_name_that_leads_out_of_the_folder(call, files, pack_nodes, outside, node):
-    name, others = LOADERS[node]
+def test_a_name_that_leads_out_of_the_folder(files, refused, outside, node):
     file = outside / "outside.safetensors"
     climbing = os.path.relpath(file, files["classifiers"])
-    names = [
-        climbing,
-        f"./{climbing}",
-        str(file),
-        str(outside / "folder"),
-        "../classifiers/any_size",
-    ]
-    names += [
-        "..",
-        "",
-        ".",
-        "a\0b",
-        "C:\\a.safetensors",
-        "..\\a.safetensors",
-        "//host/a.safetensors",
-    ]
-    names += [7, None, ["any_size.safetensors"]]
-    for value in names:
-        said = refused(call, node, **{name: value}, **others)
-        assert "There is no model file" in said, said
-        assert pack_nodes[node].fingerprint_inputs(**{name: value}) == "missing"
+    names = [climbing, f"./{climbing}", str(file), str(outside / "folder"), "..", "", ".", "a\0b"]
+    names += ["../classifiers/any_size", "C:\\a.safetensors", "..\\a.safetensors"]
+    names += ["//host/a.safetensors", 7, None, ["any_size.safetensors"]]
+    for name in names:
+        assert "There is no model file" in refused(node, name)
 
 
 @pytest.mark.parametrize("node", LOADERS)
 @pytest.mark.parametrize("name", ["any_size.pkl", "any_size.ckpt", "any_size"])
-def test_a_file_of_another_ending(call, files, node, name):
+def test_a_file_of_another_ending(files, load, node, name):
     """diffusion_models is a folder of ComfyUI's, which lists more endings than are opened."""
     for folder in files.values():
         shutil.copy(files["classifiers"] / "any_size.safetensors", folder / name)
-    parameter, others = LOADERS[node]
     try:
-        assert "is not one of .safetensors, .pt, .pth" in refused(
-            call, node, **{parameter: name}, **others
-        )
+        with pytest.raises(ValueError, match="not one of .safetensors, .pt, .pth"):
+            load(node, name)
     finally:
         for folder in files.values():
             (folder / name).unlink()
 
 
 @pytest.fixture
-def link(files):
-    """`link(folder, name, target)` makes a symbolic link in a model folder, for one test."""
+def link():
+    """`link(path, target)` makes a symbolic link, for one test."""
     made = []
 
-    def make(folder, name, target):
-        path = files[folder] / name
+    def make(path, target):
         try:
-            path.symlink_to(target)
+            os.symlink(target, path)
         except OSError:
             pytest.skip("this system lets nobody make links")
         made.append(path)
-        return name
 
     yield make
     for path in made:
-        path.unlink()
+        os.unlink(path)
 
 
 @pytest.mark.parametrize("node", LOADERS)
-def test_a_link_out_of_the_folder(call, pack_nodes, link, outside, node):
-    folder = "diffusion_models" if node == "ADMModelLoader" else "classifiers"
-    file = link(folder, "linked.safetensors", outside / "outside.safetensors")
-    parameter, others = LOADERS[node]
-    said = refused(call, node, **{parameter: file}, **others)
+def test_a_link_out_of_the_folder(files, refused, link, outside, node):
+    folder = files["diffusion_models" if node == "ADMModelLoader" else "classifiers"]
+    link(folder / "linked.safetensors", outside / "outside.safetensors")
+    said = refused(node, "linked.safetensors")
     assert "linked.safetensors is a link to" in said and "move the file itself" in said
-    assert pack_nodes[node].fingerprint_inputs(**{parameter: file}) == "missing"
 
 
-def test_a_linked_folder(call, link, outside):
-    link("classifiers", "linked", outside)
-    name = "linked/outside.safetensors"
-    said = refused(
-        call, "NoisyClassifierLoader", classifier_name=name, **LOADERS["NoisyClassifierLoader"][1]
-    )
-    assert "is a link to" in said
+@pytest.mark.parametrize(
+    ("node", "path", "target", "name"),
+    [
+        ("NoisyClassifierLoader", "linked", "", "linked/outside.safetensors"),
+        ("ImageClassifierLoader", "hub", "folder", "hub"),
+        ("ImageClassifierLoader", "own/model.safetensors", "outside.safetensors", "own"),
+    ],
+    ids=["folder", "folder of a classifier", "weights in a folder"],
+)
+def test_links_of_and_in_folders(files, refused, link, outside, node, path, target, name):
+    own = files["classifiers"] / "own"
+    own.mkdir(exist_ok=True)
+    (own / "config.json").write_text("{}")
+    link(files["classifiers"] / path, outside / target)
+    assert "is a link to" in refused(node, name)
 
 
-def test_a_link_within_the_folders(call, files, link):
-    name = link("classifiers", "again.safetensors", files["classifiers"] / "any_size.safetensors")
-    assert call(
-        "NoisyClassifierLoader", classifier_name=name, **LOADERS["NoisyClassifierLoader"][1]
-    )
-
-
-@pytest.mark.parametrize("what", ["folder", "weights"])
-def test_a_hugging_face_folder_that_links_out(call, files, link, outside, what):
-    if what == "folder":
-        link("classifiers", "hub", outside / "folder")
-    else:
-        folder = files["classifiers"] / "hub"
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        (folder / "model.safetensors").symlink_to(outside / "outside.safetensors")
-    try:
-        assert "is a link to" in refused(call, "ImageClassifierLoader", classifier_name="hub")
-    finally:
-        if what == "weights":
-            shutil.rmtree(files["classifiers"] / "hub")
+def test_a_link_within_the_folders(files, load, link):
+    link(files["classifiers"] / "second.safetensors", files["classifiers"] / "any_size.safetensors")
+    assert load("NoisyClassifierLoader", "second.safetensors")
 
 
 @pytest.fixture
@@ -154,24 +147,25 @@ def class_folder(comfy):
 
 def test_a_class_folder_elsewhere(call, pack_nodes, class_folder, outside):
     assert len(call("LabelledImageFolder", folder="untrusted", size=8)[0]) == 2
-    for name in ("..", "../input", str(outside), "untrusted/../..", "", ".", "a\0b", 7, None):
-        assert "which is no folder in" in refused(call, "LabelledImageFolder", folder=name, size=8)
+    names = ("..", "../..", "../input", str(outside), "untrusted/../..", "", ".", "a\0b", 7, None)
+    for name in names:
+        said = refusal(call, "LabelledImageFolder", folder=name, size=8)
+        assert "which is no folder in" in said
         assert pack_nodes["LabelledImageFolder"].fingerprint_inputs(folder=name) == "missing"
 
 
 @pytest.mark.parametrize("target", ["outside.png", "class"])
-def test_a_class_folder_that_links_out(call, class_folder, outside, target):
-    Image.new("RGB", (8, 8)).save(outside / "outside.png")
-    (outside / "class").mkdir()
-    os.symlink(outside / target, os.path.join(class_folder, "a", "2.png"))
-    said = refused(call, "LabelledImageFolder", folder="untrusted", size=8)
+def test_a_class_folder_that_links_out(call, class_folder, outside, link, target):
+    link(os.path.join(class_folder, "a", "2.png"), outside / target)
+    said = refusal(call, "LabelledImageFolder", folder="untrusted", size=8)
     assert "2.png is a link to" in said and "put the pictures themselves there" in said
 
 
 def test_more_pictures_than_there_is_room_for(call, pack_module, class_folder, monkeypatch):
-    """Said before the first of them is read."""
-    adapter, data = pack_module("nodes.host.comfy_adapter"), pack_module("guidance.training.data")
-    monkeypatch.setattr(adapter.comfy.model_management, "get_free_memory", lambda device: 1000)
-    monkeypatch.setattr(data, "_read", None)
-    said = refused(call, "LabelledImageFolder", folder="untrusted", size=8)
-    assert "2 images of 8x8 need" in said and "choose a smaller size" in said
+    """Refused before the first of them is read."""
+    import comfy.model_management
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 1000)
+    monkeypatch.setattr(pack_module("guidance.training.data"), "_read", None)
+    said = refusal(call, "LabelledImageFolder", folder="untrusted", size=8)
+    assert "2 images of 8x8" in said and "smaller size" in said

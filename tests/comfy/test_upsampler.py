@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from library_runs import library_run, start_of
+from sampler_runs import core_guider, differ, drawn, noise
 from tiny_models import write_unet
-
-from guidance import load_adm
-from guidance.sampling.loop import chain, sample
-from guidance.sampling.respacing import respaced_timesteps
 
 LOW = 8
 SIZE = 4 * LOW
-
-
-@pytest.fixture
-def node(call):
-    """Runs a node of the pack; its first output."""
-    return lambda node_id, **inputs: call(node_id, **inputs)[0]
 
 
 @pytest.fixture
@@ -33,104 +25,92 @@ def images(batch=2, side=LOW, channels=3):
     return torch.rand(batch, side, side, channels, generator=torch.Generator().manual_seed(4))
 
 
-def noise(batch=2, side=SIZE):
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(5))
+@pytest.fixture
+def conditioned(call, label_of):
+    """The CONDITIONING of a label and a small image."""
+
+    def run(model, image, label="1,2"):
+        conditioning = label_of(model, label)
+        return call("ADMUpscaleConditioning", conditioning=conditioning, image=image)[0]
+
+    return run
 
 
-def conditioned(node, model, image, label="1,2"):
-    conditioning = node("ADMClassLabel", model=model, label=label)
-    return node("ADMUpscaleConditioning", conditioning=conditioning, image=image)
-
-
-def sampled(node, model, conditioning, x, negative=None, cfg=1.0):
-    import comfy.samplers
-
-    guider = node(
-        "ClassifierFreeGuidance",
-        model=model,
-        positive=conditioning,
-        negative=negative or conditioning,
-        cfg=cfg,
+@pytest.fixture
+def sampled(adm_sigmas):
+    """What the model draws in five steps."""
+    return lambda model, positive, x, negative=None, cfg=1.0: drawn(
+        core_guider(model, cfg, positive, negative), adm_sigmas("ddim5"), start=x
     )
-    sigmas = node("ADMScheduler", model=model, respacing="ddim5", denoise=1.0)
-    with torch.inference_mode():
-        sampler = comfy.samplers.sampler_object("euler")
-        return guider.sample(x, torch.zeros_like(x), sampler, sigmas, seed=1)
 
 
-def library_run(files, x, low_res, labels, cfg=1.0):
-    model = load_adm(files["diffusion_models"] / "upsampler.safetensors")
-    steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps("ddim5"))
-    sigma = ((1 - steps[0].alpha_bar) / steps[0].alpha_bar) ** 0.5
-    x_t = x * sigma / (1 + sigma**2) ** 0.5
-    return sample(model, x_t, steps, labels=labels, low_res=low_res, cfg=cfg)
-
-
-def as_pixels(image):
-    return image[..., :3].movedim(-1, 1) * 2 - 1
+START = noise(size=SIZE)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.5])
-def test_the_chain_equals_the_library(node, upsampler, files, cfg):
+def test_the_chain_equals_the_library(upsampler, conditioned, sampled, adm_sigmas, files, cfg):
     image = images()
-    positive = conditioned(node, upsampler, image)
-    negative = conditioned(node, upsampler, image, "")
-    got = sampled(node, upsampler, positive, noise(), negative, cfg)
-    expected = library_run(files, noise(), as_pixels(image), torch.tensor([1, 2]), cfg)
-    difference = (got - expected).abs().max().item()
-    print(f"cfg {cfg}: {difference:.1e}")
-    assert difference < 1e-4
-    other = sampled(node, upsampler, conditioned(node, upsampler, 1 - image), noise())
+    positive = conditioned(upsampler, image)
+    negative = conditioned(upsampler, image, "")
+    got = sampled(upsampler, positive, START, negative, cfg)
+    expected = library_run(
+        files["diffusion_models"] / "upsampler.safetensors",
+        start_of(adm_sigmas("ddim5"), START),
+        "ddim5",
+        labels=torch.tensor([1, 2]),
+        low_res=image.movedim(-1, 1) * 2 - 1,
+        cfg=cfg,
+    )
+    assert differ(got, expected) < 1e-4
+    other = sampled(upsampler, conditioned(upsampler, 1 - image), START)
     assert (other - got).abs().max() > 0.01
 
 
-def test_each_image_of_the_batch_has_its_own_small_image(node, upsampler):
-    image, x = images(), noise()
-    both = sampled(node, upsampler, conditioned(node, upsampler, image), x)
+def test_each_image_of_the_batch_has_its_own_small_image(upsampler, conditioned, sampled):
+    image, x = images(), START
+    both = sampled(upsampler, conditioned(upsampler, image), x)
     for index, label in enumerate("12"):
         one = slice(index, index + 1)
-        alone = sampled(node, upsampler, conditioned(node, upsampler, image[one], label), x[one])
+        alone = sampled(upsampler, conditioned(upsampler, image[one], label), x[one])
         assert (both[one] - alone).abs().max() < 1e-5
 
 
-def test_one_small_image_serves_the_whole_batch_and_alpha_is_dropped(node, upsampler):
-    image, x = images(1, channels=4), noise()
-    shared = sampled(node, upsampler, conditioned(node, upsampler, image), x)
+def test_one_small_image_serves_the_batch_and_alpha_is_dropped(upsampler, conditioned, sampled):
+    image, x = images(1, channels=4), START
+    shared = sampled(upsampler, conditioned(upsampler, image), x)
     twice = image[..., :3].repeat(2, 1, 1, 1)
-    assert torch.equal(shared, sampled(node, upsampler, conditioned(node, upsampler, twice), x))
+    assert torch.equal(shared, sampled(upsampler, conditioned(upsampler, twice), x))
 
 
-def test_classifier_guidance_steers_an_upsampler_too(node, upsampler, load_classifier):
-    classifier = load_classifier("any_size.safetensors")
-    steered = node(
-        "ClassifierGuidance", model=upsampler, classifier=classifier, label="0,3", scale=1e6
+def test_classifier_guidance_steers_an_upsampler_too(
+    upsampler, conditioned, sampled, steered, load_classifier
+):
+    classifier = load_classifier()
+    guided = steered(upsampler, classifier, "0,3", 1e6)
+    conditioning = conditioned(upsampler, images())
+    plain, towards = (sampled(m, conditioning, START) for m in (upsampler, guided))
+    before, after = (
+        classifier.on_device().log_probs(x, 0.0)[[0, 1], [0, 3]] for x in (plain, towards)
     )
-    conditioning = conditioned(node, upsampler, images())
-    plain, guided = (sampled(node, m, conditioning, noise()) for m in (upsampler, steered))
-    opinion = [classifier.on_device().log_probs(x, 0.0)[[0, 1], [0, 3]] for x in (plain, guided)]
-    assert (opinion[1] > opinion[0]).all()
+    assert (after > before).all()
 
 
-def test_an_upsampler_without_its_small_image(node, upsampler):
-    conditioning = node("ADMClassLabel", model=upsampler, label="1")
-    with pytest.raises(ValueError, match="is an upsampler and needs the small image"):
-        sampled(node, upsampler, conditioning, noise())
-
-
-def test_a_small_image_of_the_wrong_size(node, upsampler):
-    conditioning = conditioned(node, upsampler, images(side=LOW + 2))
-    with pytest.raises(ValueError, match=r"10x10.*40x40.*32x32"):
-        sampled(node, upsampler, conditioning, noise())
-
-
-def test_small_images_that_do_not_match_the_batch(node, upsampler):
-    conditioning = conditioned(node, upsampler, images(3), "1")
-    with pytest.raises(ValueError, match="3 low-res images for a batch of 2"):
-        sampled(node, upsampler, conditioning, noise())
-
-
-def test_a_plain_model_takes_no_small_image(node, load_model):
-    (model, _) = load_model("unconditional.safetensors")
-    conditioning = conditioned(node, model, images(), "")
-    with pytest.raises(ValueError, match="draws from noise alone"):
-        sampled(node, model, conditioning, noise())
+@pytest.mark.parametrize(
+    ("name", "image", "label", "said"),
+    [
+        ("upsampler", None, "1", "upsampler.*small image"),
+        ("upsampler", images(side=LOW + 2), "1", "10x10.*40x40.*32x32"),
+        ("upsampler", images(3), "1", "3 low-res images.*batch of 2"),
+        ("unconditional", images(), "", "noise alone"),
+    ],
+    ids=["no image", "wrong size", "wrong batch", "plain model"],
+)
+def test_small_images_that_do_not_fit(
+    upsampler, unconditional, label_of, conditioned, sampled, name, image, label, said
+):
+    model = upsampler if name == "upsampler" else unconditional
+    conditioning = label_of(model, label)
+    if image is not None:
+        conditioning = conditioned(model, image, label)
+    with pytest.raises(ValueError, match=said):
+        sampled(model, conditioning, START)

@@ -7,58 +7,106 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-EVERY_TEMPLATE = sorted((ROOT / "example_workflows").glob("*.json"))
-# the others need OpenAI's files: test_adm_templates.py
-TEMPLATES = [path for path in EVERY_TEMPLATE if "digits" in path.stem]
-GUIDED = "classifier_guided_digits"
-NOTES = {"MarkdownNote", "Note"}  # the page's own
+from guidance.adm.build import build_network, shapes_of
+from guidance.adm.released import RELEASED
+
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+EVERY_TEMPLATE = sorted(FOLDER.glob("*.json"))
+DIGITS = [path for path in EVERY_TEMPLATE if "digits" in path.stem]
+GUIDED = FOLDER / "classifier_guided_digits.json"
+# templates for OpenAI's models, which are not in the repository: the sides of their pictures
+IMAGENET = {
+    "adm_64_class_conditional": [64],
+    "adm_256_unconditional": [256],
+    "adm_64_to_256": [64, 256],
+}
+NOTES = {"MarkdownNote", "Note"}  # nodes of the page alone
+LOADERS = {
+    "ADMModelLoader": ("model_name", "diffusion_models"),
+    "NoisyClassifierLoader": ("classifier_name", "classifiers"),
+}
 CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 WIDGETS = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}
-DEMO_MODELS = {
-    ("ADMModelLoader", "model_name"): {"digits_adm.safetensors"},
-    ("NoisyClassifierLoader", "classifier_name"): {
-        "digits_classifier.safetensors",
-        "digits_judge.safetensors",
-    },
-}
+# node: which of its widget values is the number of steps, and a small one
+FEW_STEPS = {"KSampler": (2, 3), "ADMScheduler": (0, "3")}
 
-MODEL_FILES = {name for _, name in DEMO_MODELS}
-
-each_template = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 every_template = pytest.mark.parametrize("path", EVERY_TEMPLATE, ids=lambda path: path.stem)
+each_imagenet = pytest.mark.parametrize("name", IMAGENET)
 
 
-@pytest.fixture(scope="module")
-def run(server):
-    """Runs a template once, whatever many tests look at it."""
-    runs = {}
+def read(path):
+    return json.loads(path.read_text("utf-8"))
 
-    def once(path):
-        if path.stem not in runs:
-            runs[path.stem] = server.run(path)
-        return runs[path.stem]
 
-    return once
+def nodes_of(workflow):
+    """The nodes that the server knows."""
+    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+
+
+def shortened(workflow):
+    """The same graph with few steps."""
+    for node in workflow["nodes"]:
+        if node["type"] in FEW_STEPS:
+            place, steps = FEW_STEPS[node["type"]]
+            node["widgets_values"][place] = steps
+    return workflow
+
+
+def opened(run):
+    """The pictures that a run saved."""
+    return [Image.open(path).convert("RGB") for path in run.images]
+
+
+def test_there_are_templates_of_digits_of_imagenet_and_one_that_trains():
+    assert GUIDED in DIGITS and len(DIGITS) == 6
+    assert len(EVERY_TEMPLATE) == len(DIGITS) + len(IMAGENET) + 1
+
+
+@pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
+def test_template_runs(server, path):
+    images = opened(server.run(shortened(read(path))))
+    assert [image.size for image in images] == [(32, 32)] * 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", set(DIGITS) - {GUIDED}, ids=lambda path: path.stem)
+def test_template_draws_ten_digits(server, path):
+    """With all its steps: ink on paper, which has a wider range than noise or a grey picture."""
+    images = opened(server.run(path))
+    ranges = [np.ptp(np.asarray(image.convert("L"), dtype=int)) for image in images]
+    assert len(ranges) == 10 and min(ranges) > 100
+
+
+def test_guided_digits_are_the_right_ones(server, say_at_the_end):
+    """The template's judge, which saw neither of the other two models, reads eight of ten."""
+    run = server.run(GUIDED)
+    (node,) = (node for node in nodes_of(read(GUIDED)) if node["type"] == "ClassifyImage")
+    (text,) = run.outputs[str(node["id"])]["text"]
+    lines = [line.split() for line in text.splitlines()]  # such as "3: 2 99.1 %"
+    assert [place for place, *_ in lines] == [f"{number}:" for number in range(1, 11)]
+    assert all(10 <= float(share) <= 100 for *_, share, _ in lines)  # the likeliest of ten
+    right = sum(name == str(digit) for digit, (_, name, *_) in enumerate(lines))
+    say_at_the_end(f"The judge reads {right} of 10 guided digits right")
+    assert right >= 8, text
+
+
+# --- the files of the templates against the server's nodes -------------------------------------
 
 
 @pytest.fixture(scope="module")
 def known(server):
     """/object_info: the server's nodes and their inputs."""
-    # what a folder of digits looks like; test_train_template.py has the pictures
+    # a folder of digits, as the template that trains names it
     (server.base / "input" / "digits" / "0").mkdir(parents=True, exist_ok=True)
     return server.request("/object_info")[1]
 
 
-def nodes_of(path):
-    return [node for node in json.loads(path.read_text("utf-8"))["nodes"]]
-
-
 def widgets(node, about):
-    """(name, options, value) of every widget, read as the page reads them: by place."""
-    values = iter(node.get("widgets_values", []))  # a node without widgets saves none
+    """(name, kind, options, value) of every widget, read as the page reads them: by place."""
+    values = iter(node.get("widgets_values") or [])
     for group in ("required", "optional"):
         for name in about["input_order"].get(group, []):
             kind, *rest = about["input"][group][name]
@@ -73,54 +121,22 @@ def widgets(node, about):
     assert list(values) == [], f"{node['type']} has values that no widget takes"
 
 
-def test_there_are_six_templates_of_digits_one_that_trains_and_three_of_imagenet():
-    assert (len(TEMPLATES), len(EVERY_TEMPLATE)) == (6, 10)
-    assert GUIDED in [path.stem for path in TEMPLATES]
-
-
-@each_template
-def test_template_draws_ten_digits(run, server, path):
-    images = run(path).images
-    assert len(images) == 10
-    for file in images:
-        with Image.open(file) as image:
-            assert (image.format, image.size) == ("PNG", (32, 32))
-            # noise and a failed run have no such range: ink on paper has both ends
-            low, high = image.convert("L").getextrema()
-            assert high - low > 100
-    assert "IMPORT FAILED" not in server.log
-
-
-@every_template
-def test_template_has_a_picture(path):
-    with Image.open(path.with_suffix(".jpg")) as picture:
-        assert picture.format == "JPEG"
-        assert min(picture.size) >= 100
-
-
-@every_template
-def test_every_node_is_known(known, path):
-    unknown = {node["type"] for node in nodes_of(path)} - known.keys() - NOTES
-    assert not unknown
+def allowed(name, kind, options, value, imagenet):
+    """Whether a widget takes a value."""
+    if kind == "COMBO":
+        needs_download = imagenet and name in ("model_name", "classifier_name")
+        return value.endswith(".pt") if needs_download else value in options["options"]
+    if kind in ("INT", "FLOAT"):
+        return not isinstance(value, bool) and options["min"] <= value <= options["max"]
+    return isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind])
 
 
 @every_template
 def test_widget_values_are_allowed(known, path):
     checked = 0
-    for node in nodes_of(path):
-        if node["type"] in NOTES:
-            continue
-        for name, kind, options, value in widgets(node, known[node["type"]]):
-            where = f"{node['type']}.{name} is {value!r}"
-            if kind == "COMBO" and name in MODEL_FILES and path.stem.startswith("adm_"):
-                assert value.endswith(".pt"), where
-            elif kind == "COMBO":
-                assert value in options["options"], where
-            elif kind in ("INT", "FLOAT"):
-                assert not isinstance(value, bool), where
-                assert options["min"] <= value <= options["max"], where
-            else:
-                assert isinstance(value, {"STRING": str, "BOOLEAN": bool}[kind]), where
+    for node in nodes_of(read(path)):
+        for widget in widgets(node, known[node["type"]]):
+            assert allowed(*widget, path.stem in IMAGENET), (node["type"], *widget)
             checked += 1
     assert checked > 10
 
@@ -128,63 +144,81 @@ def test_widget_values_are_allowed(known, path):
 @every_template
 def test_links_join_what_fits(known, path):
     """Every required socket has a link, and both of its ends are of one type."""
-    workflow = json.loads(path.read_text("utf-8"))
-    nodes = {node["id"]: node for node in workflow["nodes"]}
-    ends = {link: (nodes[a], out, nodes[b], into) for link, a, out, b, into, _ in workflow["links"]}
-    for source, out, target, into in ends.values():
-        wanted = target["inputs"][into]
-        groups = known[target["type"]]["input"]
-        kind = {**groups["required"], **groups.get("optional", {})}[wanted["name"]][0]
-        assert known[source["type"]]["output"][out] == kind
+    workflow = read(path)
+    nodes = {node["id"]: node for node in nodes_of(workflow)}
+    for _, source, output, target, slot, _ in workflow["links"]:
+        inputs = known[nodes[target]["type"]]["input"]
+        name = nodes[target]["inputs"][slot]["name"]
+        kind = {**inputs["required"], **inputs.get("optional", {})}[name][0]
+        assert known[nodes[source]["type"]]["output"][output] == kind
     for node in nodes.values():
-        if node["type"] in NOTES:
-            continue
-        linked = {entry["name"] for entry in node["inputs"] if entry["link"] is not None}
-        sockets = {
-            name
-            for name, (kind, *_) in known[node["type"]]["input"].get("required", {}).items()
-            if not isinstance(kind, list) and kind not in WIDGETS
-        }
-        assert sockets <= linked
+        required = known[node["type"]]["input"].get("required", {}).items()
+        sockets = {name for name, (kind, *_) in required if isinstance(kind, str)}
+        sockets -= {name for name, (kind, *_) in required if str(kind) in WIDGETS}
+        assert sockets <= {one["name"] for one in node["inputs"] if one["link"] is not None}
 
 
-@pytest.mark.parametrize("node, name", DEMO_MODELS)
-def test_demo_models_are_offered(known, node, name):
-    offered = known[node]["input"]["required"][name][1]["options"]
-    assert DEMO_MODELS[node, name] <= set(offered)
+@every_template
+def test_template_has_a_picture(path):
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.format == "JPEG" and min(picture.size) >= 100
 
 
-def judged(run):
-    """What ClassifyImage said in the first template: a class for each image."""
-    (path,) = (path for path in TEMPLATES if path.stem == GUIDED)
-    (node,) = (node for node in nodes_of(path) if node["type"] == "ClassifyImage")
-    (text,) = run(path).outputs[str(node["id"])]["text"]
-    return text.splitlines()
+# --- the templates for OpenAI's models ---------------------------------------------------------
 
 
-def test_classify_image_names_the_digits(run):
-    lines = judged(run)
-    assert len(lines) == 10
-    for number, line in enumerate(lines, 1):
-        place, name, share, percent = line.split()
-        assert (place, percent) == (f"{number}:", "%")
-        assert name in "0123456789"
-        assert 10 <= float(share) <= 100  # the most likely of ten classes
+def model_files(workflow):
+    """The model files of the workflow's loaders, each with its folder."""
+    loaders = [node for node in workflow["nodes"] if node["type"] in LOADERS]
+    return {(LOADERS[node["type"]][1], node["widgets_values"][0]) for node in loaders}
 
 
-def test_guided_digits_are_the_asked_ones(run, say_at_the_end):
-    """The judge, which never saw the other two models, recognises at least eight of ten."""
-    asked = [str(digit) for digit in range(10)]
-    seen = [line.split()[1] for line in judged(run)]
-    right = sum(a == b for a, b in zip(asked, seen, strict=True))
-    say_at_the_end(f"The judge reads {right} of 10 guided digits as asked: {save_grids(run)}")
-    assert right >= 8, seen
+def released(file):
+    """What is known of a released file."""
+    (model,) = (model for model in RELEASED if model.file == file)
+    return model
 
 
-def save_grids(run):
-    """A picture of what the templates drew, a row for each; its path."""
-    rows = [np.hstack([np.asarray(Image.open(file)) for file in run(p).images]) for p in TEMPLATES]
-    target = ROOT / "output" / "tested_templates.png"
-    target.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.vstack(rows)).save(target)
-    return target.relative_to(ROOT).as_posix()
+def write_random(path, layout):
+    """A state dict of that layout in half precision."""
+    generator = torch.Generator().manual_seed(len(path.name))
+    shapes = shapes_of(build_network(layout, device="meta"))
+    torch.save(
+        {
+            key: torch.randn(shape, generator=generator).mul_(0.02).half()
+            for key, shape in shapes.items()
+        },
+        path,
+    )
+
+
+@pytest.mark.long
+@each_imagenet
+def test_chain_runs_with_files_of_the_released_layouts(server, name):
+    """One image, two steps, random weights."""
+    workflow = shortened(read(FOLDER / f"{name}.json"))
+    for node in workflow["nodes"]:
+        if node["type"] == "EmptyLatentImage":
+            node["widgets_values"][2] = 1
+    paths = [server.base / "models" / folder / file for folder, file in model_files(workflow)]
+    for path in paths:
+        write_random(path, released(path.name).layout)
+    images = opened(server.run(workflow))
+    for path in paths:
+        path.unlink()
+    assert sorted(image.size for image in images) == [(side, side) for side in IMAGENET[name]]
+    assert all(np.asarray(image).std() > 1 for image in images)  # not one colour
+
+
+@each_imagenet
+def test_note_names_each_file_its_size_and_folder(name):
+    workflow = read(FOLDER / f"{name}.json")
+    (note,) = (node for node in workflow["nodes"] if node["type"] == "MarkdownNote")
+    text = note["widgets_values"][0]
+    assert "github.com/openai/guided-diffusion" in text
+    for folder, file in model_files(workflow):
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| [{file}]"))
+        assert f"`models/{folder}`" in row
+        number, unit = row.split("|")[2].split()[:2]
+        megabytes = float(number) * {"MB": 1, "GB": 1000}[unit]
+        assert megabytes == pytest.approx(released(file).megabytes, rel=0.01)

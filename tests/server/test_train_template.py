@@ -7,24 +7,21 @@ from pathlib import Path
 
 import pytest
 import real_digits
+from prompts import classifier, guidance, guided_run, node
 
 from guidance.checkpoints.checkpoint import read_checkpoint
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "example_workflows" / "train_digit_classifier.json"
-pytestmark = pytest.mark.timeout(3000)  # training on one core of a busy machine
 SAVED = "my_digits_00001_.safetensors"
 IMAGES = 100
+# training on one core of a busy machine
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
 
 @pytest.fixture(scope="module")
-def folder(server):
-    """All 5,000 pictures, in the server's input folder."""
-    return real_digits.write_folder(server.base / "input" / "digits", 5000)
-
-
-@pytest.fixture(scope="module")
-def trained(server, folder):
-    """What the template's run left."""
+def trained(server):
+    """The template's run, with all 5,000 pictures in the server's input folder."""
+    real_digits.write_folder(server.base / "input" / "digits", 5000)
     return server.run(TEMPLATE)
 
 
@@ -45,54 +42,33 @@ def test_it_reads_digits_with_little_noise(saved, say_at_the_end):
 def test_the_template_ends_with_digits_and_a_plot(trained):
     assert len(trained.images) == 10
     shown = json.dumps(trained.outputs)
-    assert SAVED in shown  # what Save Noisy Classifier says on its node
+    assert SAVED in shown  # on the node Save Noisy Classifier
     assert "ComfyUI_temp" in shown  # the plot
 
 
-def test_loaded_again_it_guides(server, saved, submit, say_at_the_end):
-    """As the judge reads them, which saw neither the classifier nor its pictures' noise."""
-    _, offered = server.request("/object_info/NoisyClassifierLoader")
-    names = offered["NoisyClassifierLoader"]["input"]["required"]["classifier_name"][1]["options"]
-    assert SAVED in names
-    answer = submit(guided(SAVED, scale=20.0, entropy_limit=10.0))
-    lines = answer.outputs["judge"]["text"][0].splitlines()
-    seen = [line.split()[1] for line in lines]
-    right = sum(name == str(index % 10) for index, name in enumerate(seen)) / IMAGES
-    say_at_the_end(f"digits guided by the classifier that was trained in ComfyUI: {right:.2f}")
-    assert len(seen) == IMAGES and right >= 0.90
-
-
-def guided(classifier, **strength):
-    """A workflow that draws each digit ten times with a saved classifier, and judges them."""
-    auto = {"noise_schedule": "auto", "dtype": "auto"}
-
-    def loader(name):
-        return {"class_type": "NoisyClassifierLoader", "inputs": {"classifier_name": name, **auto}}
-
-    model = {"model_name": "digits_adm.safetensors", "clip_denoised": True, **auto}
-    size = {"width": 32, "height": 32, "batch_size": IMAGES}
+def test_it_guides(queue, saved, say_at_the_end):
+    """The judge, which saw neither the classifier nor the noise, reads 90 % of the digits."""
     label = ",".join(str(index % 10) for index in range(IMAGES))
-    guidance = {"model": ["model", 0], "classifier": ["classifier", 0]}
-    run = {"model": ["guided", 0], "positive": ["none", 0], "negative": ["none", 0]}
-    run |= {"latent_image": ["size", 0], "seed": 5, "steps": 50, "cfg": 1.0, "denoise": 1.0}
-    run |= {"sampler_name": "euler", "scheduler": "normal"}
-    return {
-        "model": {"class_type": "ADMModelLoader", "inputs": model},
-        "classifier": loader(classifier),
-        "none": {"class_type": "ADMClassLabel", "inputs": {"model": ["model", 0], "label": ""}},
-        "size": {"class_type": "EmptyLatentImage", "inputs": size},
-        "guided": {
-            "class_type": "ClassifierGuidance",
-            "inputs": {**guidance, "label": label, **strength},
-        },
-        "run": {"class_type": "KSampler", "inputs": run},
-        "images": {
-            "class_type": "VAEDecode",
-            "inputs": {"samples": ["run", 0], "vae": ["model", 1]},
-        },
-        "clean": loader("digits_judge.safetensors"),
-        "judge": {
-            "class_type": "ClassifyImage",
-            "inputs": {"classifier": ["clean", 0], "image": ["images", 0], "top_k": 1},
-        },
-    }
+    prompt = guided_run(
+        model="digits_adm.safetensors",
+        classifier_name=SAVED,
+        width=32,
+        batch=IMAGES,
+        seed=5,
+        steps=50,
+    )
+    prompt["latent"]["inputs"]["height"] = 32
+    links = {"classifier": ["clean", 0], "image": ["decoded", 0]}
+    ended = queue.run(
+        prompt
+        | {
+            "guided": guidance(label, 20.0, entropy_limit=10.0),
+            "clean": classifier("digits_judge.safetensors"),
+            "judge": node("ClassifyImage", **links, top_k=1),
+        }
+    )
+    lines = ended.outputs["judge"]["text"][0].splitlines()
+    right = [line.split()[1] == str(index % 10) for index, line in enumerate(lines)]
+    share = sum(right) / IMAGES
+    say_at_the_end(f"digits guided by the classifier that was trained in ComfyUI: {share:.2f}")
+    assert len(right) == IMAGES and share >= 0.90

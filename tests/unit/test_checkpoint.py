@@ -3,121 +3,66 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_networks import (
-    CLASSES,
     NAMES,
     SIZE,
     classifier_layout,
     diffusion_model,
     half_unet,
-    noisy_classifier,
     unet,
     unet_layout,
     write_model,
 )
 
 from guidance import CheckpointError, load_adm, load_classifier
-from guidance.adm import ClassifierLayout, UNetLayout
+from guidance.adm import released
 from guidance.adm.build import build_network, shapes_of
 from guidance.adm.detect import detect_layout, released_schedule
-from guidance.checkpoints.checkpoint import METADATA_KEY, Checkpoint, read_checkpoint
+from guidance.checkpoints.checkpoint import METADATA_KEY, read_checkpoint
 
-MULTIPLIERS = {
-    64: (1, 2, 3, 4),
-    128: (1, 1, 2, 3, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    512: (0.5, 1, 1, 2, 2, 4, 4),
+# Millions of parameters, as published or counted in the files.
+MILLIONS = {
+    "64x64_classifier": 65.4,
+    "128x128_classifier": 42.6,
+    "256x256_classifier": 54.1,
+    "512x512_classifier": 54.4,
+    "64x64_diffusion": 296,
+    "128x128_diffusion": 421,
+    "256x256_diffusion": 554,
+    "256x256_diffusion_uncond": 553,
+    "512x512_diffusion": 559,
+    "64_256_upsampler": 312,
+    "128_512_upsampler": 309,
 }
-
-
-def attended(size, resolutions=(32, 16, 8)):
-    return tuple(size.bit_length() - r.bit_length() for r in resolutions)
-
-
-def released_classifier(size, depth=2):
-    return ClassifierLayout(
-        model_channels=128,
-        out_channels=1000,
-        num_res_blocks=depth,
-        channel_mult=MULTIPLIERS[size],
-        attention_levels=attended(size),
-        image_size=size,
-        num_head_channels=64,
-    )
-
-
-def released_unet(size, channels=256, depth=2, classes=1000, mult=None, heads=None, **more):
-    options = {"out_channels": 6, "attention_levels": attended(size)} | more
-    return UNetLayout(
-        model_channels=channels,
-        num_res_blocks=depth,
-        channel_mult=MULTIPLIERS[mult or size],
-        image_size=size,
-        num_classes=classes,
-        num_heads=heads or 1,
-        num_head_channels=None if heads else 64,
-        **options,
-    )
-
-
-UPSAMPLER = {"channels": 192, "mult": 256, "in_channels": 6}
-RELEASED = {
-    "64x64_classifier": (released_classifier(64, depth=4), 65.4, "cosine"),
-    "128x128_classifier": (released_classifier(128), 42.6, "linear"),
-    "256x256_classifier": (released_classifier(256), 54.1, "linear"),
-    "512x512_classifier": (released_classifier(512), 54.4, "linear"),
-    "64x64_diffusion": (released_unet(64, 192, 3, new_attention_order=True), 296, "cosine"),
-    "128x128_diffusion": (released_unet(128, heads=4), 421, "linear"),
-    "256x256_diffusion": (released_unet(256), 554, "linear"),
-    "256x256_diffusion_uncond": (released_unet(256, classes=None), 553, "linear"),
-    "512x512_diffusion": (released_unet(512), 559, "linear"),
-    "64_256_upsampler": (released_unet(256, heads=4, **UPSAMPLER), 312, "linear"),
-    "128_512_upsampler": (
-        released_unet(512, attention_levels=(4, 5), **UPSAMPLER),
-        309,
-        "linear",
-    ),
-}
+RELEASED = {one.file.removesuffix(".pt"): one for one in released.RELEASED}
 
 
 def build(layout, device="meta"):
     return build_network(layout, device=device)
 
 
-@pytest.fixture(scope="module", params=RELEASED)
-def released(request):
-    """A released model's layout, network without memory, size in millions, and schedule."""
-    layout, millions, schedule = RELEASED[request.param]
-    return layout, build(layout), millions, schedule
-
-
-def test_a_released_model_has_the_published_size(released):
-    _, network, millions, _ = released
-    count = sum(p.numel() for p in network.parameters()) / 1e6
-    assert abs(count - millions) < (0.6 if millions > 100 else 0.06)
-
-
-def test_a_released_model_is_recognised_by_its_shapes(released):
-    layout, network, _, schedule = released
+@pytest.mark.parametrize("name", MILLIONS)
+def test_a_released_model_is_recognised_by_its_shapes(name):
+    layout, millions = RELEASED[name].layout, MILLIONS[name]
+    network = build(layout)
     found = detect_layout(shapes_of(network))
     assert found == layout
-    assert released_schedule(found) == schedule
+    assert released_schedule(found) == ("cosine" if name.startswith("64x64") else "linear")
+    count = sum(p.numel() for p in network.parameters()) / 1e6
+    assert abs(count - millions) < (0.6 if millions > 100 else 0.06)
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 @pytest.mark.parametrize("size", [64, 256])
 def test_every_pool_is_recognised(pool, size):
-    layout = replace(released_classifier(size), pool=pool)
+    layout = replace(RELEASED[f"{size}x{size}_classifier"].layout, pool=pool)
     assert detect_layout(shapes_of(build(layout))) == layout
 
 
@@ -256,23 +201,6 @@ def test_the_dtype_is_kept_in_the_file_and_chosen_at_loading(tmp_path, name):
         assert loaded.log_probs(torch.zeros(1, 3, SIZE, SIZE), 1.0).isfinite().all()
 
 
-def test_an_unknown_dtype_is_refused(tmp_path):
-    path = write_model(tmp_path / "c.safetensors", half_unet())
-    with pytest.raises(ValueError, match="dtype is 'float32'; expected one of fp32, bf16, fp16"):
-        load_classifier(path, dtype="float32")
-
-
-def test_the_training_summary_comes_back(tmp_path):
-    path = write_model(tmp_path / "c.safetensors", half_unet())
-    with safe_open(path, "pt") as file:
-        about = json.loads(file.metadata()[METADATA_KEY])
-    about["training"] = {"steps": 7, "accuracy_by_timestep": {"0": 0.5}}
-    rewrite(path, about)
-    description = read_checkpoint(path).description
-    assert description.training == about["training"]
-    assert description.source == "metadata"
-
-
 def test_the_noise_schedule_can_be_overridden(tmp_path):
     path = write_model(tmp_path / "c.safetensors", half_unet(), schedule="cosine")
     assert load_classifier(path, noise_schedule="linear").schedule.name == "linear"
@@ -284,11 +212,10 @@ WIDE = {"model_channels": 64, "num_head_channels": 64, "image_size": 64}
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
-@pytest.mark.parametrize("old_format", [True, False])
-def test_a_state_dict_is_read_and_recognised(tmp_path, suffix, old_format):
+def test_a_state_dict_is_read_and_recognised(tmp_path, suffix):
     network = half_unet(**WIDE)
     path = tmp_path / f"64x64_classifier{suffix}"
-    torch.save(network.state_dict(), path, _use_new_zipfile_serialization=not old_format)
+    torch.save(network.state_dict(), path)
     classifier = load_classifier(path)
     assert classifier.layout == network.layout
     assert same_weights(classifier.network, network)
@@ -297,12 +224,9 @@ def test_a_state_dict_is_read_and_recognised(tmp_path, suffix, old_format):
         None,
         "rgb",
     )
-
-
-def test_a_latent_models_state_dict_has_no_known_space(tmp_path):
-    path = tmp_path / "latent.pt"
-    torch.save(half_unet(**WIDE, in_channels=4).state_dict(), path)
-    assert load_classifier(path).space is None
+    latent = tmp_path / "latent.pt"
+    torch.save(half_unet(**WIDE, in_channels=4).state_dict(), latent)
+    assert load_classifier(latent).space is None
 
 
 def test_a_state_dict_of_parameters_loads_frozen(tmp_path):
@@ -337,16 +261,18 @@ def refused(path, kind=None, use=False):
     return message
 
 
-def test_a_missing_file(tmp_path):
+def test_what_is_no_model_file(tmp_path):
+    """Missing, a folder, of another ending, or a web page that was saved under its name."""
     assert "does not exist" in refused(tmp_path / "no.safetensors")
     (tmp_path / "folder.pt").mkdir()
     assert "choose an existing model file" in refused(tmp_path / "folder.pt")
-
-
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pkl", "model.bin", "model"])
-def test_a_file_of_another_suffix(tmp_path, name):
-    (tmp_path / name).write_bytes(b"x")
-    assert ".safetensors, .pt, .pth" in refused(tmp_path / name)
+    for name in ("model.ckpt", "model", "page.pt", "page.safetensors"):
+        (tmp_path / name).write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+        said = refused(tmp_path / name)
+        assert ("again" if "page" in name else ".safetensors, .pt, .pth") in said
+        assert "may run code" not in said
+    torch.save({"a": torch.zeros(1)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert "before version 1.6" in refused(tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, 20_000])
@@ -356,51 +282,13 @@ def test_a_truncated_safetensors_file(tmp_path, size):
     assert "download or copy it again" in refused(path)
 
 
-@pytest.mark.parametrize("old_format", [True, False])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99])
-def test_a_truncated_torch_file(tmp_path, share, old_format):
+def test_a_truncated_torch_file(tmp_path, share):
     path = tmp_path / "c.pt"
-    torch.save(half_unet(**WIDE).state_dict(), path, _use_new_zipfile_serialization=not old_format)
+    torch.save(half_unet(**WIDE).state_dict(), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     assert "download it again" in refused(path)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_a_web_page_saved_as_a_model(tmp_path, suffix):
-    path = tmp_path / f"model{suffix}"
-    path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
-    message = refused(path)
-    assert "again" in message
-    assert "may run code" not in message
-
-
-class WritesAFile:
-    """A pickle that creates a file when it is opened without care."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.marker),)
-
-
-class RunsACommand(WritesAFile):
-    def __reduce__(self):
-        return os.system, (f"echo > {self.marker}",)
-
-
-@pytest.mark.parametrize("trap", [WritesAFile, RunsACommand])
-@pytest.mark.parametrize("old_format", [True, False])
-def test_a_pickle_that_runs_code_is_not_opened(tmp_path, trap, old_format):
-    marker, path = tmp_path / "marker", tmp_path / "evil.pt"
-    content = {**half_unet(**WIDE).state_dict(), "extra": trap(marker)}
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
-    message = refused(path)
-    assert "may run code" in message and ".safetensors" in message
-    assert not marker.exists()
-    torch.load(path, weights_only=False)
-    assert marker.exists(), "the trap works, so its absence above means something"
 
 
 def test_a_diffusion_model_is_no_classifier_and_the_other_way_round(tmp_path):
@@ -456,20 +344,6 @@ def test_a_state_dict_that_does_not_fit(tmp_path, how, suffix):
     assert "guided-diffusion's own" in message
 
 
-@pytest.mark.parametrize("key", ["label_emb.weight", "time_embed.0.weight", "out.2.bias"])
-def test_an_expanded_tensor_is_refused_before_anything_is_allocated(tmp_path, key):
-    tensors = unet(**WIDE).state_dict()
-    tensors[key] = (
-        torch.zeros(1).expand(10**7, 256)
-        if key == "label_emb.weight"
-        else (torch.zeros(1).expand(10**6, 10**6))
-    )
-    path = tmp_path / "huge.pt"
-    torch.save(tensors, path)
-    message = refused(path)
-    assert repr(key) in message and "original source" in message
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -478,29 +352,16 @@ def test_an_expanded_tensor_is_refused_before_anything_is_allocated(tmp_path, ke
         [torch.zeros(1)],
         torch.zeros(3),
         {1: torch.zeros(1)},
-        {"weight": torch.zeros(1, device="meta")},
-        {"weight": torch.eye(2).to_sparse()},
         "text",
         None,
     ],
     ids=lambda value: str(value)[:30],
 )
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_what_is_no_dictionary_of_tensors(tmp_path, content):
     path = tmp_path / "c.pt"
     torch.save(content, path)
     message = refused(path)
     assert "is not a plain dictionary of tensors" in message and "state_dict()" in message
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damaged_bytes_never_raise_anything_else(tmp_path):
-    path = tmp_path / "c.pt"
-    torch.save({"w": torch.arange(8.0)}, path, _use_new_zipfile_serialization=False)
-    content = path.read_bytes()
-    for index in range(2, len(content), 5):
-        path.write_bytes(content[:index] + bytes([content[index] ^ 0x2F]) + content[index + 1 :])
-        refused(path)
 
 
 @pytest.mark.parametrize(
@@ -572,14 +433,6 @@ def test_a_description_of_an_impossible_network(tmp_path, change):
     refused(path, use=True)
 
 
-def test_a_null_class_outside_the_classes(tmp_path):
-    path = write_model(tmp_path / "d.safetensors", unet(), labels=None)
-    about = described(path)
-    about["layout"]["null_class"] = CLASSES + 1
-    rewrite(path, about)
-    assert "null_class is 4, which is none of the 4 rows" in refused(path)
-
-
 def test_the_wrong_image_size_for_an_attention_pool(tmp_path):
     classifier = load_classifier(write_model(tmp_path / "c.safetensors", half_unet()))
     for call in (classifier.log_probs, lambda x, sigma: classifier.gradient(x, sigma, 0)):
@@ -594,33 +447,12 @@ def test_a_diffusion_model_says_which_sizes_it_can_halve():
         model(torch.zeros(1, 3, 8, 7), torch.zeros(1), None)
 
 
-def test_saving_under_another_suffix_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="c.pt; its name must end in .safetensors"):
-        write_model(tmp_path / "c.pt", half_unet())
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_saving_creates_the_folder_and_keeps_the_usual_rights(tmp_path):
     path = write_model(tmp_path / "new" / "c.safetensors", half_unet())
     other = tmp_path / "plain"
     other.touch()
     assert path.stat().st_mode == other.stat().st_mode
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_an_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
-    path = write_model(tmp_path / "c.safetensors", half_unet())
-    before = path.read_bytes()
-
-    def half_written(tensors, target, metadata):
-        Path(target).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("guidance.core.atomic_write.save_file", half_written)
-    with pytest.raises(KeyboardInterrupt):
-        write_model(path, half_unet())
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_save_without_room_keeps_the_old_file(tmp_path, no_room):
@@ -647,19 +479,3 @@ def test_tensors_that_share_memory_are_saved_apart(tmp_path):
     twin.weight = torch.nn.Parameter(shared[: len(twin.weight)], requires_grad=False)
     loaded = load_classifier(write_model(tmp_path / "c.safetensors", network)).network
     assert same_weights(loaded, network)
-
-
-def test_a_moved_file_is_still_the_same_model(tmp_path):
-    path = write_model(tmp_path / "c.safetensors", half_unet())
-    shutil.move(path, tmp_path / "renamed.safetensors")
-    x = torch.ones(1, 3, SIZE, SIZE)
-    expected = noisy_classifier().log_probs(x, 1.0)
-    got = load_classifier(tmp_path / "renamed.safetensors").log_probs(x, 1.0)
-    assert torch.equal(got, expected)
-
-
-def test_a_checkpoint_is_strict_about_its_own_tensors(tmp_path):
-    whole = read_checkpoint(write_model(tmp_path / "c.safetensors", half_unet()))
-    empty = Checkpoint(whole.path, whole.description, {})
-    with pytest.raises(CheckpointError, match="c.safetensors describes a network"):
-        empty.network()

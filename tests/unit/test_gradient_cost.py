@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
-import torch.nn.functional as F
-from tiny_networks import SmoothClassifier, classifier_layout, noisy_classifier, randomised
+from tiny_networks import (
+    SmoothClassifier,
+    classifier_layout,
+    half_unet,
+    images,
+    noisy_classifier,
+    randomised,
+)
 from torch.profiler import ProfilerActivity, profile
 
 from guidance import NoisyClassifier
 from guidance.adm import EncoderUNet, layers
-from guidance.classifiers.compiling import compile_network
 from guidance.classifiers.gradient_memory import (
+    WHOLE,
     GradientMemoryPlan,
     gradient_bytes,
     memory_plan_within,
@@ -21,10 +25,6 @@ from guidance.classifiers.gradient_memory import (
 
 LABELS = torch.tensor([2, 0, 1])
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
-
-
-def images(batch=3, dtype=torch.float32, size=8):
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(3)).to(dtype)
 
 
 def kept_by(compute):
@@ -68,7 +68,7 @@ def test_frozen_layers_have_torchs_gradient(layer, memory):
 
 
 def test_a_frozen_convolution_keeps_nothing_of_its_input():
-    layer, x = layers.Conv2d(4, 4, 3, padding=1), images()[:, :1].repeat(1, 4, 1, 1)
+    layer, x = layers.Conv2d(4, 4, 3, padding=1), images(3)[:, :1].repeat(1, 4, 1, 1)
     x.requires_grad_(True)
     assert kept_by(lambda: layer(x)) >= x.untyped_storage().nbytes()
     layer.requires_grad_(False)
@@ -79,7 +79,7 @@ def kernels(compute):
     """The names of the operations that ran."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         compute()
-    return [event.key for event in seen.key_averages()]
+    return {event.key for event in seen.key_averages()}
 
 
 @pytest.mark.parametrize("new_order", [False, True])
@@ -87,134 +87,122 @@ def kernels(compute):
 def test_attention_takes_the_fused_kernel(dtype, new_order):
     network = randomised(EncoderUNet(classifier_layout(new_attention_order=new_order))).to(dtype)
     classifier = NoisyClassifier(network, "linear")
-    names = kernels(lambda: classifier.gradient(images(), 1.5, LABELS))
-    assert {FUSED, f"{FUSED}_backward"} <= set(names)
-    assert not {"aten::bmm", "aten::softmax", "aten::_softmax"} & set(names)
-    assert FUSED in kernels(lambda: classifier.log_probs(images(), 1.5))
-
-
-def test_nothing_of_a_step_is_kept():
-    classifier = noisy_classifier()
-    gradient, log_probs = classifier.gradient_and_log_probs(images(), 1.5, LABELS)
-    assert not gradient.requires_grad and not log_probs.requires_grad
-    assert all(weight.grad is None for weight in classifier.network.parameters())
+    names = kernels(lambda: classifier.gradient(images(3), 1.5, LABELS))
+    assert {FUSED, f"{FUSED}_backward"} <= names
+    assert not {"aten::bmm", "aten::softmax", "aten::_softmax"} & names
+    assert FUSED in kernels(lambda: classifier.log_probs(images(3), 1.5))
 
 
 @pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
 def test_recomputed_stages_give_the_same_gradient_to_the_bit(pool):
     whole = noisy_classifier(pool=pool)
-    saving = whole.with_economy(GradientMemoryPlan(recompute=True))
-    expected, got = (one.gradient(images(), 1.5, LABELS) for one in (whole, saving))
+    saving = whole.with_memory_plan(GradientMemoryPlan(recompute=True))
+    expected, got = (one.gradient(images(3), 1.5, LABELS) for one in (whole, saving))
     assert expected.abs().max() > 0
     assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("images_at_once", [1, 2, 3, 5])
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5])
 @pytest.mark.parametrize("label", [LABELS, 1, torch.tensor([1])])
-def test_parts_of_a_batch_give_the_same_gradient(images_at_once, label):
-    whole = noisy_classifier()
-    seen = []
+def test_parts_of_a_batch_give_the_same_gradient(at_once, label):
+    """The plan may be a function of the images."""
+    whole, seen, sigma = noisy_classifier(), [], torch.tensor([0.5, 3.0, 20.0])
     whole.network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    sigma = torch.tensor([0.5, 3.0, 20.0])
-    expected = whole.gradient_and_log_probs(images(), sigma, label)
-    parts = whole.with_economy(GradientMemoryPlan(images=images_at_once))
-    got = parts.gradient_and_log_probs(images(), sigma, label)
-    assert max(seen[1:]) == min(images_at_once, 3) and sum(seen[1:]) == 3
-    for one, other in zip(got, expected, strict=True):
-        assert (one - other).abs().max() < 1e-5 * other.abs().max()
+    expected = whole.gradient_and_log_probs(images(3), sigma, label)
+    plan = GradientMemoryPlan(images=at_once)
+    for memory_plan in (plan, lambda x: plan if len(x) == 3 else None):
+        seen.clear()
+        parts = whole.with_memory_plan(memory_plan)
+        got = parts.gradient_and_log_probs(images(3), sigma, label)
+        assert max(seen) == min(at_once, 3) and sum(seen) == 3
+        for one, other in zip(got, expected, strict=True):
+            assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
-def test_what_cannot_be_economised_is_said():
-    with pytest.raises(ValueError, match="images is -1"):
+@pytest.mark.parametrize(
+    ("at_once", "batch", "parts"),
+    [
+        (0, 5, [(0, 5)]),
+        (2, 5, [(0, 2), (2, 4), (4, 6)]),
+        (2, 4, [(0, 2), (2, 4)]),
+        (9, 5, [(0, 9)]),
+        (1, 2, [(0, 1), (1, 2)]),
+        (0, 0, [(0, 1)]),  # one part that is empty
+        (3, 0, [(0, 3)]),
+    ],
+)
+def test_parts_of_a_batch(at_once, batch, parts):
+    assert list(GradientMemoryPlan(at_once).parts(batch)) == [slice(*part) for part in parts]
+
+
+def test_plans_that_cannot_be():
+    assert GradientMemoryPlan() == GradientMemoryPlan(images=0, recompute=False) == WHOLE
+    GradientMemoryPlan(images=1).check(SmoothClassifier())
+    GradientMemoryPlan(recompute=True).check(half_unet())
+    with pytest.raises(ValueError, match="images is -1; .* 0 .* or more"):
         GradientMemoryPlan(images=-1)
-    with pytest.raises(ValueError, match="recompute needs an ADM classifier.*SmoothClassifier"):
-        NoisyClassifier(SmoothClassifier(), "linear", economy=GradientMemoryPlan(recompute=True))
+    with pytest.raises(ValueError, match="recompute .*SmoothClassifier. Set images to 1"):
+        plan = GradientMemoryPlan(recompute=True)
+        NoisyClassifier(SmoothClassifier(), "linear", memory_plan=plan)
 
 
-LAYOUTS = [
-    {"model_channels": 64, "num_res_blocks": 2, "channel_mult": (1, 2, 3), "norm_groups": 8},
-    {"attention_levels": (0, 1), "num_res_blocks": 3},
-    {"channel_mult": (1, 1, 2, 2), "attention_levels": (2, 3)},
+# Numbers that each stage reads and keeps, counted by hand: (reads, keeps).
+STAGES = [
+    (32 * 128, 2 * (32 + 32) * 128 + 5 * 32 * 128),  # blocks with attention, of 8x16 places
+    (32 * 128, 2 * (32 + 32) * 128 + 5 * 32 * 128),
+    (32 * 128, 3 * 32 * 128 + 2 * 32 * 32),  # half the size
+    (32 * 32, 2 * (32 + 64) * 32),
+    (64 * 32, 2 * (64 + 64) * 32),
+    (64 * 32, 3 * 64 * 32 + 2 * 64 * 8),
+    (64 * 8, 2 * (64 + 96) * 8),
+    (96 * 8, 2 * (96 + 96) * 8),
+    (96 * 8, 13 * 96 * 8),  # the middle
 ]
 
 
-@pytest.mark.parametrize("changes", LAYOUTS)
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.float16, 2)])
+def test_the_memory_of_a_gradient(dtype, width):
+    """What is kept, and three times the largest for what is computed meanwhile."""
+    layout = classifier_layout(num_res_blocks=2, channel_mult=(1, 2, 3), attention_levels=(0,))
+    reads, keeps = (sum(numbers) for numbers in zip(*STAGES, strict=True))
+    largest = max(kept for _, kept in STAGES)
+    assert gradient_bytes(layout, (8, 16), dtype) == width * (keeps + 3 * largest)
+    recomputed = gradient_bytes(layout, (8, 16), dtype, recompute=True)
+    assert recomputed == width * (reads + 4 * largest)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_channels": 64, "num_res_blocks": 2, "channel_mult": (1, 2, 3), "norm_groups": 8},
+        {"attention_levels": (0, 1), "num_res_blocks": 3},
+        {"channel_mult": (1, 1, 2, 2), "attention_levels": (2, 3)},
+    ],
+)
 def test_the_estimate_is_what_torch_keeps_and_some_more(changes):
     layout = classifier_layout(image_size=32, num_head_channels=16, **changes)
-    network = randomised(EncoderUNet(layout)).requires_grad_(False)
+    network = randomised(EncoderUNet(layout))
     x, t = images(1, size=32).requires_grad_(True), torch.tensor([5.0])
     kept = kept_by(lambda: network(x, t))
     estimate = gradient_bytes(layout, (32, 32), torch.float32)
     assert kept < estimate < 2.2 * kept
-    again = gradient_bytes(layout, (32, 32), torch.float32, recompute=True)
-    assert kept_by(lambda: network(x, t, recompute=True)) < again < estimate
-    assert gradient_bytes(layout, (32, 32), torch.bfloat16) == estimate // 2
+    recomputed = gradient_bytes(layout, (32, 32), torch.float32, recompute=True)
+    assert kept_by(lambda: network(x, t, recompute=True)) < recomputed < estimate
 
 
-def test_the_quickest_economy_that_fits_is_chosen():
-    layout, shape = classifier_layout(), (4, 3, 8, 8)
-    whole, again = (
-        gradient_bytes(layout, (8, 8), torch.float32, recompute) for recompute in (False, True)
+def test_the_quickest_plan_that_fits_is_chosen():
+    layout, size = classifier_layout(), (8, 16)
+    whole, less = (
+        gradient_bytes(layout, size, torch.float16, recompute) for recompute in (False, True)
     )
-
-    def chosen(free):
-        return memory_plan_within(free, layout, shape, torch.float32)
-
-    assert chosen(4 * whole) == GradientMemoryPlan()
-    assert chosen(4 * whole - 1) == GradientMemoryPlan(recompute=True)
-    assert chosen(4 * again - 1) == GradientMemoryPlan(images=3, recompute=True)
-    assert chosen(0) == GradientMemoryPlan(images=1, recompute=True)
-
-
-def no_compiler(*args, **kwargs):
-    raise RuntimeError("no C++ compiler\nwas found")
-
-
-def test_what_cannot_be_compiled_runs_uncompiled_after_one_warning():
-    classifier = noisy_classifier()
-    expected = classifier.gradient(images(), 1.5, LABELS)
-    classifier.network._compiled_call_impl = no_compiler  # as nn.Module.compile leaves it
-    classifier.log_probs(images(), 1.5)  # never compiled
-    with pytest.warns(UserWarning, match="runs uncompiled: no C[+][+] compiler was found") as said:
-        got = [classifier.gradient(images(), 1.5, LABELS) for _ in range(2)]
-    assert len(said) == 1
-    assert all(torch.equal(one, expected) for one in got)
-
-
-def test_an_error_of_the_network_is_no_reason_to_give_up_compiling():
-    classifier = noisy_classifier()
-    classifier.network.compile(backend="eager")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(ValueError, match="8x8.* is 16x16"):
-            classifier.gradient(images(size=16), 1.5, LABELS)
-    assert classifier.network._compiled_call_impl is not None
-
-
-def test_a_compiled_gradient_is_the_same(monkeypatch):
-    classifier = noisy_classifier()
-    expected = classifier.gradient(images(), 1.5, LABELS)
-    compiled = torch.nn.Module.compile
-    # without a compiler: everything up to it
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda network: compiled(network, backend="aot_eager")
-    )
-    compile_network(classifier.network)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*uncompiled")
-        got = classifier.gradient(images(), 1.5, LABELS)
-    assert classifier.network._compiled_call_impl is not None
-    assert F.cosine_similarity(got.flatten(), expected.flatten(), dim=0) > 1 - 1e-6
-
-
-def test_few_pixels_stay_as_they_are_in_the_unet():
-    """And a classifier's maps never do, whose weights are packed."""
-    from guidance.adm.blocks import FEW_PIXELS, quickest_layout
-
-    def last(x):
-        return x.is_contiguous(memory_format=torch.channels_last)
-
-    few, more = torch.zeros(1, 3, 64, 64), torch.zeros(2, 3, 64, 64)
-    assert not last(quickest_layout(few, FEW_PIXELS)) and last(quickest_layout(more, FEW_PIXELS))
-    assert last(quickest_layout(few))
-    assert quickest_layout(few.to("meta")).stride() == few.stride()
+    for free, at_once, recompute in (
+        (3 * whole, 0, False),
+        (3 * whole - 1, 0, True),
+        (3 * less, 0, True),
+        (3 * less - 1, 2, True),
+        (2 * less, 2, True),
+        (2 * less - 1, 1, True),
+        (0, 1, True),
+    ):
+        found = memory_plan_within(free, layout, (3, 3, *size), torch.float16)
+        assert found == GradientMemoryPlan(at_once, recompute)

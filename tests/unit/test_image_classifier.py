@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from tiny_networks import (
@@ -10,24 +9,23 @@ from tiny_networks import (
     NAMES,
     SIZE,
     diffusion_model,
+    guidance_term,
+    images,
     noisy_classifier,
-    unet,
-    write_model,
 )
 from torch import nn
 
-from guidance import ImageClassifier, load_adm, load_image_classifier
-from guidance.__main__ import main
+from guidance import ImageClassifier
+from guidance.classifiers.base import SamplingPoint, Target
 from guidance.classifiers.preprocessing import Preprocessing
-from guidance.sampling.classifier_guidance import classifier_term
-from guidance.sampling.generate import SamplingConfig, generate
-from guidance.sampling.loop import Guide, chain, sample
+from guidance.sampling.classifier_guidance import Guide
+from guidance.sampling.loop import sample
 from guidance.sampling.respacing import respaced_timesteps
+from guidance.sampling.steps import chain
 from guidance.sampling.strength import Strength
 from guidance.schedules.schedule import GuidanceSchedule
 
 LABELS = torch.tensor([0, 2])
-AS_IT_IS = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 class Smooth(nn.Module):
@@ -47,60 +45,71 @@ class Smooth(nn.Module):
         return 3 * (x.flatten(1) @ self.hidden.T).tanh() @ self.last.T
 
 
-class Denoiser(nn.Module):
+MIX = torch.randn(192, 192, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+
+
+def denoiser(x):
     """A smooth D(x) whose pixels depend on each other, float64."""
-
-    def __init__(self, pixels=3 * SIZE * SIZE):
-        super().__init__()
-        generator = torch.Generator().manual_seed(8)
-        values = torch.randn(pixels, pixels, generator=generator, dtype=torch.float64)
-        self.mix = values / pixels**0.5
-
-    def forward(self, x):
-        return (x.flatten(1) @ self.mix).tanh().view_as(x)
+    return (x.flatten(1) @ (MIX / 192**0.5)).tanh().view_as(x)
 
 
 def classifier(gradient="cheap", network=None, **options):
     return ImageClassifier(
-        network or Smooth(), AS_IT_IS, CLASSES, NAMES, gradient=gradient, **options
+        network or Smooth(), Preprocessing(), CLASSES, NAMES, gradient=gradient, **options
     )
 
 
-def points(dtype=torch.float64):
-    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-LEVELS = [(0.1, 1.0), (1.0, 1.0), (30.0, 1.0), (0.3, 0.7), (0.9, 0.1)]
+POINTS = images(dtype=torch.float64)
+LEVELS = [(0.1, 1.0), (30.0, 1.0), (0.3, 0.7), (0.9, 0.1)]
+BEYOND = [(1.0, 0.0), (20000.0, 1.0)]
 
 
 @pytest.mark.parametrize(("sigma", "alpha"), LEVELS)
 def test_exact_is_autograd_through_the_whole_chain(sigma, alpha):
-    denoiser, network = Denoiser(), Smooth()
-    x = points().requires_grad_()
-    log_probs = network(denoiser(x)).log_softmax(dim=1)
+    x = POINTS.clone().requires_grad_()
+    log_probs = Smooth()(denoiser(x)).log_softmax(dim=1)
     (whole,) = torch.autograd.grad(log_probs[[0, 1], LABELS].sum(), x)
-    x_in = points().requires_grad_()
-    term = classifier_term(
-        classifier("exact"), x_in, denoiser(x_in), sigma, LABELS, Strength(scale=2.0), alpha
-    )
+    x_in = POINTS.clone().requires_grad_()
+    term = guidance_term(classifier("exact"), x_in, denoiser(x_in), sigma, LABELS, alpha, 2.0)
     expected = 2 * sigma**2 / alpha * whole
     assert expected.abs().max() > 1e-4
     assert (term - expected).abs().max() < 1e-10 * expected.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("std", [1.0, 0.5])
-@pytest.mark.parametrize(("sigma", "alpha"), [*LEVELS, (1.0, 0.0), (20000.0, 1.0)])
+@pytest.mark.parametrize(("sigma", "alpha"), [*LEVELS, *BEYOND])
 def test_cheap_is_the_variance_times_the_gradient(sigma, alpha, std):
     """r^2 g: at most s^2 g however much noise there is, and sigma^2 / alpha^2 g for little."""
-    denoised = Denoiser()(points())
+    denoised = denoiser(POINTS)
     guide = classifier(data_std=std)
-    term = classifier_term(guide, points(), denoised, sigma, LABELS, Strength(scale=1.0), alpha)
+    term = guidance_term(guide, POINTS, denoised, sigma, LABELS, alpha)
     g, _ = guide.image_gradient(denoised, LABELS)
     variance = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     assert (term - variance * g).abs().max() < 1e-12
-    assert variance <= std**2
-    if sigma < 0.2 and std == 1.0:
-        assert variance == pytest.approx(sigma**2 / alpha**2, rel=0.02)
+
+
+def test_beyond_its_range_exact_has_the_weight_of_its_end():
+    for sigma, alpha in BEYOND:
+        x = POINTS.clone().requires_grad_()
+        point = SamplingPoint.at(x, denoiser(x), sigma, alpha)
+        found = classifier("exact").output(point, Target(LABELS))
+        assert (found.sigma / found.alpha).tolist() == pytest.approx([157.4] * 2)
+        assert torch.equal(found.weight, found.sigma**2 / found.alpha)
+
+
+@pytest.mark.parametrize("kind", ["cheap", "exact"])
+def test_an_output_for_another_level(kind):
+    """cheap: the same gradient, weighted for it; exact: the same term."""
+    x, guide = POINTS.clone().requires_grad_(), classifier(kind, data_std=0.5)
+    first = guide.output(SamplingPoint.at(x, denoiser(x), 2.0), Target(LABELS, 0.1))
+    levels = torch.tensor([0.5] * 2).double(), torch.tensor([0.8] * 2).double()
+    second = guide.rescale(first, *levels)
+    if kind == "exact":
+        assert second is first
+        return
+    assert second.gradient is first.gradient and second.log_probs is first.log_probs
+    assert second.sigma is levels[0] and second.alpha is levels[1]
+    assert second.weight.tolist() == pytest.approx([0.0625 / (0.64 * 0.25 + 0.25)] * 2)
 
 
 @pytest.mark.parametrize(("sigma", "alpha"), LEVELS)
@@ -111,27 +120,18 @@ def test_gaussian_data_and_a_linear_likelihood(sigma, alpha):
     """
     generator = torch.Generator().manual_seed(3)
     root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    for covariance, kinds in (
-        (root @ root.T, ["exact"]),
-        (0.49 * torch.eye(3, dtype=torch.float64), ["exact", "cheap"]),
-    ):
+    eye = torch.eye(3, dtype=torch.float64)
+    for covariance, kinds in ((root @ root.T, ["exact"]), (0.49 * eye, ["exact", "cheap"])):
         mean, c = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-        inverse = torch.linalg.inv(
-            alpha**2 * covariance + sigma**2 * torch.eye(3, dtype=torch.float64)
-        )
+        gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * eye)
         x = torch.randn(4, 3, 1, 1, generator=generator, dtype=torch.float64).requires_grad_()
-        gain = alpha * covariance @ inverse
-        denoised = mean + (x.flatten(1) - alpha * mean) @ gain.T
+        denoised = (mean + (x.flatten(1) - alpha * mean) @ gain.T).view_as(x)
         posterior = covariance - alpha * gain @ covariance
         network = TwoSided(c)
         for kind in kinds:
-            guide = ImageClassifier(network, AS_IT_IS, 2, gradient=kind, data_std=0.7)
-            strength = Strength(scale=1.5)
-            term = classifier_term(
-                guide, x, denoised.view_as(x), sigma, 0, strength, alpha
-            ).flatten(1)
-            share = network.share(denoised.view_as(x))
-            expected = 1.5 * share[:, None] * (posterior @ c)
+            guide = ImageClassifier(network, Preprocessing(), 2, gradient=kind, data_std=0.7)
+            term = guidance_term(guide, x, denoised, sigma, 0, alpha, 1.5).flatten(1)
+            expected = 1.5 * network.share(denoised)[:, None] * (posterior @ c)
             assert (term - expected).abs().max() < 1e-9
 
 
@@ -156,34 +156,16 @@ def test_decoding_is_part_of_the_gradient():
         return torch.einsum("oc,bchw->bohw", mix, latents).tanh()
 
     latents = torch.randn(2, 5, SIZE, SIZE, dtype=torch.float64)
-    guide = classifier(decode=decode)
+    guide = classifier("exact", data_std=0.5).with_network(Smooth(), decode)
+    assert guide.through_model and guide.data_std == 0.5 and guide.labels == NAMES
     g, log_probs = guide.image_gradient(latents, LABELS)
     x0 = latents.clone().requires_grad_()
     expected = Smooth()(decode(x0)).log_softmax(dim=1)
     (wanted,) = torch.autograd.grad(expected[[0, 1], LABELS].sum(), x0)
     assert torch.allclose(g, wanted, atol=1e-12) and torch.allclose(log_probs, expected)
     # finished images are read as they are
-    pixels = points()
+    pixels = POINTS
     assert torch.allclose(guide.image_log_probs(pixels), Smooth()(pixels).log_softmax(dim=1))
-
-
-@pytest.mark.parametrize("gradient", ["cheap", "exact"])
-def test_options_of_the_strength_apply(gradient):
-    denoiser = Denoiser()
-
-    def term(**options):
-        x = points().requires_grad_()
-        strength = Strength(**{"scale": 2.0} | options)
-        guide = classifier(gradient)
-        return classifier_term(guide, x, denoiser(x), 1.0, LABELS, strength).detach()
-
-    plain, denoised = term(), denoiser(points())
-    assert (term(label_smoothing=0.3) - plain).abs().max() > 1e-4
-    assert (term(entropy_limit=5.0) / plain).mean() > 1.01
-    short = term(cap=0.01).flatten(1).norm(dim=1)
-    assert torch.allclose(short, 0.01 * denoised.flatten(1).norm(dim=1), rtol=1e-5)
-    each = term(scale=(2.0, 0.0))
-    assert torch.equal(each[0], plain[0]) and not each[1].any()
 
 
 def test_half_precision_keeps_small_gradients():
@@ -191,54 +173,37 @@ def test_half_precision_keeps_small_gradients():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
     nn.init.normal_(network[1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
     network.requires_grad_(False)
-    x0 = points(torch.float32)
+    x0 = images()
     expected, log_probs = classifier(network=network).image_gradient(x0, LABELS)
     got, _ = classifier(network=network.half()).image_gradient(x0, LABELS)
     assert log_probs.min() < -8
     cosine = torch.cosine_similarity(got.flatten(1), expected.flatten(1))
     assert bool((cosine > 0.999).all())
+    assert (got.norm() / expected.norm() - 1).abs() < 0.01
 
 
 def test_inside_inference_mode_with_weights_made_there():
     with torch.inference_mode():
-        inside = classifier(network=Smooth())
-        got = classifier_term(inside, points(), points(), 1.0, LABELS, Strength(scale=1.0))
-    expected = classifier_term(classifier(), points(), points(), 1.0, LABELS, Strength(scale=1.0))
-    assert torch.equal(got, expected)
+        got = guidance_term(classifier(network=Smooth()), POINTS, POINTS, 1.0, LABELS)
+    assert torch.equal(got, guidance_term(classifier(), POINTS, POINTS, 1.0, LABELS))
 
 
-def test_exact_needs_the_graph():
-    x = points()
-    with pytest.raises(ValueError, match="not connected with x.*or use cheap"):
-        classifier_term(classifier("exact"), x, Denoiser()(x), 1.0, 0, Strength(scale=1.0))
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"gradient": "half"}, "gradient is 'half'; expected one of cheap, exact"),
-        ({"data_std": 0.0}, "data_std is 0.0; it must be above 0"),
+def test_what_cannot_be():
+    for options, said in (
+        ({"gradient": "half"}, "gradient is 'half'; .* cheap, exact"),
+        ({"data_std": 0.0}, "data_std is 0.0; .* above 0"),
         ({"labels": ["a"]}, "labels names 1 classes; the network has 3"),
-    ],
-)
-def test_what_cannot_be(options, said):
-    with pytest.raises(ValueError, match=said):
-        ImageClassifier(Smooth(), AS_IT_IS, CLASSES, **options)
-
-
-def test_labels_that_do_not_fit():
-    with pytest.raises(ValueError, match="classes go from 0 to 2"):
-        classifier().image_gradient(points(), 3)
-    with pytest.raises(ValueError, match="expected one, or 2 of them"):
-        classifier().image_gradient(points(), torch.tensor([0, 1, 2]))
-
-
-def test_names():
+    ):
+        with pytest.raises(ValueError, match=said):
+            ImageClassifier(Smooth(), Preprocessing(), CLASSES, **options)
+    for label, said in ((3, "from 0 to 2"), (torch.tensor([0, 1, 2]), "one, or 2 of them")):
+        with pytest.raises(ValueError, match=said):
+            classifier().image_gradient(POINTS, label)
+    for x in (POINTS, POINTS.clone().requires_grad_()):
+        with pytest.raises(ValueError, match="not connected with x.*or use cheap"):
+            guidance_term(classifier("exact"), x, POINTS, 1.0, 0)
     assert classifier().name(1) == NAMES[1]
-    assert ImageClassifier(Smooth(), AS_IT_IS, CLASSES).name(1) == "1"
-
-
-# --- the embedded sampler --------------------------------------------------------------------
+    assert ImageClassifier(Smooth(), Preprocessing(), CLASSES).name(1) == "1"
 
 
 @pytest.fixture(scope="module")
@@ -246,45 +211,26 @@ def model():
     return diffusion_model()
 
 
-def run(model, guides, method="ddim", **options):
-    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+def run(model, guides):
     steps = chain(model.schedule.alpha_bar.tolist(), respaced_timesteps("4"))
-    draws = torch.Generator().manual_seed(5)
-
-    def noise(like):
-        return torch.randn(like.shape, generator=draws)
-
-    options = {"cfg": 0.0, "labels": LABELS} | options
-    return sample(model, x, steps, method=method, guides=guides, noise=noise, **options)
+    return sample(model, images(), steps, guides=guides, cfg=0.0, labels=LABELS)
 
 
 def in_fp32(gradient):
-    network = Smooth().float()
-    return classifier(gradient, network)
+    return classifier(gradient, Smooth().float())
 
 
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
-@pytest.mark.parametrize("gradient", ["cheap", "exact"])
-def test_a_run_is_guided_and_leaves_no_graph(model, gradient, method):
-    plain = run(model, [], method)
-    zero = run(model, [Guide(in_fp32(gradient), LABELS, 0.0)], method)
-    guided = run(model, [Guide(in_fp32(gradient), LABELS, 20.0)], method)
-    assert torch.equal(zero, plain)
-    assert not guided.requires_grad
-
-    def seen(images):
-        return in_fp32(gradient).image_log_probs(images)[[0, 1], LABELS]
-
-    assert bool((seen(guided) > seen(plain)).all())
+def guide_of(classifier, scale):
+    return Guide(classifier, LABELS, Strength(scale=scale))
 
 
 def test_one_step_of_the_sampler_is_the_whole_chain(model):
     """With CFG and clipping, which are parts of the prediction."""
     step = chain(model.schedule.alpha_bar.tolist(), [400])[0]
-    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    x = images()
     options = {"labels": LABELS, "cfg": 2.0, "noise": torch.zeros_like}
     plain = sample(model, x, [step], **options)
-    guided = sample(model, x, [step], guides=[Guide(in_fp32("exact"), LABELS, 3.0)], **options)
+    guided = sample(model, x, [step], guides=[guide_of(in_fp32("exact"), 3.0)], **options)
     x_in = x.clone().requires_grad_()
     t, null = torch.full((2,), 400.0), model.null_labels(2)
     cond, uncond = model(x_in, t, LABELS)[0], model(x_in, t, null)[0]
@@ -303,9 +249,9 @@ def test_guides_add_up(model):
     calls = []
     hook = model.network.register_forward_hook(lambda *_: calls.append(1))
     exact, noisy = in_fp32("exact"), noisy_classifier()
-    one = run(model, [Guide(exact, LABELS, 6.0), Guide(noisy, LABELS, 5.0)])
+    one = run(model, [guide_of(exact, 6.0), guide_of(noisy, 5.0)])
     alone = len(calls)
-    parts = [Guide(exact, LABELS, 2.0), Guide(noisy, LABELS, 5.0), Guide(exact, LABELS, 4.0)]
+    parts = [guide_of(exact, 2.0), guide_of(noisy, 5.0), guide_of(exact, 4.0)]
     two = run(model, parts)
     hook.remove()
     assert len(calls) == 2 * alone
@@ -320,38 +266,8 @@ def test_where_the_schedule_is_zero_nothing_goes_through_the_model(model):
         model.network.register_forward_hook(lambda *args: graphs.append(args[2].requires_grad)),
     ]
     half = GuidanceSchedule.interval("step", 0.0, 0.5, 5.0, 0.0)
-    run(model, [Guide(classifier("exact", network), LABELS, 1.0, half)])
+    run(model, [Guide(classifier("exact", network), LABELS, Strength(scale=1.0), half)])
     for hook in hooks:
         hook.remove()
     assert len(seen) == 2
     assert graphs == [True, True, False, False]
-
-
-# --- the command line ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("gradient", ["cheap", "exact"])
-def test_sample_follows_an_image_classifier(tmp_path, root, capsys, gradient):
-    """The picture that the library draws with the same file."""
-    judge = root / "models" / "classifiers" / "digits_judge.safetensors"
-    write_model(tmp_path / "free.safetensors", unet(num_classes=None, null_class=None), None)
-    common = ["--classifier", str(judge), "--label", "3,8", "--num-samples", "2", "--device", "cpu"]
-    common += ["--respacing", "3", "--output", str(tmp_path / "out.npz"), "--scale", "9"]
-    arguments = ["sample", "--model", str(tmp_path / "free.safetensors"), *common]
-    assert main([*arguments, "--gradient", gradient]) == 0, capsys.readouterr().err
-    got = np.load(tmp_path / "out.npz")["arr_0"]
-    job = SamplingConfig(num_samples=2, label="3,8", scale=9.0, respacing="3")
-    model = load_adm(tmp_path / "free.safetensors")
-    expected, _ = generate(model, load_image_classifier(judge, gradient=gradient), job)
-    plain, _ = generate(model, None, SamplingConfig(num_samples=2, respacing="3"))
-    assert np.array_equal(got, expected)
-    assert (got != plain).mean() > 0.05
-
-
-def test_sample_takes_a_folder(tmp_path, capsys):
-    """Without --gradient, too; what is wrong with it is said in one line."""
-    write_model(tmp_path / "model.safetensors", unet())
-    (tmp_path / "folder").mkdir()
-    arguments = ["--model", str(tmp_path / "model.safetensors"), "--output", "x.png"]
-    assert main(["sample", *arguments, "--classifier", str(tmp_path / "folder")]) != 0
-    assert "folder has no config.json" in capsys.readouterr().err

@@ -1,41 +1,37 @@
-"""Scores of samples, what they cost, and the table of them: exact numbers and words."""
+"""How samples are judged: accuracy, diversity, Frechet distance, precision and recall, and cost."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from progress_bar import Bar
+from scipy.linalg import sqrtm
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 
 from guidance.core.distributed import ALONE, Processes
-from guidance.evaluation import compute_cost as work
+from guidance.evaluation import compute_cost, metrics
 from guidance.evaluation import judge as evaluation
-from guidance.evaluation import metrics
 from guidance.evaluation.compute_cost import ComputeCost, count_compute
 from guidance.evaluation.judge import (
     Reference,
-    Score,
     check_judge,
     diversity,
     judge_samples,
     judged,
 )
 from guidance.evaluation.metrics import check_enough, frechet_distance, precision_recall
-from guidance.evaluation.report import Row, table
+
+# --- the judge -------------------------------------------------------------------------------
 
 
-def pictures(count, seed=0, size=SIZE):
+def pictures(count, seed=0):
     generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return generator.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def judge():
     return noisy_classifier(pool="adaptive")
-
-
-# --- the judge -------------------------------------------------------------------------------
 
 
 def test_an_image_is_judged_as_it_is_at_timestep_0(judge):
@@ -59,19 +55,12 @@ def test_features_that_are_means_already_are_taken_as_they_are():
     torch.testing.assert_close(judged(judge, images)[1], expected)
 
 
-def test_images_are_judged_in_parts(judge, monkeypatch):
-    bars = []
-    monkeypatch.setattr(
-        evaluation, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1]
-    )
+def test_parts_make_no_difference_to_the_judge(judge, monkeypatch):
     whole = judged(judge, pictures(5))
     monkeypatch.setattr(evaluation, "BATCH", 2)
     parts = judged(judge, pictures(5))
     assert torch.equal(parts[0], whole[0])
     torch.testing.assert_close(parts[1], whole[1])
-    assert [bar.updates for bar in bars] == [[5], [2, 2, 1]]
-    shown = {"total": 5, "desc": "judge", "unit": "image", "leave": False, "delay": 2}
-    assert bars[0].options == shown
 
 
 def test_the_score_of_samples(judge):
@@ -111,173 +100,47 @@ def test_each_class_counts_equally():
 def test_a_judge_has_to_be_of_this_pack_and_fit():
     judge = noisy_classifier()
     check_judge(judge, (SIZE, SIZE, 3))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="3 channels, but these have 1"):
         check_judge(judge, (SIZE, SIZE, 1))
-    assert str(caught.value) == "The judge reads images of 3 channels, but these have 1."
     with pytest.raises(ValueError, match="takes 8x8 inputs .*the image or latent is 16x8"):
         check_judge(judge, (8, 16, 3))
     judge.network = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="train-classifier"):
         check_judge(judge, (SIZE, SIZE, 3))
-    assert str(caught.value) == "The judge must be a classifier trained by train-classifier."
 
 
 def test_real_images_have_to_be_of_the_same_size():
     reference = Reference(torch.zeros(1, 1), (4, 8, 3), "real.npz")
     reference.check([4, 8, 3], "a.npz")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="a.npz has images of 4x8x1, .* real.npz are 8x4x3"):
         reference.check((8, 4, 1), "a.npz")
-    assert str(caught.value) == (
-        "a.npz has images of 4x8x1, but those of real.npz are 8x4x3; compare images of one size."
-    )
-
-
-# --- distances -------------------------------------------------------------------------------
-
-
-def test_four_images_are_enough():
-    check_enough(4, "a.npz has 4 images")
-    with pytest.raises(ValueError) as caught:
-        check_enough(3, "a.npz has 3 images")
-    assert str(caught.value) == (
-        "a.npz has 3 images; a Frechet distance, precision and recall take at least 4 images."
-    )
-
-
-def line(*values):
-    return torch.tensor([[float(value)] for value in values])
-
-
-def test_the_smallest_sets_that_can_be_compared():
-    assert frechet_distance(line(0, 2), line(0, 2)) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(line(0, 2), line(1, 5)) == pytest.approx(4 + 2 + 8 - 2 * 4)
-    assert precision_recall(line(0, 1, 2, 3), line(1, 2, 3, 6)) == (1.0, 1.0)
-    assert precision_recall(line(0, 1, 2, 3), line(1, 2, 6, 7)) == (0.75, 1.0)
-
-
-def test_the_third_nearest_neighbour_counts_unless_another_is_asked_for():
-    real, generated = line(0, 1, 2, 4, 8), line(-4, 14, 15, 100)
-    assert precision_recall(real, generated) == precision_recall(real, generated, 3)
-    assert precision_recall(real, generated)[0] == 0.75
-    assert precision_recall(real, generated, 1)[0] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "said"),
-    [
-        (
-            torch.zeros(4),
-            torch.zeros(4, 2),
-            "features have shapes (4,) and (4, 2); expected (N, D) and (M, D).",
-        ),
-        (
-            torch.zeros(4, 2),
-            torch.zeros(4, 2, 1),
-            "features have shapes (4, 2) and (4, 2, 1); expected (N, D) and (M, D).",
-        ),
-        (
-            torch.zeros(4, 2),
-            torch.zeros(4, 3),
-            "features have shapes (4, 2) and (4, 3); expected (N, D) and (M, D).",
-        ),
-        (
-            torch.zeros(1, 2),
-            torch.zeros(4, 2),
-            "There are 1 images in a set; a covariance takes at least 2.",
-        ),
-        (
-            torch.zeros(4, 2),
-            torch.full((4, 2), torch.inf),
-            "Some features are not finite; load the judge in fp32.",
-        ),
-    ],
-)
-def test_a_distance_is_refused_in_these_words(first, second, said):
-    with pytest.raises(ValueError) as caught:
-        frechet_distance(first, second)
-    assert str(caught.value) == said
-
-
-def test_neighbours_are_refused_in_these_words():
-    with pytest.raises(ValueError) as caught:
-        precision_recall(line(0, 1, 2), line(0, 1, 2, 3))
-    assert str(caught.value) == (
-        "There are 3 images in a set; 3 neighbours of each image takes at least 4."
-    )
-    with pytest.raises(ValueError) as caught:
-        precision_recall(line(0, 1), line(0, 1), 0)
-    assert str(caught.value) == "neighbours is 0; it must be at least 1."
-
-
-def test_sets_are_looked_at_in_parts_of_a_thousand():
-    assert (metrics.CHUNK, evaluation.BATCH) == (1024, 250)
-
-
-# --- the table -------------------------------------------------------------------------------
-
-
-def rows():
-    full = Score(0.12345, 1.0, 3.14159, 0.5, 0.98765)
-    return [
-        Row("classifier", "classifier", 2.5, full, 5, None, ComputeCost(4, 0.5, 12.3456), "a.npz"),
-        Row("CFG", "CFG, late", None, Score(1.0, 0.0), 7, {"points": []}, None),
-    ]
-
-
-def test_a_table_of_every_column():
-    assert table(rows()).splitlines() == [
-        "| guidance | scale | judge accuracy | Frechet distance | precision | recall | diversity "
-        "| passes | gradients | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        "| classifier | 2.5 | 0.123 | 3.14 | 0.500 | 0.988 | 1.00 | 4 | 0.5 | 12.3 |",
-        "| CFG, late |  | 1.000 |  |  |  | 0.00 |  |  |  |",
-    ]
-
-
-def test_a_row_as_numbers_and_names():
-    first, second = (row.to_dict() for row in rows())
-    assert first == {
-        "kind": "classifier",
-        "guidance": "classifier",
-        "scale": 2.5,
-        "images": 5,
-        "schedule": None,
-        "samples": "a.npz",
-        "accuracy": 0.12345,
-        "diversity": 1.0,
-        "frechet": 3.14159,
-        "precision": 0.5,
-        "recall": 0.98765,
-        "passes": 4,
-        "gradients": 0.5,
-        "seconds": 12.3456,
-    }
-    empty = ("frechet", "precision", "recall", "passes", "gradients", "seconds", "samples")
-    assert all(second[name] is None for name in empty)
-    assert second["schedule"] == {"points": []}
 
 
 # --- what a run costs ------------------------------------------------------------------------
 
 
-def test_work_begins_at_nothing_and_is_shared_out():
-    assert ComputeCost() == ComputeCost(0, 0, 0.0)
+def test_only_what_runs_in_the_block_is_counted(monkeypatch):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(compute_cost.time, "perf_counter", lambda: next(clock))
+    model, classifier = diffusion_model(), noisy_classifier()
+    x, t = torch.zeros(3, 3, SIZE, SIZE), torch.zeros(3)
+    with count_compute(model, classifier) as work:
+        model(x, t, torch.tensor([0, 1, 2]))
+        model(x[:1], t[:1], torch.tensor([0]))
+        classifier.log_probs(x, 1.0)
+        classifier.gradient(x[:2], 1.0, 1)
+    model(x, t, torch.tensor([0, 1, 2]))
+    classifier.gradient(x, 1.0, 1)
+    assert work == ComputeCost(4, 2, 2.5)
+
+
+def test_cost_is_shared_out_and_added_up(monkeypatch):
+    """Processes run at the same time: the slowest decides."""
     assert ComputeCost(8, 4, 2.0).per_image(4) == ComputeCost(2, 1, 0.5)
     assert ComputeCost(8, 4, 2.0).of_all(ALONE) == ComputeCost(8, 4, 2.0)
-
-
-def test_work_of_several_processes_lasts_as_long_as_the_slowest(monkeypatch):
     shares = [ComputeCost(8, 4, 2.0), ComputeCost(1, 2, 3.0)]
     monkeypatch.setattr(Processes, "gathered", lambda self, value: shares)
     assert shares[0].of_all(Processes(0, 2)) == ComputeCost(9, 6, 3.0)
-
-
-def test_the_time_of_the_block_is_counted(monkeypatch):
-    clock = iter([10.0, 12.5])
-    monkeypatch.setattr(work.time, "perf_counter", lambda: next(clock))
-    with count_compute(diffusion_model(), None) as found:
-        assert found.seconds == 0.0
-    assert found == ComputeCost(0, 0, 2.5)
 
 
 def test_a_block_that_fails_leaves_no_counters_behind():
@@ -285,3 +148,147 @@ def test_a_block_that_fails_leaves_no_counters_behind():
     with pytest.raises(ValueError), count_compute(model, classifier):
         raise ValueError
     assert not model.network._forward_hooks and not classifier.network._forward_hooks
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gaussian(mean, covariance, count=200, seed=0):
+    """So many features of exactly that mean and covariance."""
+    plain = normal(count, len(mean), seed=seed)
+    plain = torch.linalg.qr(plain - plain.mean(dim=0)).Q * (count - 1) ** 0.5
+    return plain @ torch.linalg.cholesky(covariance).T + mean
+
+
+def covariance(dimensions, seed):
+    root = normal(dimensions, dimensions, seed=seed)
+    return root @ root.T + 0.1 * torch.eye(dimensions, dtype=torch.float64)
+
+
+# --- Frechet distance ------------------------------------------------------------------------
+
+
+def test_the_distance_of_gaussians_whose_covariances_commute():
+    """|m1 - m2|^2 + sum (sqrt a - sqrt b)^2 over the common axes."""
+    axes = torch.linalg.qr(normal(3, 3)).Q
+    a, b = torch.tensor([4.0, 9.0, 0.25]).double(), torch.tensor([1.0, 16.0, 0.25]).double()
+    first = gaussian(normal(3, seed=1) * 0, axes @ a.diag() @ axes.T)
+    second = gaussian(torch.tensor([1.0, 2.0, 2.0]).double(), axes @ b.diag() @ axes.T, 150, 7)
+    assert frechet_distance(first, second) == pytest.approx(9 + 1 + 1 + 0, rel=1e-9)
+
+
+@pytest.mark.parametrize("dimensions", [2, 20])
+def test_the_distance_of_any_gaussians(dimensions):
+    m1, m2 = normal(dimensions, seed=1), normal(dimensions, seed=2)
+    s1, s2 = covariance(dimensions, 3), covariance(dimensions, 4)
+    root = torch.from_numpy(sqrtm((s1 @ s2).numpy()).real)
+    expected = (m1 - m2).square().sum() + torch.trace(s1 + s2 - 2 * root)
+    found = frechet_distance(gaussian(m1, s1, seed=5), gaussian(m2, s2, 300, seed=6))
+    assert found == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_the_distance_is_zero_to_itself_and_the_same_both_ways():
+    first, second = normal(50, 8), normal(40, 8, seed=1) + 1
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    there, back = frechet_distance(first, second), frechet_distance(second, first)
+    assert there == pytest.approx(back, rel=1e-9)
+    assert frechet_distance(first, first + 3) == pytest.approx(8 * 9, rel=1e-9)
+
+
+def test_covariances_without_full_rank():
+    """Few images in many dimensions: here two crossing lines, whose product is 0."""
+    line = torch.tensor([-1.0, 1.0])
+    first, second = torch.zeros(2, 30), torch.zeros(2, 30)
+    first[:, 3], second[:, 7] = 3 * line, 2 * line
+    assert frechet_distance(first, second) == pytest.approx(18 + 8, rel=1e-9)
+    assert frechet_distance(first, 2 * first) == pytest.approx(18, rel=1e-6)
+
+
+def test_single_precision_far_from_zero_is_enough():
+    first, second = normal(500, 4).float() + 1000, normal(500, 4, seed=1).float() + 1001
+    exact = frechet_distance(first.double() - 1000, second.double() - 1000)
+    assert frechet_distance(first, second) == pytest.approx(exact, rel=1e-6)
+
+
+# --- precision and recall --------------------------------------------------------------------
+
+
+def test_equal_sets_cover_each_other():
+    features = normal(60, 5).float()
+    assert precision_recall(features, features.flip(0)) == (1.0, 1.0)
+
+
+def test_sets_far_apart_have_nothing_in_common():
+    features = normal(60, 5)
+    assert precision_recall(features, features + 1000) == (0.0, 0.0)
+
+
+def test_some_of_the_modes_cost_recall_and_others_cost_precision():
+    near, far = normal(30, 5), normal(30, 5, seed=1) + 1000
+    assert precision_recall(torch.cat([near, far]), near) == (1.0, 0.5)
+    assert precision_recall(near, torch.cat([near, far])) == (0.5, 1.0)
+
+
+def test_points_on_a_line():
+    """With one neighbour the radii are 1, 1, 9 and 3.5, 3.5, 17.5; an edge belongs to its ball."""
+    real = torch.tensor([[0.0], [1.0], [10.0]])
+    generated = torch.tensor([[-1.5], [2.0], [19.5]])
+    assert precision_recall(real, generated, 1) == (pytest.approx(1 / 3), 1.0)
+    assert precision_recall(generated, real, 1) == (1.0, pytest.approx(1 / 3))
+
+
+def test_an_image_is_no_neighbour_of_itself_but_its_copies_are():
+    """Of four copies the radius is 0; among three it would reach the fourth point."""
+    real = torch.tensor([[0.0], [0.0], [0.0], [0.0], [5.0]])
+    near = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
+    assert precision_recall(real[:4], near)[0] == 0.0
+    assert precision_recall(real[1:], near)[0] == 1.0
+
+
+def test_more_neighbours_reach_farther():
+    real, generated = normal(100, 10), normal(100, 10, seed=1) * 1.3
+    found = [precision_recall(real, generated, k) for k in (1, 3, 10)]
+    assert found[0][0] < found[1][0] < found[2][0]
+    assert found[0][1] < found[2][1]
+
+
+def test_parts_make_no_difference(monkeypatch):
+    real, generated = normal(50, 4), normal(40, 4, seed=1)
+    whole = precision_recall(real, generated)
+    monkeypatch.setattr(metrics, "CHUNK", 7)
+    assert precision_recall(real, generated) == whole
+    assert 0 < whole[0] < 1
+
+
+# --- errors ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: frechet_distance(normal(1, 4), normal(9, 4)), "1 images in a set; .* at least 2"),
+        (lambda: precision_recall(normal(9, 4), normal(3, 4)), "3 images in a set; .* at least 4"),
+        (lambda: precision_recall(normal(9, 4), normal(9, 4), 0), "neighbours is 0"),
+        (lambda: frechet_distance(normal(9, 4), normal(9, 5)), r"\(9, 4\) and \(9, 5\)"),
+        (lambda: frechet_distance(normal(4), normal(9, 2)), r"\(4,\) and \(9, 2\)"),
+        (lambda: frechet_distance(normal(9, 4) / 0, normal(9, 4)), "not finite"),
+        (lambda: check_enough(3, "a.npz has 3 images"), "a.npz has 3 images; .* at least 4"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_the_smallest_sets_that_can_be_compared():
+    def line(*values):
+        return torch.tensor([[float(value)] for value in values])
+
+    check_enough(4, "a.npz has 4 images")
+    assert frechet_distance(line(0, 2), line(1, 5)) == pytest.approx(4 + 2 + 8 - 2 * 4)
+    assert precision_recall(line(0, 1, 2, 3), line(1, 2, 6, 7)) == (0.75, 1.0)
+    # by default the third nearest neighbour counts
+    real, generated = line(0, 1, 2, 4, 8), line(-4, 14, 15, 100)
+    assert precision_recall(real, generated)[0] == 0.75
+    assert precision_recall(real, generated, 1)[0] == 0.0

@@ -14,7 +14,6 @@ from PIL import Image
 
 from guidance.core import images as module
 from guidance.core.images import (
-    check_output,
     from_uint8,
     grid,
     load_samples,
@@ -48,14 +47,8 @@ def test_channels_go_last_on_the_way_out_and_first_on_the_way_in():
     assert float(images[1, 4, 2, 3]) == pytest.approx(119 / 127.5 - 1)
     out = to_uint8(images + 1e-5)
     assert (out == pixels).all() and out.flags["C_CONTIGUOUS"]
-
-
-def test_pixels_fill_the_range_from_minus_one_to_one():
-    pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
-    images = from_uint8(pixels)
-    assert images.ravel().tolist() == pytest.approx([-1.0, -0.6, 1.0])
-    pixels[:] = 255
-    assert float(images[0, 0, 0, 0]) == -1, "a copy"
+    pixels[:] = 0
+    assert float(images[1, 4, 2, 3]) == pytest.approx(119 / 127.5 - 1), "a copy"
 
 
 # --- grids -----------------------------------------------------------------------------------
@@ -89,10 +82,6 @@ def test_a_grid_is_about_square_where_nobody_says(count, rows, columns):
     sheet = grid(plain(count), gap=0)
     assert sheet.shape == (2 * rows, 3 * columns, 3)
     assert sheet[-1, -1, 0] == (99 + count if count == rows * columns else 64)
-
-
-def test_a_gap_of_ones_own():
-    assert grid(plain(2), columns=1, gap=5).shape == (5 + 2 * 7, 5 + 8, 3)
 
 
 @pytest.mark.parametrize("side, times", [(64, 2), (65, 1)])
@@ -163,63 +152,26 @@ def test_names_of_any_kind_are_text(path, names, read):
 
 
 @pytest.mark.parametrize(
-    "names, said",
-    [
-        (np.array([1.5, 2.5]), "float64 (2,)"),
-        (np.array([["a"], ["b"]]), "<U1 (2, 1)"),
-        (np.array("a"), "<U1 ()"),
-        (np.zeros(100_001, np.uint8), "uint8 (100001,)"),
-    ],
-)
-def test_names_that_are_none(path, names, said):
-    assert sentence(load_samples, written(path, names=names)) == (
-        f"{path} has names {said}; expected the name of each class."
-    )
-
-
-@pytest.mark.parametrize("missing", ["arr_0", "arr_1"])
-def test_an_array_that_is_missing(path, missing):
-    arrays = {"arr_0": plain(2), "arr_1": np.array([1, 0]), "names": np.array(["a"])}
-    np.savez(path, more=np.zeros(2), **{k: v for k, v in arrays.items() if k != missing})
-    there = sorted(arrays.keys() - {missing})
-    said = f"{path} holds {there}; expected arr_0 (images) and arr_1 (labels)."
-    assert sentence(load_samples, path) == said
-
-
-@pytest.mark.parametrize(
     "changes, said",
     [
-        ({"arr_0": plain(2)[0]}, "images uint8 (2, 3, 3) and labels int64 (2,)"),
-        ({"arr_0": plain(2) / 2}, "images float64 (2, 2, 3, 3) and labels int64 (2,)"),
+        ({"arr_0": plain(2)[0]}, "images uint8 (2, 3, 3)"),
+        ({"arr_0": plain(2) / 2}, "images float64 (2, 2, 3, 3)"),
         ({"arr_0": plain(3)}, "images uint8 (3, 2, 3, 3) and labels int64 (2,)"),
-        ({"arr_0": plain(2, height=0)}, "images uint8 (2, 0, 3, 3) and labels int64 (2,)"),
-        ({"arr_1": np.array([1.0, 0.0])}, "images uint8 (2, 2, 3, 3) and labels float64 (2,)"),
-        ({"arr_1": np.array([0, -1])}, "images uint8 (2, 2, 3, 3) and labels int64 (2,)"),
-        ({"arr_1": np.array([[0, 1]])}, "images uint8 (2, 2, 3, 3) and labels int64 (1, 2)"),
+        ({"arr_0": plain(2, height=0)}, "images uint8 (2, 0, 3, 3)"),
+        ({"arr_1": np.array([1.0, 0.0])}, "labels float64 (2,)"),
+        ({"arr_1": np.array([0, -1])}, "labels int64 (2,)"),
+        ({"arr_1": np.array([[0, 1]])}, "labels int64 (1, 2)"),
+        ({"arr_1": np.array([0, 100_000])}, "label 100000"),
+        ({"names": np.array([1.5, 2.5])}, "names float64 (2,)"),
+        ({"names": np.array([["a"], ["b"]])}, "names <U1 (2, 1)"),
+        ({"names": np.array("a")}, "names <U1 ()"),
+        ({"names": np.zeros(100_001, np.uint8)}, "names uint8 (100001,)"),
     ],
 )
 def test_arrays_that_do_not_fit(path, changes, said):
-    assert sentence(load_samples, written(path, **changes)) == (
-        f"{path} has {said}; expected uint8 (N, H, W, C) and N class indices from 0."
-    )
-
-
-def test_the_highest_class(path):
-    _, labels, _ = load_samples(written(path, arr_1=np.array([0, 99_999])))
-    assert labels.tolist() == [0, 99_999]
-    assert sentence(load_samples, written(path, arr_1=np.array([0, 100_000]))) == (
-        f"{path} has label 100000; number the classes from 0, below 100000."
-    )
-
-
-def test_a_file_that_is_not_there_is_said_by_the_system(path):
-    with pytest.raises(FileNotFoundError):
-        load_samples(path)
-
-
-def test_bytes_that_are_no_archive(path):
-    path.write_bytes(b"PK nothing")
-    assert sentence(load_samples, path) == f"{path} is not a whole .npz file (BadZipFile)."
+    message = sentence(load_samples, written(path, **changes))
+    assert str(path) in message and said in message
+    assert load_samples(written(path, arr_1=np.array([0, 99_999])))[1].tolist() == [0, 99_999]
 
 
 @pytest.mark.parametrize("version, read", [((1, 0), True), ((2, 0), True), ((3, 0), False)])
@@ -235,18 +187,7 @@ def test_versions_of_the_array_format(path, version, read):
     if read:
         assert (load_samples(path)[0] == plain(2)).all()
     else:
-        assert sentence(load_samples, path) == f"{path} is not a whole .npz file (KeyError)."
-
-
-def test_an_array_that_claims_more_than_its_entry(path):
-    content = io.BytesIO()
-    np.save(content, plain(2))
-    claims = content.getvalue().replace(b"(2, 2, 3, 3)", b"(9, 9, 9, 9)")
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("arr_0.npy", claims)
-    with pytest.raises(ValueError) as error:
-        load_samples(path)
-    assert str(error.value.__cause__) == "arr_0.npy claims more than it holds"
+        assert "is not a whole .npz file" in sentence(load_samples, path)
 
 
 def test_how_far_a_file_may_unpack(path):
@@ -286,18 +227,6 @@ def test_pictures_are_known_by_their_content(tmp_path, kind):
     assert abs(picture.getpixel((2, 2))[0] - 200) < 4
 
 
-def test_other_formats_are_no_pictures(tmp_path):
-    path = tmp_path / "a.png"
-    Image.new("L", (5, 4)).save(path, format="GIF")
-    said = f"{path} is not a whole picture (UnidentifiedImageError)."
-    assert sentence(open_picture, path) == said
-
-
-def test_a_picture_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        open_picture(tmp_path / "a.png")
-
-
 def forged(path, width, height):
     """A picture of a few bytes that claims another size."""
     Image.new("1", (8, 8)).save(path, format="PNG")
@@ -318,46 +247,23 @@ def test_how_many_pixels_a_picture_may_have(tmp_path, monkeypatch):
         assert said == reason if reason else "pixels" not in said
 
 
-def test_names_of_outputs(tmp_path):
-    for name in ("a.png", "a.npz"):
-        check_output(tmp_path / name)
-    said = f"output is {tmp_path / 'a.jpg'}; its name must end in .png or .npz."
-    assert sentence(check_output, tmp_path / "a.jpg") == said
-
-
 # --- the small image of an upsampler ---------------------------------------------------------
-
-
-def test_a_small_image_that_fits():
-    for batch in (1, 3):
-        check_low_res(torch.zeros(batch, 3, 4, 6), (3, 3, 16, 24))
 
 
 @pytest.mark.parametrize(
     "shape, said",
     [
-        (
-            (1, 3, 4, 5),
-            "The low-res image is 5x4, which an ADM upsampler enlarges to 20x16, but the image "
-            "to draw is 24x16; resize one of them.",
-        ),
-        (
-            (1, 3, 5, 6),
-            "The low-res image is 6x5, which an ADM upsampler enlarges to 24x20, but the image "
-            "to draw is 24x16; resize one of them.",
-        ),
-        (
-            (1, 1, 4, 6),
-            "The low-res image has 1 channels, but the image to draw has 3; convert it.",
-        ),
-        (
-            (2, 3, 4, 6),
-            "There are 2 low-res images for a batch of 5; give one for all of them, or 5.",
-        ),
+        ((1, 3, 4, 5), "is 5x4, .* to 20x16, .* is 24x16"),
+        ((1, 3, 5, 6), "is 6x5, .* to 24x20, .* is 24x16"),
+        ((1, 1, 4, 6), "has 1 channels, .* has 3"),
+        ((2, 3, 4, 6), "2 low-res images for a batch of 5"),
     ],
 )
 def test_a_small_image_that_does_not_fit(shape, said):
-    assert sentence(check_low_res, torch.zeros(shape), (5, 3, 16, 24)) == said
+    for batch in (1, 5):
+        check_low_res(torch.zeros(batch, 3, 4, 6), (5, 3, 16, 24))
+    with pytest.raises(ValueError, match=said):
+        check_low_res(torch.zeros(shape), (5, 3, 16, 24))
 
 
 def test_it_is_enlarged_bilinearly():
@@ -371,10 +277,3 @@ def test_small_images_of_a_file_of_samples(path):
     low_res, labels = read_low_res(written(path, arr_1=np.array([5, 2])))
     assert labels == [5, 2] and low_res.shape == (2, 3, 2, 3)
     assert low_res[:, 0, 0, 0].tolist() == pytest.approx([100 / 127.5 - 1, 101 / 127.5 - 1])
-
-
-def test_a_picture_as_the_small_image(tmp_path):
-    Image.new("L", (6, 4), 255).save(tmp_path / "a.png")
-    low_res, labels = read_low_res(str(tmp_path / "a.png"))
-    assert labels is None and low_res.shape == (1, 3, 4, 6)
-    assert (low_res == 1).all()

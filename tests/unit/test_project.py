@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,28 @@ else:
 
 pytestmark = pytest.mark.processes
 OLDEST_PYTHON = (3, 10)
-COMFYUI_MODULES = {"comfy", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server"}
+COMFYUI = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "folder_paths",
+    "nodes",
+    "server",
+}
+OF_HOST = {"comfy", "comfy_extras", "folder_paths", "server"}  # comfy_api is for nodes/, too
+MOST_LINES = 400
+# What each room may import, besides itself. guidance itself is the public names.
+ROOMS = {
+    "guidance.core": (),
+    "guidance.schedules": ("core",),
+    "guidance.adm": ("core",),
+    "guidance.classifiers": ("core", "adm"),
+    "guidance.sampling": ("core", "adm", "schedules", "classifiers"),
+    "guidance.checkpoints": ("core", "adm", "classifiers", "sampling.model"),
+    "guidance.evaluation": ("core", "adm", "classifiers", "sampling"),
+    "guidance.training": ("core", "adm", "sampling", "checkpoints"),
+}
 
 
 def tool(root: Path, *arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess:
@@ -78,29 +102,107 @@ def test_test_files_have_names_of_their_own(root):
     assert sorted(names) == sorted(set(names))
 
 
-@pytest.mark.parametrize("module", sorted(COMFYUI_MODULES))
-def test_linter_keeps_comfyui_out_of_guidance(root, module):
-    """The rule is on for guidance/, and for guidance/ alone."""
-    arguments = ("ruff", "check", "--select", "TID251", "--stdin-filename")
-    source = f"import {module}\n"
-    assert "TID251" in tool(root, *arguments, "guidance/any.py", "-", stdin=source).stdout
-    assert tool(root, *arguments, "nodes/any.py", "-", stdin=source).returncode == 0
+@pytest.mark.parametrize(
+    ("folder", "banned"),
+    [("guidance", COMFYUI), ("guidance/core", COMFYUI), ("nodes", OF_HOST)]
+    + [("nodes/runtime", OF_HOST), ("nodes/host", set()), ("scripts", set())],
+)
+def test_the_linter_knows_where_comfyui_may_be_imported(root, folder, banned):
+    source = "".join(f"import {module}\n" for module in sorted(COMFYUI))
+    arguments = ("ruff", "check", "--select", "TID251", "--output-format", "concise")
+    said = tool(root, *arguments, "--stdin-filename", f"{folder}/any.py", "-", stdin=source).stdout
+    assert {line.split("`")[1] for line in said.splitlines() if "TID251" in line} == banned
 
 
-def test_guidance_imports_nothing_of_comfyui(root):
-    """Looked up in the syntax itself, so that no comment can switch it off."""
-    for file in python_files(root, "guidance"):
-        depth = len(file.relative_to(root).parents) - 1
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+def imports(root: Path, folder: str) -> list[tuple[str, str]]:
+    """Pairs (file, what it imports), by their dotted names; also within functions.
+
+    Read in the syntax itself, so that no comment can switch it off.
+    """
+    files = {module_name(root, file): file for file in python_files(root, folder)}
+    found = []
+    for name, file in files.items():
+        package = (
+            f"pack.{name}" if file.name == "__init__.py" else f"pack.{name}".rpartition(".")[0]
+        )
+        for node in at_run_time(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
+                found += [(name, alias.name) for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                assert node.level <= depth, f"{file}:{node.lineno} reaches out of guidance/"
-                modules = [node.module or ""] if node.level == 0 else []
-            else:
-                continue
-            found = COMFYUI_MODULES & {module.split(".")[0] for module in modules}
-            assert not found, f"{file}:{node.lineno} imports {found}"
+                base = "." * node.level + (node.module or "")
+                base = resolve_name(base, package).removeprefix("pack.") if node.level else base
+                within = {f"{base}.{alias.name}" for alias in node.names} & files.keys()
+                found += [(name, other) for other in within or {base}]
+    return found
+
+
+def module_name(root: Path, file: Path) -> str:
+    """guidance/core/noise.py -> guidance.core.noise."""
+    return ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def at_run_time(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those below `if TYPE_CHECKING:`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from at_run_time(child)
+
+
+def is_in(name: str, places: Iterable[str]) -> bool:
+    """Whether the module is one of these, or in one of them."""
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def test_comfyui_is_imported_in_its_places_alone(root):
+    for file, name in imports(root, "guidance"):
+        assert not is_in(name, COMFYUI), f"{file} imports {name}"
+        assert is_in(file, ["guidance"])
+    for file, name in imports(root, "nodes"):
+        assert is_in(file, ["nodes.host"]) or not is_in(name, OF_HOST), f"{file} imports {name}"
+
+
+def test_imports_go_down_from_room_to_room(root):
+    """Within functions, too. guidance/cli may import all of guidance."""
+    found = [pair for pair in imports(root, "guidance") if is_in(pair[1], ["guidance"])]
+    for room, allowed in ROOMS.items():
+        below = [room, *(f"guidance.{one}" for one in allowed)]
+        for file, name in found:
+            assert not is_in(file, [room]) or is_in(name, below), f"{file} imports {name}"
+    rooms = {file.name for file in (root / "guidance").iterdir() if (file / "__init__.py").exists()}
+    assert {room.removeprefix("guidance.") for room in ROOMS} == rooms - {"cli"}
+
+
+def test_imports_of_the_nodes_go_down(root):
+    """nodes -> nodes/runtime -> nodes/host -> guidance."""
+    for file, name in imports(root, "nodes"):
+        if is_in(file, ["nodes.host"]):
+            assert not is_in(name, ["nodes"]) or is_in(name, ["nodes.host"]), f"{file}: {name}"
+        elif is_in(file, ["nodes.runtime"]):
+            below = ["nodes.runtime", "nodes.host"]
+            assert not is_in(name, ["nodes"]) or is_in(name, below), f"{file}: {name}"
+
+
+@pytest.mark.parametrize("folder", ["guidance", "nodes"])
+def test_no_imports_go_round_in_a_circle(root, folder):
+    below: dict[str, set[str]] = {}
+    for file, name in imports(root, folder):
+        below.setdefault(file, set()).add(name)
+    # a package's __init__ is run before what is in it, so only the files themselves are looked at
+    sorter = graphlib.TopologicalSorter(
+        {file: names & below.keys() - {file} for file, names in below.items()}
+    )
+    sorter.prepare()  # raises CycleError
+
+
+def test_no_file_of_code_is_long(root):
+    folders = ("guidance", "nodes", "scripts", "web")
+    files = [file for folder in folders for file in (root / folder).rglob("*")]
+    files = [file for file in [*files, root / "run.py"] if file.suffix in (".py", ".js")]
+    lines = {str(file.relative_to(root)): file.read_text("utf-8").count("\n") for file in files}
+    assert len(lines) > 100
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_oldest_python_can_read_it(root):

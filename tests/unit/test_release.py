@@ -180,21 +180,6 @@ def test_pictures_have_the_registrys_shapes(root, name, ratio, most):
     assert drawing.get("viewBox") == f"0 0 {width} {height}"
 
 
-def test_contributing_names_what_there_is(root):
-    """Every path in it is in the repository."""
-    text = (root / "CONTRIBUTING.md").read_text("utf-8")
-    named = re.findall(r"`((?:\.?[\w*-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml|txt))`", text)
-    made = {".venv/", "web/docs/<node id>/"}
-    folders = ("", "docs/brand")
-    missing = [
-        name
-        for name in named
-        if name not in made and not any(any(root.glob(f"{f}/{name}".strip("/"))) for f in folders)
-    ]
-    assert len(named) > 20
-    assert missing == []
-
-
 def test_publisher_and_licence_are_named(root):
     about = project(root)
     assert about["tool"]["comfy"]["PublisherId"] and about["tool"]["comfy"]["DisplayName"]

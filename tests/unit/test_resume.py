@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ from safetensors.torch import load_file
 from tiny_networks import classifier_layout
 
 from guidance import NoiseSchedule
+from guidance.training import loop
+from guidance.training import resume as resume_module
 from guidance.training.data import LabelledImages
 from guidance.training.loop import OptimizerConfig, TrainingContext, optimise
-from guidance.training.resume import ResumeFile
+from guidance.training.resume import ResumeFile, TrainingState, prune
 from guidance.training.train_classifier import train_classifier
 
 SIDE = 8
@@ -60,11 +64,6 @@ def test_a_training_stopped_twice_ends_with_the_same_weights(tmp_path, dropout):
         assert torch.equal(parts.network.state_dict()[name], weight), name
 
 
-def test_parts_of_a_batch_give_what_the_whole_gives():
-    one, three = trained(), trained(accumulate=3)
-    assert three.losses == pytest.approx(one.losses, abs=1e-5)
-
-
 def test_chance_elsewhere_is_left_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -105,26 +104,85 @@ def test_the_disk_is_full_while_a_state_is_saved(tmp_path, no_room):
     assert list(tmp_path.iterdir()) == [resume.path]
 
 
-def test_too_little_memory_is_said_with_what_to_try():
-    def loss(network, _):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    with pytest.raises(ValueError, match=r"batch_size 64 in 1 parts .* try accumulate 2, or .* 32"):
-        optimise(
-            torch.nn.Linear(1, 1), lambda step: (torch.zeros(64),), loss, OptimizerConfig(steps=1)
-        )
+# --- when a state is saved, and when it goes -----------------------------------------------
 
 
-def test_it_stops_when_validation_no_longer_improves():
-    seen = iter([3.0, 2.0, 2.5, 2.2, 2.1, 1.0])
-    run = TrainingContext(
-        validate=lambda network: {"loss": next(seen)}, validate_every=2, patience=3
-    )
-    network = torch.nn.Linear(1, 1)
-    draw, loss = (lambda step: (torch.ones(64, 1),)), (lambda net, x: net(x).mean())
-    trained = optimise(network, draw, loss, OptimizerConfig(steps=100), run)
-    assert len(trained.losses) == 10
-    assert [one["step"] for one in trained.validations] == [2, 4, 6, 8, 10]
+class Weight(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor([1.0]))
+
+
+def optimised(file, draw=lambda step: (torch.ones(2),), stop_at=None):
+    """Four steps; a cancelled run raises Stop after its step."""
+
+    def on_step(step, loss):
+        if step == stop_at:
+            raise Stop
+
+    run = TrainingContext(title="one", resume=file, on_step=on_step)
+    steps = OptimizerConfig(steps=4, batch_size=2)
+    return optimise(Weight(), draw, lambda net, rows: (net.value * rows).mean(), steps, run)
+
+
+def test_a_training_says_from_where_it_goes_on(tmp_path, capsys):
+    file = ResumeFile(tmp_path / "a.resume", {"seed": 0})
+    with pytest.raises(Stop):
+        optimised(file, stop_at=3)
+    assert capsys.readouterr().out == ""
+    optimised(file)
+    assert "one goes on from step 3" in capsys.readouterr().out
+
+
+def test_a_training_that_fails_before_its_first_step_keeps_no_state(tmp_path):
+    file = ResumeFile(tmp_path / "a.resume", {})
+
+    def draw(step):
+        raise Stop
+
+    with pytest.raises(Stop):
+        optimised(file, draw)
+    assert not file.path.exists()
+
+
+def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch):
+    file = ResumeFile(tmp_path / "a.resume", {})
+    real, calls = loop._average, iter(range(9))
+
+    def average(*arguments):
+        if next(calls) == 2:
+            raise Stop
+        real(*arguments)
+
+    monkeypatch.setattr(loop, "_average", average)
+    with pytest.raises(Stop):
+        optimised(file)
+    assert not file.path.exists()
+
+
+def test_a_state_is_saved_when_the_last_time_is_long_enough_ago(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    network = Weight()
+    state = TrainingState(network, Weight(), torch.optim.AdamW(network.parameters()))
+    file = ResumeFile(tmp_path / "a.resume", {})
+    for moment, saved in ((129.9, False), (130.0, True), (159.9, False), (160.0, True)):
+        now[0] = moment
+        file.save_sometimes(state)
+        assert file.path.exists() == saved
+        file.delete()
+
+
+def test_states_of_abandoned_trainings_are_deleted(tmp_path):
+    """But not this training's own, whatever its age, nor what is none."""
+    ages = {"new.resume": 29.9, "old.resume": 30.1, "own.resume": 99.0, "old.safetensors": 99.0}
+    for name, days in ages.items():
+        (tmp_path / name).touch()
+        moment = time.time() - days * 24 * 60 * 60
+        os.utime(tmp_path / name, (moment, moment))
+    assert prune(tmp_path, 30, tmp_path / "own.resume") == ["old.resume"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ages.keys() - {"old.resume"})
+    assert prune(tmp_path / "missing", 30, tmp_path / "own.resume") == []
 
 
 # --- processes that are killed, and several at once -----------------------------------------
@@ -138,7 +196,7 @@ from pathlib import Path
 from safetensors import safe_open
 import guidance.cli.train_classifier
 from guidance.__main__ import main
-from guidance.training.resume import ResumeFile
+from guidance.training.resume import ResumeFile, TrainingState, prune
 ResumeFile.__init__.__defaults__ = (0.0,)
 chance, state = random.Random(0), Path(state)
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from guidance import DiffusionModel, NoisyClassifier
 from guidance.adm import ClassifierLayout, EncoderUNet, UNet, UNetLayout
 from guidance.checkpoints.checkpoint import Description, save_checkpoint
+from guidance.classifiers.base import SamplingPoint
+from guidance.sampling.classifier_guidance import Guide
+from guidance.sampling.strength import Strength
 
 SIZE = 8
 CLASSES = 3
@@ -85,3 +88,15 @@ class SmoothClassifier(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         seen = x.flatten(1) @ self.hidden.T + self.time * t.to(x.dtype)[:, None] / 1000
         return 3 * seen.tanh() @ self.last.T
+
+
+def images(batch: int = 2, dtype: torch.dtype = torch.float32, seed: int = 3, size: int = SIZE):
+    """Noise (batch, 3, size, size), the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, size, size, generator=generator).to(dtype)
+
+
+def guidance_term(classifier, x, denoised, sigma, labels, alpha=1.0, scale=1.0, **options):
+    """What guidance adds to `denoised` at one point of a run."""
+    guide = Guide(classifier, labels, Strength(scale=scale, **options))
+    return guide.term(SamplingPoint.at(x, denoised, sigma, alpha))

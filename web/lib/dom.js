@@ -1,6 +1,6 @@
-/** What the pack's widgets share. */
+/** Helpers that the pack's widgets share. */
 
-/** Adds the style sheet of that name once. */
+/** Adds a style sheet once. */
 export function addStyle(id, text) {
   if (document.getElementById(id)) return;
   const style = document.createElement("style");
@@ -19,18 +19,25 @@ export function svg(name, attributes, parent) {
   return element;
 }
 
-/** Calls `then` after whatever target[name] does. */
-export function after(target, name, then) {
-  const before = target[name];
+/** Makes the method target[name] call `callback` when it has finished. */
+export function callAfter(target, name, callback) {
+  const original = target[name];
   target[name] = function (...values) {
-    const result = before?.apply(this, values);
-    then();
+    const result = original?.apply(this, values);
+    callback();
     return result;
   };
 }
 
-/** Tells undo and "unsaved" that a widget was edited. */
-export function edited(app, node, widget) {
+/** Keeps pointer and key events of an element from the graph behind it. */
+export function stopEvents(element, names) {
+  for (const name of names) {
+    element.addEventListener(name, (event) => event.stopPropagation());
+  }
+}
+
+/** Tells the page that a widget was edited, for undo and the mark of an unsaved workflow. */
+export function notifyEdited(app, node, widget) {
   widget.callback?.(widget.value);
   node.graph?.setDirtyCanvas?.(true, true);
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
@@ -38,19 +45,18 @@ export function edited(app, node, widget) {
 }
 
 /**
- * Shows or hides a widget, whose value stays.
+ * Hides or shows a widget; its value stays.
  *
- * Nodes 2.0 reads what its own store has of a widget. Where a frontend keeps none, the widget stays
- * to be seen.
+ * Nodes 2.0 reads a store of its own. Where a frontend has no such store, the widget stays visible.
  */
-export function hide(app, widget, hidden) {
+export function setHidden(app, widget, hidden) {
   widget.hidden = hidden;
   const store = app.extensionManager?._p?._s?.get("widgetValue");
   const options = store?.getWidget?.(widget.widgetId)?.options ?? widget.options;
   if (options) options.hidden = hidden;
 }
 
-/** The node of an id such as "7", or "3:7" inside of a subgraph. */
+/** The node with an id like "7", or "3:7" for one inside a subgraph. */
 export function nodeById(app, id) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;

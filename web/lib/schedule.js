@@ -1,8 +1,8 @@
-/** A guidance schedule through points, as guidance/schedules/curves.py reads it. */
+/** A guidance schedule through points, read as guidance/schedules/curves.py reads it. */
 
 export const INTERPOLATIONS = ["linear", "hold", "cosine"];
-const SLACK = 1e-5;
-const PIECES = 200; // of a line
+const TOLERANCE = 1e-5;
+const SEGMENTS = 200; // of a drawn line
 
 /**
  * @typedef {{axis: string, interpolation: string, points: number[][], outside?: number,
@@ -10,7 +10,7 @@ const PIECES = 200; // of a line
  */
 
 /**
- * The schedule in a text, or null when it is none that has points to draw.
+ * The schedule in a JSON text, or null where the text has no points to draw.
  * @param {string} text
  * @returns {Schedule | null}
  */
@@ -24,12 +24,12 @@ export function parseSchedule(text) {
   if (typeof value === "number") value = { points: [[0, value]] };
   if (Array.isArray(value)) value = { points: value };
   const points = value?.points;
-  const pair = (p) => Array.isArray(p) && p.length === 2 && p.every(Number.isFinite);
-  if (!Array.isArray(points) || points.length === 0 || !points.every(pair)) return null;
+  const isPair = (p) => Array.isArray(p) && p.length === 2 && p.every(Number.isFinite);
+  if (!Array.isArray(points) || points.length === 0 || !points.every(isPair)) return null;
   return { axis: "percent", interpolation: "linear", ...value };
 }
 
-/** The JSON of a schedule, its numbers as short as they are meant. */
+/** The JSON of a schedule, its numbers rounded. */
 export function toText(schedule) {
   const points = schedule.points.map(([x, y]) => [round(x, 4), round(y, 3)]);
   return JSON.stringify({ ...schedule, points });
@@ -40,69 +40,69 @@ function round(value, digits) {
 }
 
 /**
- * The scale at a position of the schedule's own axis.
+ * The scale at a position on the schedule's own axis.
  * @param {Schedule} schedule
- * @param {number} at
+ * @param {number} position
  */
-export function scaleAt(schedule, at) {
-  const sign = schedule.axis === "sigma" ? -1 : 1;
+export function scaleAt(schedule, position) {
+  const sign = schedule.axis === "sigma" ? -1 : 1; // sigma falls during a run
   const points = schedule.points;
-  const x = points.map((p) => sign * p[0]);
-  const here = sign * at;
+  const xs = points.map((p) => sign * p[0]);
+  const x = sign * position;
   const last = points.length - 1;
-  const outside = here < x[0] - SLACK || here > x[last] + SLACK;
-  if (outside && Number.isFinite(schedule.outside)) return schedule.outside;
-  if (here >= x[last]) return points[last][1];
-  if (here <= x[0]) return points[0][1];
-  const after = x.findIndex((value) => value > here);
-  const share = (here - x[after - 1]) / (x[after] - x[after - 1]);
-  return between(schedule, points[after - 1][1], points[after][1], share);
+  const isOutside = x < xs[0] - TOLERANCE || x > xs[last] + TOLERANCE;
+  if (isOutside && Number.isFinite(schedule.outside)) return schedule.outside;
+  if (x >= xs[last]) return points[last][1];
+  if (x <= xs[0]) return points[0][1];
+  const next = xs.findIndex((value) => value > x);
+  const fraction = (x - xs[next - 1]) / (xs[next] - xs[next - 1]);
+  return interpolate(schedule, points[next - 1][1], points[next][1], fraction);
 }
 
-function between(schedule, a, b, share) {
+function interpolate(schedule, a, b, fraction) {
   switch (schedule.interpolation) {
     case "hold":
       return a;
     case "exponential":
-      return a * (b / a) ** share;
+      return a * (b / a) ** fraction;
     case "cosine":
-      return a + ((b - a) * (1 - Math.cos(Math.PI * share))) / 2;
+      return a + ((b - a) * (1 - Math.cos(Math.PI * fraction))) / 2;
     case "power":
-      return a + (b - a) * share ** (schedule.exponent ?? 2);
+      return a + (b - a) * fraction ** (schedule.exponent ?? 2);
     default:
-      return a + (b - a) * share;
+      return a + (b - a) * fraction;
   }
 }
 
 /**
- * What there is to draw of a schedule on percent or step, as the server answers it of others: the
- * scales at positions, and the intervals where they are not 1.
+ * The line of a schedule on the axis percent or step, in the form of the server's preview: the
+ * scales at many positions, and the intervals where the scale is not 1.
  * @param {Schedule} schedule
  */
-export function sampled(schedule) {
-  const even = Array.from({ length: PIECES + 1 }, (_, index) => index / PIECES);
-  const corners = schedule.points.map((p) => p[0]).filter((at) => at >= 0 && at <= 1);
+export function sampleSchedule(schedule) {
+  const even = Array.from({ length: SEGMENTS + 1 }, (_, index) => index / SEGMENTS);
+  const corners = schedule.points.map((p) => p[0]).filter((x) => x >= 0 && x <= 1);
   const positions = [...new Set([...even, ...corners])].sort((a, b) => a - b);
-  const scales = positions.map((at) => scaleAt(schedule, at));
-  return { axis: schedule.axis, positions, scales, intervals: intervals(positions, scales) };
+  const scales = positions.map((position) => scaleAt(schedule, position));
+  return { axis: schedule.axis, positions, scales, intervals: activeIntervals(positions, scales) };
 }
 
-function intervals(positions, scales) {
+function activeIntervals(positions, scales) {
   const found = [];
-  positions.forEach((at, index) => {
+  positions.forEach((position, index) => {
     if (scales[index] === 1) return;
-    if (index > 0 && scales[index - 1] !== 1) found.at(-1)[1] = at;
-    else found.push([at, at]);
+    if (index > 0 && scales[index - 1] !== 1) found.at(-1)[1] = position;
+    else found.push([position, position]);
   });
   return found;
 }
 
-/** What CFG by this schedule runs in so many steps: a pass more wherever the scale is not 1. */
-export function passes(schedule, steps) {
+/** The model's passes in a run of CFG: two in a step, and one where the scale is 1. */
+export function countPasses(schedule, steps) {
   let count = 0;
   for (let step = 0; step < steps; step += 1) {
-    const at = steps > 1 ? step / (steps - 1) : 0;
-    count += scaleAt(schedule, at) === 1 ? 1 : 2;
+    const position = steps > 1 ? step / (steps - 1) : 0;
+    count += scaleAt(schedule, position) === 1 ? 1 : 2;
   }
   return count;
 }

@@ -1,7 +1,8 @@
-"""A custom node pack for tests alone: it makes things go wrong inside a server."""
+"""A custom node pack for tests: it makes things go wrong inside a server."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
 import time
@@ -11,31 +12,38 @@ import comfy.model_management
 import comfy.patcher_extension
 import folder_paths
 import torch
+from safetensors.torch import save_file
 
 PREDICT_NOISE = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
-NEVER = 0
+
+
+def signal(name):
+    """A file in the temporary folder, by which a test and this pack tell each other something."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(exist_ok=True)
+    return folder / name
 
 
 def ask_to_stop():
-    """What the page's cancel button does: the step at hand ends, then the run."""
+    """Like the page's cancel button: the run ends after this step."""
     comfy.model_management.interrupt_current_processing()
 
 
 def stop_here():
-    """An interruption in the middle of a network, as core's operations raise it."""
+    """An interruption in the middle of a step, as core's operations raise it."""
     raise comfy.model_management.InterruptProcessingException
 
 
 def out_of_memory():
-    """The device has no room for the network at hand."""
+    """The device has no memory left."""
     raise torch.OutOfMemoryError("Allocation on device")
 
 
-def press():
-    """Memory runs short: all models leave the device, in inference mode as core does it.
+def unload_models():
+    """Memory is short: all models leave the device, in inference mode as core does it.
 
-    On a CPU there is nowhere to go, so their weights are copied, as another device would do it.
+    On a CPU there is no other device, so the weights are copied.
     """
     loaded = [each.model for each in comfy.model_management.current_loaded_models]
     comfy.model_management.unload_all_models()
@@ -45,23 +53,8 @@ def press():
                 weight.data = copied(weight.data)
 
 
-def slow():
-    """A long step: until somebody interrupts it, or two seconds."""
-    tell("slow")
-    for _ in range(100):
-        time.sleep(0.02)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-
-def tell(name):
-    """A file in the temporary folder tells the test that it has come to this."""
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(exist_ok=True)
-    (folder / name).touch()
-
-
 def copied(values):
-    """A copy as far from a multiple of 64 bytes as the original: sums may be rounded by that."""
+    """A copy with the original's alignment to 64 bytes, which can change how sums are rounded."""
     size = values.element_size()
     shift = values.data_ptr() % 64 // size
     room = torch.empty(values.numel() + 128 // size, dtype=values.dtype)
@@ -69,56 +62,30 @@ def copied(values):
     return torch.as_strided(room, values.shape, values.stride(), shift).copy_(values)
 
 
+def wait():
+    """A step that lasts until the test signals "go on", or until it is interrupted."""
+    signal("waiting").touch()
+    deadline = time.monotonic() + 60
+    while not signal("go on").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+    signal("go on").unlink()
+
+
 FAULTS = {
     "ask to stop": (PREDICT_NOISE, ask_to_stop),
     "stop in the guider": (PREDICT_NOISE, stop_here),
     "stop in the network": (APPLY_MODEL, stop_here),
     "out of memory": (APPLY_MODEL, out_of_memory),
-    "slow": (PREDICT_NOISE, slow),
-    "memory pressure": (PREDICT_NOISE, press),
+    "wait": (PREDICT_NOISE, wait),
+    "memory pressure": (PREDICT_NOISE, unload_models),
 }
 
 
-class FaultAt:
-    """A MODEL in whose evaluation number `at` (from 1; 0 is never) something goes wrong.
+class Fault:
+    """A MODEL with a fault where the file "armed" says so: a fault's name, and in which evaluation.
 
-    `nonce` is not used: a new one makes everything behind this node run again.
-    """
-
-    CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        number = ("INT", {"default": NEVER, "min": 0, "max": 2**31})
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "fault": (list(FAULTS),),
-                "at": number,
-                "nonce": number,
-            }
-        }
-
-    def execute(self, model, fault, at, nonce):
-        model = model.clone()
-        kind, happens = FAULTS[fault]
-        evaluations = 0
-
-        def wrapper(executor, *arguments, **options):
-            nonlocal evaluations
-            evaluations += 1
-            if evaluations == at:
-                happens()
-            return executor(*arguments, **options)
-
-        model.add_wrapper_with_key(kind, "tests.fault", wrapper)
-        return (model,)
-
-
-class ArmedFault:
-    """A MODEL that is interrupted once the file `armed` says so: how many evaluations from now.
-
-    Its inputs stay the same, so that what hangs on it comes from the cache.
+    `nonce` is not used: a new value makes this node and all after it run again.
     """
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("MODEL",)
@@ -129,19 +96,22 @@ class ArmedFault:
 
     def execute(self, model, nonce):
         model = model.clone()
-        armed = Path(folder_paths.get_temp_directory()) / "armed"
-
-        def wrapper(executor, *arguments, **options):
-            left = int(armed.read_text()) - 1 if armed.exists() else -1
-            if left >= 0:
-                armed.write_text(str(left))
-            if left == 0:
-                armed.unlink()
-                stop_here()
-            return executor(*arguments, **options)
-
-        model.add_wrapper_with_key(APPLY_MODEL, "tests.armed", wrapper)
+        for kind in (PREDICT_NOISE, APPLY_MODEL):
+            wrapper = functools.partial(self.evaluate, kind)
+            model.add_wrapper_with_key(kind, "tests.fault", wrapper)
         return (model,)
+
+    @staticmethod
+    def evaluate(kind, executor, *arguments, **options):
+        if signal("armed").exists():
+            name, at = signal("armed").read_text().rsplit(" ", 1)
+            happens_in, happens = FAULTS[name]
+            if happens_in == kind and at == "1":
+                signal("armed").unlink()
+                happens()
+            elif happens_in == kind:
+                signal("armed").write_text(f"{name} {int(at) - 1}")
+        return executor(*arguments, **options)
 
 
 class Digest:
@@ -162,7 +132,7 @@ class Digest:
 
 
 class StallingDisk:
-    """A NOISY_CLASSIFIER whose next file is half written when the disk stops to answer."""
+    """A NOISY_CLASSIFIER; the next safetensors file that the pack writes stays half written."""
 
     CATEGORY, FUNCTION, RETURN_TYPES = "tests", "execute", ("NOISY_CLASSIFIER",)
 
@@ -171,24 +141,22 @@ class StallingDisk:
         return {"required": {"classifier": ("NOISY_CLASSIFIER",)}}
 
     def execute(self, classifier):
-        package = type(classifier).__module__.removesuffix(".nodes.host.comfy_adapter")
-        files = sys.modules[f"{package}.guidance.files"]
-        save_file = files.save_file
-
         def half(tensors, path, metadata):
             save_file(tensors, path, metadata)
             whole = path.read_bytes()
             path.write_bytes(whole[: len(whole) // 2])
-            tell("half")
+            signal("half").touch()
             time.sleep(600)
 
-        files.save_file = half
+        package = type(classifier).__module__.partition(".nodes.")[0]
+        for name, module in list(sys.modules.items()):
+            if name.startswith(f"{package}.guidance.") and hasattr(module, "save_file"):
+                module.save_file = half
         return (classifier,)
 
 
 NODE_CLASS_MAPPINGS = {
-    "TestsFaultAt": FaultAt,
-    "TestsArmedFault": ArmedFault,
+    "TestsFault": Fault,
     "TestsDigest": Digest,
     "TestsStallingDisk": StallingDisk,
 }

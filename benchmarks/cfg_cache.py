@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What CFG's term used again saves, and how near its images are: python benchmarks/cfg_reuse.py
+"""What the cache of CFG's term saves, and how near its images are: python benchmarks/cfg_cache.py
 
 The digits' model, 200 images, CFG 4 in 40 DDIM steps, by the embedded sampler: passes of the
 network for each image, and the mean squared distance to the images of full CFG (pixels in -1..1)
@@ -19,10 +19,10 @@ from guidance import GuidanceSchedule
 
 SCALE = 4.0
 JOB = SamplingConfig(num_samples=200, batch_size=50, label="all", cfg=SCALE, respacing="ddim40")
-CHOSEN = {"every 4": {"cfg_every": 4}, "tolerance 0.5": {"cfg_tolerance": 0.5}}
+CHOSEN = {"interval 4": {"cfg_interval": 4}, "tolerance 0.5": {"cfg_tolerance": 0.5}}
 OTHERS = {
-    "every 2": {"cfg_every": 2},
-    "every 3": {"cfg_every": 3},
+    "interval 2": {"cfg_interval": 2},
+    "interval 3": {"cfg_interval": 3},
     "tolerance 0.3": {"cfg_tolerance": 0.3},
     "tolerance 0.4": {"cfg_tolerance": 0.4},
 }

@@ -1,0 +1,163 @@
+"""The live plot of Guidance Trace and the label field, in both renderers."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+
+import pytest
+from PIL import Image
+from prompts import (
+    class_label,
+    classifier,
+    diffusion_model,
+    guidance,
+    guided_run,
+    ksampler,
+    node,
+    write_models,
+)
+from tiny_models import write_classifier, write_unet
+
+STEPS = 8
+PLOT = ".cg-trace"
+LINES = """() => Object.fromEntries([...document.querySelectorAll(".cg-trace polyline")].map(
+    line => [line.dataset.line, line.getAttribute("points").split(" ").length]))"""
+# keeps every event, and how many evaluations the plot shows when the event has been handled
+RECORD = """() => {
+    window.events = [];
+    const plot = document.querySelector(".cg-trace svg");
+    app.api.addEventListener("classifier_guidance.trace", ({ detail }) => {
+        events.push({ ...detail, drawn: Number(plot.dataset.count) });
+    });
+}"""
+# no line runs over the numbers of the axis, and the text below is not cut off
+READABLE = """() => {
+    const boxes = (name) => [...document.querySelectorAll(`.cg-trace ${name}`)].map(
+        e => e.getBoundingClientRect());
+    const numbers = Math.max(...boxes("text").map(b => b.right));
+    const status = document.querySelector(".cg-trace .cg-status");
+    return boxes("text").length > 2 && numbers < Math.min(...boxes("polyline").map(b => b.left))
+        && status.scrollWidth <= status.clientWidth && status.innerText.includes("passes");
+}"""
+OPTIONS = "[...document.querySelector('.cg-label datalist').options].map(o => o.value)"
+
+seeds = itertools.count(1000)
+
+
+@pytest.fixture
+def traced(page, server):
+    """A small guided run with a Guidance Trace; the ids of its nodes."""
+    write_models(server.base)
+    prompt = guided_run(cfg=2.0)
+    prompt["traced"] = node("GuidanceTrace", model=["guided", 0])
+    prompt["sampled"] = ksampler("traced", steps=STEPS, seed=next(seeds))
+    ids = page.build(prompt)
+    page.box(f"{PLOT} svg")
+    return ids
+
+
+def test_live_plot(page, traced, tmp_path):
+    """One event for each step, drawn at once, and kept in the saved workflow."""
+    page.run(RECORD)
+    assert page.queue()["status"]["status_str"] == "success"
+    page.wait(f"() => events.length === {STEPS}")
+    events = page.run("() => events")
+    assert [one["number"] for one in events] == list(range(STEPS))
+    assert [one["drawn"] for one in events] == list(range(1, STEPS + 1))
+    assert {one["steps"] for one in events} == {STEPS}
+    drawn = dict.fromkeys(("cfg", "scale", "probability"), STEPS)
+    assert page.run(LINES) == drawn
+    assert page.run(READABLE)
+    path = page.save(tmp_path / "traced.json")
+    page.reset()
+    page.load(path, "GuidanceTrace")
+    page.expect(page.tab.locator(f"{PLOT} polyline")).to_have_count(len(drawn))
+    assert page.run(LINES) == drawn
+
+
+def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
+    assert set(page.prompt()[str(traced["traced"])]["inputs"]) == {"model"}
+    saved = "(id) => app.graph.getNodeById(id).serialize().widgets_values"
+    assert not page.run(saved, traced["traced"])
+
+
+def test_label_field_offers_the_classes(page, server, renderer):
+    names = ("cat", "catfish", "horse", "zebra")
+    folder = write_models(server.base) / "classifiers"
+    write_classifier(folder / "animals.safetensors", labels=names)
+    loader = classifier("animals.safetensors")
+    ids = page.build({"classifier": loader, "model": node("X"), "guided": guidance("cat", 1.0)})
+    room = """(id) => {
+        const widget = app.graph.getNodeById(id).widgets.find(w => w.name === "label");
+        return widget.computedHeight - 2 * widget.margin - widget.element.offsetHeight;
+    }"""
+    page.box(".cg-label")
+    assert renderer != "classic" or page.run(room, ids["guided"]) >= 0  # not on the next widget
+    field = page.tab.locator(".cg-label input")
+    field.focus()
+    page.wait(f"() => {OPTIONS}.length === 4")
+    assert page.run(f"() => {OPTIONS}") == list(names)
+    field.fill("3, 5")
+    assert page.run(f"() => {OPTIONS}") == [f"3, {name}" for name in names]
+    field.blur()
+    assert page.value(ids["guided"], "label") == "3, 5"
+    assert page.prompt()[str(ids["guided"])]["inputs"]["label"] == "3, 5"
+
+
+def test_label_of_a_model_offers_a_thousand_classes(page, server):
+    """ADM Class Label behind a traced model; the file is replaced."""
+    path = write_models(server.base) / "diffusion_models" / "thousand.safetensors"
+    trace = node("GuidanceTrace", model=["model", 0])
+    page.build(
+        {"model": diffusion_model(path.name), "trace": trace, "label": class_label("", "trace")}
+    )
+    field = page.tab.locator(".cg-label input")
+    offered = []
+    for count in (1000, 7):
+        write_unet(path, classes=count, null_class=None)
+        field.focus()
+        page.wait(f"() => {OPTIONS}.length === {count}")
+        offered.append(page.run(f"() => {OPTIONS}"))
+        field.blur()
+    assert "golden retriever" in offered[0]
+    assert offered[1] == [str(index) for index in range(7)]
+
+
+@pytest.mark.parametrize("query", ["kind=classifiers&name=../x.safetensors", "kind=loras&name=x"])
+def test_classes_of_no_file(server, query):
+    assert server.request(f"/classifier_guidance/classes?{query}")[0] == 404
+
+
+@pytest.mark.long
+def test_pictures_of_the_docs(page, root, renderer):
+    """The template after a run; UPDATE_PICTURES=1 writes its picture to docs/screens."""
+    page.load(root / "example_workflows" / "scheduled_cfg_digits.json", "GuidanceSchedule")
+    page.expect(page.tab.locator(".cg-curve circle")).not_to_have_count(0)
+    page.run(
+        """() => {
+            const find = (type) => app.graph.nodes.find(node => node.type === type);
+            find("RandomNoise").widgets[0].value = Math.floor(Math.random() * 1e9);
+            // far from the other nodes
+            find("GuidanceSchedule").pos = [-3940, 60];
+            find("GuidanceTrace").pos = [-3580, 60];
+            find("GuidanceTrace").size = [400, 300];
+            app.canvas.ds.scale = 1;
+            app.canvas.ds.offset = [4100, 100];
+            app.canvas.setDirty(true, true);
+        }"""
+    )
+    page.queue()
+    page.wait(f"() => {LINES.removeprefix('() => ')}.cfg === 50")
+    page.box(PLOT)
+    box = {"x": 136, "y": 100, "width": 830, "height": 700}
+    with Image.open(io.BytesIO(page.tab.screenshot(clip=box))) as screen:
+        picture = screen.convert("RGB")
+    colours = {colour for _, colour in picture.getcolors(1 << 24)}
+    assert {(240, 160, 64), (74, 144, 217)} <= colours  # the curve and the plot are in it
+    if os.environ.get("UPDATE_PICTURES"):
+        folder = root / "docs" / "screens"
+        folder.mkdir(exist_ok=True)
+        name = "classic" if renderer == "classic" else "nodes_2"
+        picture.save(folder / f"guidance_schedule_{name}.png", optimize=True)
