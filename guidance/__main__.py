@@ -10,7 +10,7 @@ COMMANDS = ("sample", "info", "convert", "train-classifier", "train-diffusion", 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; an error the user can mend ends it with one sentence and status 1."""
+    """Runs one command; a user error ends it with one sentence and status 1."""
     parser = argparse.ArgumentParser(prog="python -m guidance", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:

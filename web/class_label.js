@@ -67,7 +67,7 @@ function labelWidget(node, name, inputData) {
   return { widget };
 }
 
-/** Offers every class for what stands after the last comma. */
+/** Offers every class for the text after the last comma. */
 function fill(list, typed, classes) {
   const comma = typed.lastIndexOf(",");
   const before = comma < 0 ? "" : `${typed.slice(0, comma + 1)} `;

@@ -19,9 +19,9 @@ from .layout import ADMLayout
 
 
 def fastest_memory_format(x: Tensor) -> Tensor:
-    """The maps (B, C, H, W) in the memory format that the device computes convolutions best in.
+    """The maps (B, C, H, W) in the memory format of the device's fastest convolutions.
 
-    Channels-last on a CPU: oneDNN takes them as they are. CUDA's group norm would undo it.
+    Channels-last on a CPU, because oneDNN uses it directly. On CUDA, group norm would undo it.
     """
     if x.device.type != "cpu":
         return x
@@ -42,7 +42,7 @@ def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Ten
 
 
 class Builder:
-    """Makes layers from an injected namespace (`layers`, or ComfyUI's castable ops)."""
+    """Creates layers from a given namespace (`layers`, or ComfyUI's castable ops)."""
 
     def __init__(
         self, operations: Any = None, dtype: Any = None, device: Any = None, norm_groups: int = 32
@@ -74,10 +74,10 @@ class Builder:
 
 @functools.lru_cache(maxsize=16)
 def pointwise_layer(operations: Any) -> Any:
-    """The namespace's Conv1d of size 1, for maps (B, C, H, W).
+    """The namespace's Conv1d of size 1, applied to maps (B, C, H, W).
 
-    The checkpoints keep it as a Conv1d, for positions in a row; oneDNN computes it several times
-    faster as a Conv2d of maps in channels-last memory.
+    The checkpoints store it as a Conv1d over flattened positions. oneDNN computes it several times
+    faster as a Conv2d on channels-last maps.
     """
 
     class Pointwise(operations.Conv1d):  # type: ignore[name-defined]
@@ -88,7 +88,7 @@ def pointwise_layer(operations: Any) -> Any:
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer with its parameters at zero, so that its residual branch starts as identity."""
+    """The layer with zero parameters, so that its residual block starts as the identity."""
     for parameter in layer.parameters():
         if not parameter.is_meta:
             nn.init.zeros_(parameter)
@@ -96,12 +96,12 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Twice the size, nearest neighbour."""
+    """Doubles the size, nearest neighbour."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
-    """Half the size, 2x2 mean."""
+    """Halves the size, 2x2 mean."""
     return F.avg_pool2d(x, 2)
 
 
@@ -161,9 +161,9 @@ class Resample(nn.Module):
 def split_heads(qkv: Tensor, head_channels: int, new_order: bool) -> tuple[Tensor, ...]:
     """q, k, v of shape (B, heads, L, head_channels) from maps (B, 3C, H, W), L = H W.
 
-    Old order: each head holds its own q, k, v side by side. New order: all of q, then k, then v.
-    Views of maps in channels-last memory. Others are copied, because torch's fused CPU kernel
-    silently falls back to plain maths where a head's channels are not side by side.
+    Old order: q, k, v of the first head, then of the next one. New order: q of all heads, then k,
+    then v. Channels-last maps give views. Others are copied, because torch's fused CPU kernel
+    silently falls back to plain maths if a head's channels are not contiguous.
     """
     tokens = qkv.flatten(2).transpose(1, 2)
     if tokens.stride(-1) != 1:
@@ -199,7 +199,7 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """A run of blocks that all see the embedding; plain layers see the image only."""
+    """A sequence of blocks that get the embedding; plain layers get the image only."""
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
         for block in self:

@@ -1,4 +1,4 @@
-"""The network of a layout."""
+"""Builds the network of a layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .unet import UNet
 
 
 def build_network(layout: ADMLayout, operations: Any = None, device: Any = None) -> Any:
-    """A HalfUNet for a ClassifierLayout, a UNet for a UNetLayout; arguments as for these two."""
+    """An EncoderUNet for a ClassifierLayout, a UNet for a UNetLayout; arguments as for these."""
     network = EncoderUNet if isinstance(layout, ClassifierLayout) else UNet
     return network(layout, operations, device=device)  # type: ignore[arg-type]
 

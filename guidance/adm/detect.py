@@ -1,14 +1,14 @@
-"""The layout of an ADM network from the shapes of its tensors.
+"""Detects the layout of an ADM network from the shapes of its tensors.
 
-What shapes do not tell comes from the table of released models where the file has the tensors of
-one of them (`released.py`), and from a rule where not:
+Some properties cannot be read from shapes. If the tensors are those of a released model, they come
+from the table in `released.py`. Otherwise these rules apply:
 
-- heads: 64 channels each; 4 heads in a U-Net that changes its size outside residual blocks, as
-  improved-diffusion's do, and where 64 does not divide the channels (the group norms see to it
-  that 4 always does)
-- attention order: the old one
+- heads: 64 channels each; 4 heads in a U-Net that changes its size outside of residual blocks (as
+  in improved-diffusion), and if 64 does not divide the channels (4 always does, because of the
+  group norms)
+- attention order: old
 - image size: the first attention is at 32 pixels, at 16 in improved-diffusion's U-Nets
-- noise schedule: cosine for models of 64x64 images that are no upsamplers, else linear
+- noise schedule: cosine for models of 64x64 images that are not upsamplers, else linear
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def detect_layout(shapes: Shapes) -> ADMLayout | None:
-    """The layout whose network has tensors of these `shapes`, or None if it is not an ADM one."""
+    """The layout of a network with tensors of these `shapes`, or None if it is not ADM."""
     needed = ("time_embed.0.weight", "input_blocks.0.0.weight", "middle_block.1.qkv.weight")
     if any(len(shapes.get(key, ())) < 2 for key in needed):
         return None
@@ -41,7 +41,7 @@ def detect_layout(shapes: Shapes) -> ADMLayout | None:
 
 
 def released_schedule(layout: ADMLayout) -> str:
-    """The noise schedule, "linear" or "cosine", of a file that does not say it itself."""
+    """The noise schedule, "linear" or "cosine", of a file without a description."""
     released = released_like(layout)
     if released is not None:
         return released.noise_schedule
@@ -52,7 +52,7 @@ def released_schedule(layout: ADMLayout) -> str:
 def nearest_released(shapes: Shapes) -> tuple[str, dict[str, tuple[int, ...]]] | None:
     """(file name, its shapes) of the released model that differs in at most a tenth of its tensors.
 
-    For saying what is wrong with a file; None when it is like none of them.
+    Used for error messages; None if there is no such model.
     """
     best: tuple[int, str, dict[str, tuple[int, ...]]] | None = None
     for file, wanted in _released_shapes():
@@ -64,7 +64,7 @@ def nearest_released(shapes: Shapes) -> tuple[str, dict[str, tuple[int, ...]]] |
 
 @functools.cache
 def _released_shapes() -> tuple[tuple[str, dict[str, tuple[int, ...]]], ...]:
-    """Of each released file; building their networks, even without memory, takes a second."""
+    """The shapes of each released file; building the networks on the meta device takes a second."""
     return tuple(
         (released.file, shapes_of(build_network(released.layout, device="meta")))
         for released in RELEASED
@@ -72,7 +72,7 @@ def _released_shapes() -> tuple[tuple[str, dict[str, tuple[int, ...]]], ...]:
 
 
 def _untold(layout: ADMLayout) -> dict[str, Any]:
-    """Heads, attention order and image size of a layout that holds what its tensors tell."""
+    """Adds heads, attention order and image size to a layout that was detected from tensors."""
     released = released_like(layout)
     if released is None:
         return {"image_size": layout.image_size or _image_size(layout), **_heads(layout)}
@@ -123,9 +123,9 @@ def _encoder(shapes: Shapes) -> dict:
 def _levels(shapes: Shapes, count: int) -> tuple[int, int]:
     """(resolution levels, residual blocks per level).
 
-    levels * (blocks + 1) is the number of input blocks. Of the divisors, the one with most levels
-    whose size changes fall on blocks that can be size changes: same width, no attention, and the
-    only places after which width and attention may differ.
+    levels * (blocks + 1) is the number of input blocks. Among the divisors, this is the largest
+    number of levels for which every size change falls on a possible block. Such a block has the
+    same width and no attention, and width and attention may only differ after it.
     """
     for depth in range(1, count):
         levels, rest = divmod(count, depth + 1)
@@ -156,9 +156,9 @@ def _can_halve(shapes: Shapes, block: int) -> bool:
 
 
 def _decoder_agrees(shapes: Shapes, levels: int, depth: int) -> bool:
-    """Whether a U-Net's first doubling closes a level of `depth` + 1 output blocks.
+    """Whether a U-Net's first upsampling ends a level of `depth` + 1 output blocks.
 
-    A classifier has no decoder to tell, and a single level no doubling.
+    True for a classifier, which has no decoder, and for a single level, which has no upsampling.
     """
     ups = [
         int(m[1])

@@ -18,7 +18,7 @@ def time_embedding(layout: ADMLayout, build: Builder) -> nn.Sequential:
 
 
 def encoder_stages(layout: ADMLayout, build: Builder) -> tuple[nn.ModuleList, list[int]]:
-    """The input blocks and the channels that each of them puts out."""
+    """The input blocks and the output channels of each of them."""
     channels = layout.level_channels[0]
     stages = [Stage(build.conv(layout.in_channels, channels))]
     outputs = [channels]
@@ -47,7 +47,7 @@ def middle_stage(layout: ADMLayout, build: Builder, channels: int) -> Stage:
 
 
 def check_halvings(layout: ADMLayout, size: tuple[int, ...], name: str) -> None:
-    """Raises ValueError, calling the network `name`, when H, W `size` cannot be halved evenly."""
+    """Raises ValueError if H, W `size` cannot be halved evenly; `name` is used in the message."""
     halvings = len(layout.channel_mult) - 1
     if any(length % 2**halvings for length in size):
         raise ValueError(

@@ -24,7 +24,7 @@ from .layout import ClassifierLayout
 class EncoderUNet(nn.Module):
     """Class logits from x_t and t: the U-Net's encoder and middle, then a pool.
 
-    Computes in the dtype of its input. `operations` as for the U-Net.
+    It computes in the dtype of its input. `operations` as for the U-Net.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class EncoderUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, recompute: bool = False) -> Tensor:
         """x (B, in_channels, H, W), t (B,) in 0..999 -> logits (B, classes).
 
-        recompute: for a gradient, keep the inputs of the stages alone and compute each again.
-        Raises ValueError when the attention pool was trained at another size.
+        recompute: for a gradient, keep only the inputs of the stages and recompute each stage.
+        Raises ValueError if the attention pool was trained at another size.
         """
         self.check_size(x.shape[-2:])
         return self.out(self.features(x, t, recompute))
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """Raises ValueError when H, W `size` is not one the pool can take."""
+        """Raises ValueError if the pool does not support H, W `size`."""
         layout = self.layout
         side = layout.image_size
         if layout.pool == "attention" and tuple(size) != (side, side):
@@ -64,7 +64,7 @@ class EncoderUNet(nn.Module):
         check_halvings(layout, size, "classifier")
 
     def features(self, x: Tensor, t: Tensor, recompute: bool = False) -> Tensor:
-        """What the pool reads: the last map (B, C, h, w), or every stage's mean (B, sum of C)."""
+        """The pool's input: the last map (B, C, h, w), or the mean of every stage (B, sum of C)."""
         emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
         x = fastest_memory_format(x)
         spatial = self.layout.pool.startswith("spatial")
@@ -77,12 +77,12 @@ class EncoderUNet(nn.Module):
 
 
 def _recomputed(stage: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-    """The stage's output, computed a second time for its gradient."""
+    """The stage's output; it is recomputed for its gradient."""
     return checkpoint(stage, x, emb, use_reentrant=False)
 
 
 class AttentionPool(nn.Module):
-    """One attention query, the mean token, reads all positions (Radford et al. 2021, sec. 2.4).
+    """Attention with one query, the mean token, over all positions (Radford et al. 2021, sec. 2.4).
 
     Only that query's output is used, so only that query is computed.
     """
@@ -111,7 +111,7 @@ class AttentionPool(nn.Module):
 def _head(layout: ClassifierLayout, build: Builder, channels: int, features: int) -> nn.Sequential:
     classes = layout.out_channels
     if layout.pool == "attention":
-        assert layout.image_size is not None  # the layout checks it
+        assert layout.image_size is not None  # checked by the layout
         side = layout.image_size // 2 ** (len(layout.channel_mult) - 1)
         pool = AttentionPool(build, side * side, channels, layout.head_channels(channels), classes)
         return nn.Sequential(build.norm(channels), nn.SiLU(), pool)

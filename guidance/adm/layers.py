@@ -1,9 +1,9 @@
-"""torch's layers, for frozen weights that may be kept in another precision than is computed in.
+"""torch's layers for frozen weights, which may be stored in another precision than the computation.
 
-Each casts its weights to its input's dtype when it is used, so a file in half precision takes half
-the memory also where the device computes in fp32. Where the weights are frozen, the gradient goes
-to the input alone: torch would keep a convolution's input for a gradient that nobody needs, and its
-group norm's gradient is slow on channels-last maps on a CPU, by far so in bf16.
+Each layer casts its weights to the dtype of its input. So a file in half precision needs half the
+memory, also if the device computes in fp32. With frozen weights, only the gradient of the input is
+computed: torch would keep the input of a convolution for an unused gradient, and the gradient of
+its group norm is slow on channels-last maps on a CPU, especially in bf16.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Embedding = nn.Embedding  # a lookup: the U-Net casts what comes out
+Embedding = nn.Embedding  # only a lookup; the U-Net casts its output
 
 
 def _cast(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -52,13 +52,13 @@ class GroupNorm(nn.GroupNorm):
 
 
 def only_input_tracked(x: Tensor, *weights: Tensor | None) -> bool:
-    """Whether gradients flow to x, and to none of the weights."""
+    """Whether gradients flow to x and not to the weights."""
     frozen = not any(weight is not None and weight.requires_grad for weight in weights)
     return frozen and x.requires_grad and torch.is_grad_enabled()
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, padding: tuple) -> Tensor:
-    """F.conv2d in x's dtype; keeps nothing of x where the weights are frozen."""
+    """F.conv2d in x's dtype; does not keep x if the weights are frozen."""
     if only_input_tracked(x, weight, bias):
         return FrozenConv2d.apply(x, weight, bias, stride, padding)
     return F.conv2d(
@@ -68,7 +68,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, paddin
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """F.group_norm in x's dtype; x (B, C, ...)."""
-    # fp16: the sums over a map may be too large for it
+    # in fp16 the sums over a map may overflow
     quicker = x.ndim == 4 and x.device.type == "cpu" and x.dtype != torch.float16
     if quicker and only_input_tracked(x, weight, bias):
         return FrozenGroupNorm.apply(x, groups, weight, bias, eps)
@@ -76,7 +76,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
 
 
 class FrozenConv2d(torch.autograd.Function):
-    """y = weight * x + bias. The weight is kept as it is stored, and cast again when needed."""
+    """y = weight * x + bias. Keeps the stored weight and casts it again for the gradient."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -95,7 +95,7 @@ class FrozenConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (weight,) = ctx.saved_tensors
-        # torch looks at the input's shape and memory format alone; nothing is written to it
+        # torch only uses the shape and the memory format of the input
         x = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=ctx.format)
         gradient, _, _ = torch.ops.aten.convolution_backward(
             grad,
@@ -121,7 +121,7 @@ def _format(x: Tensor) -> torch.memory_format:
 class FrozenGroupNorm(torch.autograd.Function):
     """y = (x - mean) rstd weight + bias, mean and rstd of each image and group (Wu & He 2018).
 
-    x (B, C, H, W), weight and bias (C,); the statistics are kept in fp32 at least.
+    x (B, C, H, W), weight and bias (C,); the statistics are at least fp32.
     """
 
     @staticmethod

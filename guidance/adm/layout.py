@@ -1,4 +1,4 @@
-"""Hyperparameters of the ADM networks: what a checkpoint's tensors must agree with.
+"""Hyperparameters of the ADM networks. A checkpoint's tensors must agree with them.
 
 Source: Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 3
 and appendix I (the "ablated diffusion model", ADM).
@@ -13,12 +13,12 @@ POOLS = ("attention", "adaptive", "spatial", "spatial_v2")
 
 @dataclass(frozen=True, kw_only=True)
 class ADMLayout:
-    """What the U-Net and the half-U-Net classifier have in common.
+    """The common hyperparameters of the U-Net and the half-U-Net classifier.
 
-    `attention_levels` counts resolutions from 0 (full size); the original lists the same thing
-    as downsampling factors, 2 ** level. Heads: `num_head_channels` wins when it is given,
-    otherwise every attention block has `num_heads` heads. `norm_groups` is 32 in the original;
-    narrow networks need fewer, because a group of one channel forgets that channel's mean.
+    `attention_levels` counts resolutions from 0 (full size); guided-diffusion lists downsampling
+    factors, 2 ** level, instead. Heads: `num_head_channels` is used if it is given, otherwise every
+    attention block has `num_heads` heads. `norm_groups` is 32 in guided-diffusion; narrow networks
+    need fewer groups, because a group of one channel loses the mean of this channel.
     """
 
     in_channels: int = 3
@@ -78,7 +78,7 @@ class ADMLayout:
 
     @property
     def class_count(self) -> int:
-        """Classes that can be asked for."""
+        """Number of classes."""
         raise NotImplementedError
 
     @property
@@ -95,10 +95,10 @@ class ADMLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class UNetLayout(ADMLayout):
-    """The diffusion U-Net. `num_classes` rows of class embedding, None for no class input.
+    """The diffusion U-Net. `num_classes`: rows of the class embedding, None without class input.
 
-    `null_class` is the row that stands for "no label" in a model trained with label dropout
-    (OpenAI's have none).
+    `null_class` is the row for "no label" in a model trained with label dropout (OpenAI's models
+    have none).
     """
 
     num_classes: int | None = None
@@ -121,7 +121,7 @@ class UNetLayout(ADMLayout):
 
     @property
     def class_count(self) -> int:
-        """Classes that can be asked for, the null class left out; 0 for an unconditional model."""
+        """Number of classes without the null class; 0 for an unconditional model."""
         return (self.num_classes or 0) - (self.null_class is not None)
 
     @property
@@ -131,7 +131,7 @@ class UNetLayout(ADMLayout):
 
     @property
     def upsampler(self) -> bool:
-        """Whether the input carries a low-resolution image beside x_t."""
+        """Whether the input has a low-resolution image in addition to x_t."""
         return self.in_channels == 2 * self.image_channels
 
 
@@ -150,5 +150,5 @@ class ClassifierLayout(ADMLayout):
 
     @property
     def class_count(self) -> int:
-        """Classes, one for each output."""
+        """Number of classes, one per output."""
         return self.out_channels

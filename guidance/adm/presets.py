@@ -1,4 +1,4 @@
-"""Sizes of noisy classifiers to choose from."""
+"""Network sizes for new noisy classifiers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 from .layout import ClassifierLayout
 
-COARSEST = 8  # the side at which a classifier ends, as the paper's do
+COARSEST = 8  # the side of the coarsest level, as in the paper
 
 
 @dataclass(frozen=True)
 class NetworkSize:
-    """A network's width and depth, whatever the size of its images.
+    """The width and depth of a network, for any image size.
 
-    attention: at sides up to this. mults: the widths by the number of levels, where they are not
-    1, 2, 3, 4 from the coarsest up.
+    attention: the largest side with attention. mults: the width factors by number of levels, if
+    they are not the default (1, 2, 3, 4).
     """
 
     channels: int
@@ -38,16 +38,16 @@ NETWORK_SIZES = {
 def classifier_layout(
     name: str, *, channels: int, size: tuple[int, int], classes: int, pool: str = "attention"
 ) -> ClassifierLayout:
-    """The layout of that preset for images of `channels` and H, W `size`.
+    """The layout of this preset for images of `channels` and H, W `size`.
 
-    Raises ValueError for another name or pool, and for a size that the attention pool cannot take.
+    Raises ValueError for another name or pool, or if the attention pool does not support the size.
     """
     if name not in NETWORK_SIZES:
         raise ValueError(f"preset is {name!r}; expected one of {', '.join(NETWORK_SIZES)}.")
     if pool == "attention" and size[0] != size[1]:
         raise ValueError(
-            f"pool is attention, which takes square inputs, and these are {size[1]}x{size[0]} "
-            "(width x height); choose adaptive or spatial_v2, or square pictures."
+            f"pool is attention, which takes square inputs, but these are {size[1]}x{size[0]} "
+            "(width x height); choose adaptive or spatial_v2, or use square images."
         )
     preset = NETWORK_SIZES[name]
     sides = _sides(size)
@@ -66,7 +66,7 @@ def classifier_layout(
 
 
 def _sides(size: tuple[int, int]) -> list[int]:
-    """The shorter side at each level: halved while it goes evenly and is above the coarsest."""
+    """The shorter side at each level: halved while it is even and above COARSEST."""
     sides = [min(size)]
     factor = 2
     while sides[-1] > COARSEST and not any(length % factor for length in size):
@@ -78,5 +78,5 @@ def _sides(size: tuple[int, int]) -> list[int]:
 def _mult(preset: NetworkSize, levels: int) -> tuple[float, ...]:
     if levels in preset.mults:
         return preset.mults[levels]
-    finest = (1,) * (levels - len(WIDTHS))  # large images stay narrow where they are large
+    finest = (1,) * (levels - len(WIDTHS))  # the finest levels of large images stay narrow
     return finest + WIDTHS[:levels]

@@ -1,7 +1,7 @@
 """The models OpenAI released with guided-diffusion (July 2021), as its README describes them.
 
-Source: the flags in github.com/openai/guided-diffusion, README.md, and what its scripts make of
-them. Layouts follow from the flags, so that each fact is written once.
+Source: the flags in README.md of github.com/openai/guided-diffusion, and its scripts. Layouts are
+derived from the flags, so that each fact is written once.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ MULTIPLIERS = {
     256: (1, 1, 2, 2, 4, 4),
     512: (0.5, 1, 1, 2, 2, 4, 4),
 }
-UPSAMPLER_MULTIPLIER = MULTIPLIERS[256]  # at 512 too
+UPSAMPLER_MULTIPLIER = MULTIPLIERS[256]  # also at 512
 
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
-    """One file: its name, what it knows, its flags but for those of all of its kind, its size.
+    """One file: its name, classes, size, and the flags that differ from others of its kind.
 
-    `megabytes` are 10^6 bytes of fp32 parameters. `classifier_scale` is the README's, for a
-    diffusion model that it guides.
+    `megabytes` are 10^6 bytes of fp32 parameters. `classifier_scale` is from the README, for a
+    guided diffusion model.
     """
 
     file: str
@@ -52,7 +52,7 @@ class Released:
 
     @property
     def all_flags(self) -> str:
-        """The flags, with those that all models of the kind share."""
+        """All flags, including those shared by all models of its kind."""
         common = CLASSIFIER_FLAGS if self.kind == "classifier" else UNET_FLAGS
         return f"{self.flags} {common}"
 
@@ -68,7 +68,7 @@ class Released:
 
     @cached_property
     def layout(self) -> ADMLayout:
-        """What the flags make of the network. Dropout is left out: it is for training."""
+        """The layout from the flags, without dropout, which is only for training."""
         return self._classifier() if self.kind == "classifier" else self._unet()
 
     @cached_property
@@ -105,7 +105,7 @@ class Released:
         )
 
     def _levels(self, resolutions: str) -> tuple[int, ...]:
-        """Halvings that lead from the image's side to each of the `resolutions`, "32,16,8"."""
+        """The number of halvings from the image's side to each of the `resolutions`, "32,16,8"."""
         sides = map(int, resolutions.split(","))
         return tuple((self.image_size // side).bit_length() - 1 for side in sides)
 
@@ -158,17 +158,17 @@ RELEASED = tuple(
 
 
 def released_like(layout: ADMLayout) -> Released | None:
-    """The first released model whose tensors this layout shares, whatever its classes.
+    """The first released model with the same tensors, except for the number of classes.
 
-    Models that differ in their classes alone agree in everything that tensors do not tell, and a
-    model that was trained further on other classes keeps it.
+    Models that only differ in their classes agree in everything that cannot be read from tensors.
+    This is also true for a model that was fine-tuned on other classes.
     """
     wanted = _signature(layout)
     return next((one for one in RELEASED if _signature(one.layout) == wanted), None)
 
 
 def _signature(layout: ADMLayout) -> ADMLayout:
-    """The layout as far as tensors tell it, without its classes."""
+    """The part of the layout that tensors determine, without the classes."""
     undetected: dict[str, Any] = {
         "num_heads": 1,
         "num_head_channels": None,

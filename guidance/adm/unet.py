@@ -23,7 +23,7 @@ from .layout import UNetLayout
 
 
 class UNet(nn.Module):
-    """Predicts eps, and the variance channels when they are learned, from x_t and t.
+    """Predicts eps from x_t and t, and the variance channels if they are learned.
 
     `operations` is any namespace with torch.nn's Conv1d, Conv2d, Linear, GroupNorm, Embedding.
     The network computes in the dtype of its input.
@@ -50,8 +50,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x (B, in_channels, H, W), t (B,) in 0..999, y (B,) class rows -> (B, out_channels, H, W).
 
-        Raises ValueError when a class is given to an unconditional model, or none to a
-        conditional one, and for a size that cannot be halved as often as the network does.
+        Raises ValueError if an unconditional model gets a class, if a conditional model gets none,
+        or if the size cannot be halved often enough.
         """
         self.check_size(x.shape[-2:])
         if (y is None) != (self.layout.num_classes is None):
@@ -71,7 +71,7 @@ class UNet(nn.Module):
         return self.out(x)
 
     def check_size(self, size: tuple[int, ...]) -> None:
-        """Raises ValueError when H, W `size` does not come back from the halvings."""
+        """Raises ValueError if H, W `size` cannot be halved evenly at every level."""
         check_halvings(self.layout, size, "diffusion model")
 
 

@@ -1,1 +1,1 @@
-"""Every model file that is opened: detect, describe, load strictly, save."""
+"""Model files: detection, description, strict loading and saving."""

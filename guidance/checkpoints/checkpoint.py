@@ -1,7 +1,7 @@
-"""What a model file is: detect, describe, load strictly, save.
+"""Model files: detection, description, strict loading and saving.
 
-Files: `.safetensors`, and `.pt` / `.pth`, whose pickle is read and never run. The pack's own files
-hold everything in their metadata; OpenAI's are recognised from their tensors.
+Files: `.safetensors`, and `.pt` / `.pth` without running code from them. This pack's files have
+everything in their metadata; OpenAI's files are recognised by their tensors.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def dtype_named(name: str) -> torch.dtype:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a file holds: everything but the weights."""
+    """The description of a file: everything except the weights."""
 
     kind: str
     layout: ADMLayout
@@ -63,7 +63,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model file, read: its description and its tensors."""
+    """A loaded model file: its description and its tensors."""
 
     path: Path
     description: Description
@@ -71,26 +71,25 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the weights are stored in; fp32 for a file without any."""
+        """The dtype of most of the weights; fp32 for a file without weights."""
         sizes: Counter[torch.dtype] = Counter()
         for tensor in self.tensors.values():
             sizes[tensor.dtype] += tensor.numel()
         return max(sizes, key=sizes.__getitem__, default=torch.float32)
 
     def network(self, operations: Any = None, dtype: torch.dtype | None = None) -> Any:
-        """The network with the file's weights, frozen, in eval mode; strict about its keys.
+        """The network with the file's weights, frozen, in eval mode; keys must match exactly.
 
-        The weights are the tensors that were read, not copies of them, unless `dtype` asks for
-        another one than the file's.
+        The weights are the loaded tensors, not copies, unless `dtype` differs from the file's.
         """
         layout = self.description.layout
         network = self.built(lambda: build_network(layout, operations, device="meta"))
         return self.fill(network, dtype)
 
     def built(self, build: Callable[[], Any]) -> Any:
-        """What `build` makes of the description, on the meta device: `fill` assigns the weights.
+        """The result of `build` on the meta device; `fill` assigns the weights.
 
-        Raises CheckpointError when the description is of no network, or of one that is far
+        Raises CheckpointError if the description is not of a valid network, or of one that is far
         larger than the file.
         """
         layout = self.description.layout
@@ -105,10 +104,10 @@ class Checkpoint:
             ) from error
 
     def fill(self, network: Any, dtype: torch.dtype | None = None) -> Any:
-        """Gives `network`, built on the meta device, the file's weights; frozen, in eval mode.
+        """Assigns the file's weights to `network`, built on the meta device; frozen, in eval mode.
 
-        Raises CheckpointError that names the first tensor that is missing, extra, of another
-        shape, no float or not finite.
+        Raises CheckpointError with the name of the first tensor that is missing, extra, of another
+        shape, not a float or not finite.
         """
         self._check(shapes_of(network))
         tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
@@ -131,7 +130,7 @@ class Checkpoint:
 
 
 def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
-    """What is wrong with the tensors `found`, for shapes `wanted`; empty when nothing is."""
+    """How the tensors `found` differ from the shapes `wanted`; empty if they fit."""
     missing, extra = (sorted(a.keys() - b.keys()) for a, b in ((wanted, found), (found, wanted)))
     shared = sorted(wanted.keys() & found.keys())
     shapes = [key for key in shared if tuple(found[key].shape) != wanted[key]]
@@ -159,7 +158,7 @@ def _counted(keys: list[str], what: str) -> str:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, in one pass and without a copy: NaN spreads to both ends."""
+    """Whether all values are finite, in one pass without a copy: min and max propagate NaN."""
     return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
@@ -173,12 +172,12 @@ def read_checkpoint(
     attention_order: str = "auto",
     mmap: bool = True,
 ) -> Checkpoint:
-    """Reads the file and finds out what it is.
+    """Reads a model file and detects what it is.
 
-    `kind` "classifier" or "diffusion" refuses the other. What tensors cannot tell can be
-    overridden: `noise_schedule` "linear" or "cosine"; heads in each attention block, or channels
-    in each head (0: what the file or the rule says); `attention_order` "old" or "new". `mmap`
-    maps the file into memory, where its format allows it. Raises CheckpointError with one sentence.
+    `kind` "classifier" or "diffusion" refuses the other kind. Properties that cannot be read from
+    tensors can be overridden: `noise_schedule` "linear" or "cosine"; heads per attention block, or
+    channels per head (0: from the file or the rule); `attention_order` "old" or "new". `mmap` maps
+    the file into memory if its format allows it. Raises CheckpointError with one sentence.
     """
     path = Path(path)
     # ordinary tensors, also when called in inference mode: gradients flow through them
@@ -204,7 +203,7 @@ def read_checkpoint(
 def _attention(
     layout: ADMLayout, num_heads: int, num_head_channels: int, attention_order: str
 ) -> ADMLayout:
-    """The layout with the heads and the order that were asked for."""
+    """The layout with the chosen heads and attention order."""
     if num_heads and num_head_channels:
         raise CheckpointError(
             f"num_heads is {num_heads} and num_head_channels {num_head_channels}; "
@@ -230,9 +229,9 @@ def _attention(
 def save_checkpoint(
     path: str | Path, tensors: dict[str, Tensor], description: Description, dtype: str | None = None
 ) -> None:
-    """Writes a .safetensors file whose metadata holds the description; atomic.
+    """Writes a .safetensors file with the description in its metadata; atomic.
 
-    dtype "fp32", "bf16" or "fp16" converts the tensors; None keeps them.
+    dtype "fp32", "bf16" or "fp16" converts the tensors; None keeps their dtype.
     """
     if Path(path).suffix != ".safetensors":
         raise CheckpointError(f"The output is {path}; its name must end in .safetensors.")
@@ -242,7 +241,7 @@ def save_checkpoint(
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, copies of those whose memory another one has: safetensors refuses them."""
+    """The tensors, with copies of those that share memory, which safetensors refuses."""
     seen: set[int] = set()
     result = {}
     for key, value in tensors.items():
@@ -264,7 +263,7 @@ def _shallow(description: Description) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, mmap: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a model file by their names, and its metadata; raises CheckpointError."""
+    """The tensors of a model file by name, and its metadata; raises CheckpointError."""
     check_file(path, SUFFIXES)
     if path.suffix == ".safetensors":
         return _read_safetensors(path, mmap)
@@ -303,7 +302,7 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
 
 
 def _say_what_is_broken(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises CheckpointError when the tensors are a released model's, but for a few."""
+    """Raises CheckpointError if the tensors are almost those of a released model."""
     nearest = nearest_released({key: tuple(value.shape) for key, value in tensors.items()})
     if nearest is not None:
         file, wanted = nearest
@@ -340,10 +339,10 @@ def _from_metadata(path: Path, text: str, tensors: dict[str, Tensor]) -> Descrip
 
 
 def _check_class_count(layout: ADMLayout, tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError for more classes than any tensor has rows: lists of them are made."""
+    """Raises ValueError for more classes than the rows of any tensor, before they are listed."""
     rows = max((len(value) for value in tensors.values() if value.ndim), default=0)
     if (layout.class_count or 0) > rows:
-        raise ValueError(f"{layout.class_count} classes, and no tensor with so many rows")
+        raise ValueError(f"{layout.class_count} classes, but no tensor has that many rows")
 
 
 def _typed(values: dict[str, Any], name: str, kind: type) -> Any:

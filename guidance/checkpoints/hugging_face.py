@@ -1,7 +1,7 @@
-"""Image classifiers of Hugging Face's folders: config.json, .safetensors, preprocessor_config.json.
+"""Image classifiers in Hugging Face folders: config.json, .safetensors, preprocessor_config.json.
 
-Read by transformers, or by timm where the config names an architecture of timm's. Nothing is
-fetched, and code that a folder brings is never run.
+They are loaded by transformers, or by timm if the config has a timm architecture. Nothing is
+downloaded, and code in a folder is never run.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
-# of PIL: nearest, lanczos (torch has none; bicubic is the nearest to it), bilinear, bicubic
+# PIL's numbers: nearest, lanczos (not in torch; bicubic is closest), bilinear, bicubic
 RESAMPLING = {0: "nearest", 1: "bicubic", 2: "bilinear", 3: "bicubic"}
-# Of what a network makes one of each, and of any other number.
+# Limits of values for which a network creates one object each, and of any other number.
 MOST_LISTED = {"num_labels": MOST_CLASSES, "num_classes": MOST_CLASSES} | dict.fromkeys(
     ("num_hidden_layers", "num_layers", "num_encoder_blocks", "num_stages", "depth", "depths"), 1000
 )
 MOST_NUMBER = 1 << 31
-# They resize in ways of their own.
+# These resize in a special way.
 UNKNOWN_PROCESSORS = ("Perceiver", "PoolFormer", "Levit")
-# What a timm config may not choose: files and addresses.
+# Keys that a timm config may not set: files and addresses.
 TIMM_REFUSED = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg")
 
 
@@ -47,7 +47,7 @@ def open_folder(folder: Path) -> OpenedClassifier:
 
 @contextmanager
 def _sensible_config(folder: Path) -> Iterator[None]:
-    """One sentence for values of a kind that nobody expects where they are."""
+    """Raises one clear error for values of an unexpected type."""
     try:
         yield
     except CheckpointError:
@@ -75,7 +75,7 @@ def _open(folder: Path) -> OpenedClassifier:
 
 
 def classes_of_folder(folder: Path) -> tuple[int, tuple[str, ...] | None]:
-    """How many classes it has and their names, as far as its config tells: 0 and None without."""
+    """The number of classes and their names from the config; 0 and None if missing."""
     with _sensible_config(folder):
         config = _read_json(folder, CONFIG) or {}
         _refuse_huge(config)
@@ -85,7 +85,7 @@ def classes_of_folder(folder: Path) -> tuple[int, tuple[str, ...] | None]:
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
-    """The object in a file of the folder; None without the file."""
+    """The JSON object in a file of the folder; None if there is no such file."""
     path = folder / name
     if not path.is_file():
         return None
@@ -101,7 +101,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _refuse_huge(config: Any, name: str = CONFIG) -> None:
-    """Raises ValueError for what would be made before its size is known: labels, layers."""
+    """Raises ValueError for too many labels or layers, before they are created."""
     if isinstance(config, dict):
         for key, value in config.items():
             _refuse_huge(value, key)
@@ -117,21 +117,21 @@ def _refuse_huge(config: Any, name: str = CONFIG) -> None:
 def _refuse_code(folder: Path, *configs: dict[str, Any] | None) -> None:
     if any("auto_map" in config for config in configs if config):
         raise CheckpointError(
-            f"{folder.name} wants code of its own to be run (auto_map in its config), which is "
-            "never done; use a model whose architecture is part of transformers."
+            f"{folder.name} needs code from its folder (auto_map in its config), which is never "
+            "run; use a model whose architecture is part of transformers."
         )
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder.name} is an adapter of another model; merge the two and save them as one."
+            f"{folder.name} is an adapter of another model; merge both and save them as one model."
         )
     if any("quantization_config" in config for config in configs if config):
         raise CheckpointError(
-            f"{folder.name} is quantised, and gradients do not flow through that; use the original."
+            f"{folder.name} is quantised, so it has no gradients; use the original."
         )
 
 
 def _check_weights(folder: Path) -> int:
-    """How many numbers the safetensors hold; raises CheckpointError unless they are whole."""
+    """The number of values in the safetensors files; raises CheckpointError if they are damaged."""
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     if not found:
         others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt"))
@@ -173,14 +173,14 @@ def _numbers_in(path: Path) -> int:
 
 
 class LogitsWrapper(nn.Module):
-    """A model of transformers as an ordinary network."""
+    """A transformers model as an ordinary network."""
 
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, 3, H, W) as its image processor would put it out -> logits (B, classes)."""
+        """x (B, 3, H, W), the output of its image processor -> logits (B, classes)."""
         return self.model(pixel_values=x).logits
 
 
@@ -210,10 +210,10 @@ def _of_transformers(
 
 
 def _pretrained(folder: Path, numbers: int) -> Any:
-    """transformers' own reading of the folder, offline and strict."""
+    """Loads the folder with transformers, offline and strictly."""
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
-    except Exception as error:  # a broken one must not stop a start
+    except Exception as error:  # a broken installation must not stop the start
         raise CheckpointError(
             f"{folder.name} needs transformers to be read; install it (pip install transformers)."
         ) from error
@@ -226,7 +226,7 @@ def _pretrained(folder: Path, numbers: int) -> Any:
         model, info = AutoModelForImageClassification.from_pretrained(
             str(folder), config=config, use_safetensors=True, output_loading_info=True, **safely
         )
-        # what is too much (a head of its pre-training, say) is left out, as transformers does
+        # extra tensors (such as a pre-training head) are ignored, as in transformers
         lost = [*info["missing_keys"], *info["mismatched_keys"]]
         if lost:
             raise ValueError(f"{len(lost)} tensors are missing or do not fit, {lost[0]} among them")
@@ -234,7 +234,7 @@ def _pretrained(folder: Path, numbers: int) -> Any:
         if broken:
             raise ValueError(f"{broken[0]} is not finite")
         return model
-    except Exception as error:  # what a config can make transformers raise has no end
+    except Exception as error:  # a bad config can make transformers raise any error
         raise CheckpointError(
             f"{folder.name} cannot be read as an image classifier of transformers "
             f"({one_line(error)}); download the whole folder again."
@@ -242,9 +242,9 @@ def _pretrained(folder: Path, numbers: int) -> Any:
 
 
 def _check_justified(described: nn.Module, numbers: int) -> None:
-    """Raises ValueError for a network, on no device, that the files cannot fill.
+    """Raises ValueError if a network on the meta device is far larger than the files.
 
-    What is missing would be made up, and then refused: it must not take all memory first.
+    Missing weights would be initialised and then refused; that must not use all memory first.
     """
     if sum(weight.numel() for weight in described.parameters()) > 2 * numbers:
         raise ValueError("the network it describes has far more weights than the files hold")
@@ -255,7 +255,7 @@ def _not_finite(value: Tensor) -> bool:
 
 
 def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """id2label in order; None where it is missing or only made up (LABEL_0, ...)."""
+    """id2label in order; None if it is missing or has only placeholders (LABEL_0, ...)."""
     named = config.get("id2label")
     if not isinstance(named, dict) or not all(map(_is_index, named)):
         return None
@@ -271,7 +271,7 @@ def _is_index(key: str) -> bool:
 def _processing(
     folder: Path, config: dict[str, Any], given: dict[str, Any] | None
 ) -> Preprocessing:
-    """What preprocessor_config.json says; without it the model's size, ImageNet's mean and std."""
+    """From preprocessor_config.json; without it, the model's size and ImageNet's mean and std."""
     if given is None:
         side = config.get("image_size", DEFAULT_SIDE)
         size = (int(side[0]), int(side[1])) if isinstance(side, list) else (int(side), int(side))
@@ -304,14 +304,14 @@ def _sizes(given: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[i
     """resize and crop of a `Preprocessing`."""
     size, percent = given.get("size", DEFAULT_SIDE), given.get("crop_pct")
     cropped = bool(given.get("do_center_crop", False))
-    if isinstance(size, int):  # as written by older versions
+    if isinstance(size, int):  # written by older versions
         short = "do_center_crop" in given or percent is not None
         size = {"shortest_edge": size} if short else {"height": size, "width": size}
     resize = size["shortest_edge"] if "shortest_edge" in size else (size["height"], size["width"])
     if not given.get("do_resize", True):
         resize = None
     elif percent is not None and isinstance(resize, int):
-        # ConvNeXt: small ones are cropped, large ones squeezed
+        # ConvNeXt: small images are cropped, large ones are resized without crop
         if resize >= 384:
             return (resize, resize), None
         return int(resize / percent), (resize, resize)
@@ -322,9 +322,9 @@ def _sizes(given: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[i
 
 
 def _normalisation(kind: str, given: dict[str, Any]) -> tuple[tuple[float, ...], ...]:
-    """mean and std of pixels in [0, 1], the rescaling before them included."""
+    """mean and std for pixels in [0, 1], including the rescaling before them."""
     mean, std = tuple(given.get("image_mean") or HALF), tuple(given.get("image_std") or HALF)
-    # MobileViT's does not normalise, and does not say so
+    # MobileViT's processor does not normalise, and its config does not say so
     if not given.get("do_normalize", not kind.startswith("MobileViT")):
         mean, std = (0.0,) * 3, (1.0,) * 3
     elif kind.startswith("EfficientNet") and given.get("include_top", True):
@@ -360,7 +360,7 @@ def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassi
         preprocessing = _timm_processing(timm.data.resolve_data_config(pretrained_cfg=given))
     except CheckpointError:
         raise
-    except Exception as error:  # what a config can make timm raise has no end
+    except Exception as error:  # a bad config can make timm raise any error
         raise CheckpointError(
             f"{folder.name} cannot be read as an image classifier of timm ({one_line(error)}); "
             "download the whole folder again."
@@ -381,7 +381,7 @@ def _timm_labels(config: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def _timm_processing(data: dict[str, Any]) -> Preprocessing:
-    """Of timm's evaluation transform: the shorter side to size / crop_pct, then the middle."""
+    """timm's evaluation transform: resize the shorter side to size / crop_pct, then center crop."""
     channels, height, width = data["input_size"]
     if channels != 3:
         raise ValueError(f"it reads {channels}-channel images, and RGB images are needed")

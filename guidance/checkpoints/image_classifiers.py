@@ -1,7 +1,7 @@
-"""From a file or a folder to a classifier of clean images: nothing is fetched, no code is run.
+"""Loads a classifier of clean images from a file or a folder, without downloads or foreign code.
 
-Folders: Hugging Face's image-classification models, timm's. Files: torchvision's state dicts, and
-the pack's own classifiers that were trained on clean images.
+Folders: image-classification models of Hugging Face and timm. Files: torchvision's state dicts, and
+this pack's classifiers that were trained on clean images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .opened import OpenedClassifier
 
 
 def open_image_classifier(path: str | Path) -> OpenedClassifier:
-    """The classifier of a file, or of a folder with a config.json.
+    """The classifier in a file, or in a folder with a config.json.
 
-    Raises CheckpointError with one sentence for what is missing, damaged, unsafe, not an image
+    Raises CheckpointError with one sentence if it is missing, damaged, unsafe, not an image
     classifier, of an unknown architecture or not for RGB.
     """
     path = Path(path)
@@ -49,8 +49,8 @@ def load_image_classifier(
 ) -> ImageClassifier:
     """A classifier of clean images; path and errors as for `open_image_classifier`.
 
-    gradient is "cheap" or "exact" (see `ImageClassifier`); dtype "fp32", "bf16", "fp16", or "auto":
-    as the weights are stored, fp32 on a CPU.
+    gradient is "cheap" or "exact" (see `ImageClassifier`); dtype is "fp32", "bf16", "fp16", or
+    "auto": as stored, and fp32 on a CPU.
     """
     on_cpu = torch.device(device).type == "cpu"
     opened = open_image_classifier(path)
@@ -60,7 +60,7 @@ def load_image_classifier(
 
 
 def classes_of_image_classifier(path: str | Path) -> tuple[int, tuple[str, ...] | None]:
-    """How many classes it has, and their names or None; a folder's weights are not read."""
+    """The number of classes, and their names or None; a folder's weights are not read."""
     path = Path(path)
     if path.is_dir():
         from .hugging_face import classes_of_folder
@@ -86,14 +86,14 @@ def _of_file(path: Path) -> OpenedClassifier:
 
 
 class ZeroNoiseWrapper(nn.Module):
-    """A network of noisy images, read where there is no noise."""
+    """A network for noisy images, evaluated at zero noise."""
 
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) clean -> logits (B, classes)."""
+        """Clean x (B, C, H, W) -> logits (B, classes)."""
         return self.network(x, x.new_zeros(len(x)))
 
 

@@ -1,4 +1,4 @@
-"""From a file to a usable model."""
+"""Loads usable models from files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def load_classifier(
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.
 
-    dtype is "fp32", "bf16" or "fp16", or "auto": the weights stay as they are stored, and are
-    computed in fp32 on a CPU. memory_plan: how its gradients save memory. `overrides` are
-    those of `read_checkpoint`. Raises CheckpointError with one sentence for a file that is
-    missing, damaged, unsafe or something else.
+    dtype is "fp32", "bf16", "fp16", or "auto": the weights keep their stored dtype, and a CPU
+    computes in fp32. memory_plan: how its gradients save memory. `overrides` are those of
+    `read_checkpoint`. Raises CheckpointError with one sentence if the file is missing, damaged,
+    unsafe or not a classifier.
     """
     asked = _asked(dtype)
     checkpoint = read_checkpoint(path, "classifier", noise_schedule, **overrides)
@@ -46,7 +46,7 @@ def _asked(dtype: str) -> torch.dtype | None:
 def _computed_in(
     asked: torch.dtype | None, checkpoint: Checkpoint, device: torch.device | str
 ) -> torch.dtype:
-    """The asked dtype, else the file's own, for which a CPU is too slow."""
+    """The chosen dtype, else the file's; fp32 on a CPU, where half precision is slow."""
     on_cpu = torch.device(device).type == "cpu"
     return asked or (torch.float32 if on_cpu else checkpoint.dtype)
 
@@ -58,10 +58,10 @@ def build_classifier(
     operations: Any = None,
     compute_dtype: torch.dtype | None = None,
 ) -> NoisyClassifier:
-    """The classifier of a checkpoint that was read already.
+    """The classifier of a loaded checkpoint.
 
-    Its weights are kept in `dtype` (None: as stored) and cast to `compute_dtype` (None: the same)
-    when they are used.
+    Its weights are stored in `dtype` (None: as in the file) and cast to `compute_dtype` (None: the
+    same) when they are used.
     """
     network = checkpoint.network(operations or layers, dtype).to(device)
     network.compute_dtype = compute_dtype or dtype or checkpoint.dtype

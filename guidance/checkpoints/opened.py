@@ -1,4 +1,4 @@
-"""What opening a file of an image classifier gives, whatever its format."""
+"""An opened image classifier, independent of its file format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..classifiers.preprocessing import Preprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class OpenedClassifier:
-    """A network as it was stored, frozen, in eval mode, and what is known about it."""
+    """A network as stored, frozen, in eval mode, with its description."""
 
     network: nn.Module
     num_classes: int
@@ -22,11 +22,11 @@ class OpenedClassifier:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What its weights are stored in; fp32 for a network without any."""
+        """The dtype of its weights; fp32 for a network without weights."""
         floats = (p.dtype for p in self.network.parameters() if p.is_floating_point())
         return next(floats, torch.float32)
 
     def classifier(self, gradient: str = "cheap") -> ImageClassifier:
-        """The classifier, guiding by that gradient."""
+        """The classifier with this kind of gradient."""
         about = (self.preprocessing, self.num_classes, self.labels)
         return ImageClassifier(self.network, *about, gradient=gradient)

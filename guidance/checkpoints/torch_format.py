@@ -1,8 +1,8 @@
-"""Tensors of .pt and .pth files, the zip archives that torch has written since version 1.6.
+"""Tensors of .pt and .pth files, the zip archives that torch writes since version 1.6.
 
-Everything is checked before torch opens the file: what the archive holds, the names in its pickle
-(by the standard library's pickletools, which runs nothing), and that every storage is as large as
-it claims. Then torch reads it with weights_only, mapped into memory.
+Everything is checked before torch opens the file: the content of the archive, the names in its
+pickle (with the standard library's pickletools, which runs nothing), and the size of every storage.
+Then torch loads it with weights_only, mapped into memory.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ..core.bounded_read import (
 )
 
 MOST_PICKLE = 4 << 20  # bytes; a 559 M U-Net's has 0.2 MB
-MOST_INSTRUCTIONS = 250_000  # some 40 make a tensor
-LOCAL_HEADER = 30  # bytes before a record's name
-ALIGNED = 8  # bytes: numbers that do not start at a multiple of it are copied
+MOST_INSTRUCTIONS = 250_000  # a tensor needs about 40
+LOCAL_HEADER = 30  # bytes of a record's header, before its name
+ALIGNED = 8  # bytes; data that does not start at a multiple of this is copied
 ITEM_SIZES = {
     **dict.fromkeys(("DoubleStorage", "LongStorage"), 8),
     **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
@@ -43,7 +43,7 @@ NAMES = {f"torch {kind}": size for kind, size in ITEM_SIZES.items()} | {
     "torch._utils _rebuild_tensor_v2": 0,
     "torch._utils _rebuild_parameter": 0,
 }
-# Instructions that make plain values, lists, dictionaries, and calls of the names above.
+# Instructions for plain values, lists, dictionaries, and calls of the names above.
 VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 VALUES |= {"NONE", "NEWTRUE", "NEWFALSE"}
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
@@ -52,28 +52,28 @@ KNOWN |= {"EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "APPEND", "APPENDS", "SETIT
 
 
 class Unsafe(ValueError):
-    """It names something that may run code; the message says what."""
+    """The pickle uses a name that may run code; the message says which."""
 
 
 class OtherContent(ValueError):
-    """It holds what no dictionary of plain tensors does; the message says what."""
+    """The file has something other than a dictionary of plain tensors; the message says what."""
 
 
 class Hollow(ValueError):
-    """It claims more numbers than it holds; the message says where."""
+    """The file claims more values than it has; the message says where."""
 
 
 def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Tensor]:
     """The tensors of a state dict; raises CheckpointError with one sentence.
 
-    mmap: the numbers stay in the file until they are used.
+    mmap: the values stay in the file until they are used.
     """
     try:
         with path.open("rb") as file:
             _check_kind(path, file.read(2))
             copied = not _check_archive(file)
             size = os.fstat(file.fileno()).st_size
-        # always mapped: without it torch would believe what a storage claims
+        # always mapped; without it, torch would trust the size that a storage claims
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _check_tensors(content, size)
         if copied or not mmap:
@@ -96,7 +96,7 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Tensor]:
             f"{path.name} claims {one_line(error)} than what it holds, so it was not used; get it "
             "from its original source."
         ) from error
-    except Exception as error:  # damaged bytes make zipfile, pickletools and torch fail in any way
+    except Exception as error:  # zipfile, pickletools and torch can raise any error
         raise CheckpointError(
             f"{path.name} is not a whole torch file ({one_line(error)}); download it again."
         ) from error
@@ -121,7 +121,7 @@ def _check_kind(path: Path, start: bytes) -> None:
 
 
 def _check_archive(file: BinaryIO) -> bool:
-    """Whether its numbers are aligned in memory when they are mapped; raises where it is unsafe."""
+    """Whether its data is aligned in memory when it is mapped; raises if the file is unsafe."""
     with open_zip(file) as archive:
         entries = archive.infolist()
     main = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
@@ -144,7 +144,7 @@ def _check_archive(file: BinaryIO) -> bool:
 def _records(
     file: BinaryIO, entries: list[zipfile.ZipInfo], folder: str
 ) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Offset and size by name; torch compresses nothing, so what is compressed hides its size."""
+    """Offset and size by name. torch compresses nothing, so compressed records are refused."""
     size = os.fstat(file.fileno()).st_size
     seen: set[str] = set()
     for entry in entries:
@@ -178,18 +178,18 @@ def _content(file: BinaryIO, record: tuple[int, int] | None, most: int) -> bytes
 
 
 class _Tuple:
-    """What the memo keeps for a tuple."""
+    """A tuple in the pickle's memo."""
 
 
 def _storages(pickle: bytes) -> dict[str, tuple[str, int]]:
-    """The storages that a pickle names: by key, their kind and how many numbers they claim.
+    """The storages in a pickle: by key, their type and the number of values that they claim.
 
-    Its instructions are read, not run. Raises Unsafe for any that a dictionary of tensors does not
-    need, and for every name that is not in NAMES.
+    The instructions are read, not run. Raises Unsafe for an instruction that a dictionary of
+    tensors does not need, and for a name that is not in NAMES.
     """
     found: dict[str, tuple[str, int]] = {}
     memo: dict[int, Any] = {}
-    # the plain values since the last mark, and the tuple just made of them: a storage's are so
+    # the plain values since the last mark, and the tuple of them, as in a storage
     plain: list[Any] | None = None
     made: list[Any] | None = None
     last: Any = None
@@ -210,7 +210,7 @@ def _storages(pickle: bytes) -> dict[str, tuple[str, int]]:
             raise Unsafe(str(argument).replace(" ", ".")[:80])
         if name in ("BINGET", "LONG_BINGET"):
             argument = memo.get(argument)
-            if isinstance(argument, _Tuple):  # tuples of tuples take forever to be hashed
+            if isinstance(argument, _Tuple):  # nested tuples would take too long to hash
                 raise OtherContent("a tuple that is used twice")
         elif name in TUPLES:
             argument = _Tuple()
@@ -240,9 +240,9 @@ def _storage(values: list[Any] | None) -> tuple[str, tuple[str, int]]:
 
 
 def _check_tensors(content: Any, size: int) -> None:
-    """Raises for what is no dictionary of plain tensors, or claims more than the file's `size`.
+    """Raises if it is not a dictionary of plain tensors, or claims more than the file's `size`.
 
-    Tensors can share memory or repeat it: any shape fits into a few bytes until it is copied.
+    Tensors can share or repeat memory: any shape fits into a few bytes until it is copied.
     """
     if not isinstance(content, dict):
         raise OtherContent(f"a {type(content).__name__}")

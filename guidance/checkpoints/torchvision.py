@@ -1,7 +1,7 @@
 """torchvision's classification models, from their state dicts.
 
-The architecture is the one that the file's name begins with (resnet50-0676ba61.pth) when its
-tensors fit, else the first whose tensors do, by name and shape.
+The architecture is the one in the file's name (resnet50-0676ba61.pth) if its tensors fit, else the
+first one with the same tensor names and shapes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .checkpoint import CheckpointError, all_finite
 from .opened import OpenedClassifier
 
 Shapes = dict[str, tuple[int, ...]]
-# A tensor that every model of a family has: most of them need not be built to be ruled out.
+# A tensor that every model of a family has, to exclude most families without building them.
 FAMILIES = {
     ("alexnet", "squeezenet", "vgg"): "features.0.weight",
     ("convnext", "efficientnet", "mobilenet", "swin"): "features.0.0.weight",
@@ -36,16 +36,16 @@ FAMILIES = {
     ("shufflenet",): "conv1.0.weight",
     ("vit",): "class_token",
 }
-# Their released weights want the input as TensorFlow normalises it; torchvision sets it with them.
+# Their released weights need TensorFlow's normalisation, which torchvision sets with the weights.
 TENSORFLOW_INPUT = ("googlenet", "inception_v3")
-COUNTER = "num_batches_tracked"  # of batch norms: not in files from before torch 0.4.1
+COUNTER = "num_batches_tracked"  # of batch norms; missing in files from before torch 0.4.1
 
 
 def open_state_dict(path: Path, tensors: dict[str, Tensor]) -> OpenedClassifier:
-    """The network that the tensors of the file `path` are of; raises CheckpointError."""
+    """The network of the tensors in the file `path`; raises CheckpointError."""
     try:
         import torchvision.models as models
-    except Exception as error:  # torchvision is optional, and a broken one must not stop a start
+    except Exception as error:  # torchvision is optional, and may be broken
         raise CheckpointError(
             f"{path.name} needs torchvision to be read; install it (pip install torchvision)."
         ) from error
@@ -58,19 +58,19 @@ def open_state_dict(path: Path, tensors: dict[str, Tensor]) -> OpenedClassifier:
             network.load_state_dict(_with_counters(network, tensors), strict=True, assign=True)
             return _opened(network, name, models.get_model_weights(name), path.name)
     raise CheckpointError(
-        f"{path.name} is no classifier of this pack, and its tensors fit none of torchvision's "
+        f"{path.name} is not a classifier of this pack, and its tensors fit none of torchvision's "
         "image classifiers; use a whole state dict of one of them, or the folder of a Hugging Face "
         "model with its config.json."
     )
 
 
 def _renamed(key: str) -> str:
-    """DenseNet's released files have the names of an older torchvision (norm.1 for norm1)."""
+    """DenseNet's released files use the names of an older torchvision (norm.1 for norm1)."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)", r"\1\2", key)
 
 
 def _candidates(names: list[str], file: str, shapes: Shapes) -> Iterator[str]:
-    """The architectures that could fit, those that the file's name begins with first."""
+    """The architectures that could fit; those in the file's name come first."""
 
     def possible(name: str) -> bool:
         keys = [key for starts, key in FAMILIES.items() if name.startswith(starts)]
@@ -100,7 +100,7 @@ def _fitting(builder: Callable[..., Any], name: str, shapes: Shapes, file: str) 
 
 
 def _check_channels(wanted: tuple[int, ...], found: tuple[int, ...], file: str) -> None:
-    """Raises CheckpointError when the one tensor that does not fit is of other images."""
+    """Raises CheckpointError if only the tensor for the image channels does not fit."""
     if len(wanted) == len(found) == 4 and wanted[1] == 3 and wanted[::2] == found[::2]:
         raise CheckpointError(
             f"{file} reads {found[1]}-channel images; use a classifier of RGB images (3 channels)."
@@ -122,7 +122,7 @@ def _on_meta(builder: Callable[..., Any], **options: Any) -> Any:
     try:
         with torch.device("meta"):
             return builder(weights=None, **options)
-    except NotImplementedError:  # RegNet computes its widths with tensors
+    except NotImplementedError:  # RegNet uses tensors to compute its widths
         return builder(weights=None, **options).to("meta")
 
 
@@ -142,7 +142,7 @@ def _check_finite(file: str, tensors: dict[str, Tensor]) -> None:
 
 
 def _opened(network: Any, name: str, weights: Any, file: str) -> OpenedClassifier:
-    """With what torchvision says about the weights of that file, else about the first it has."""
+    """With torchvision's metadata of this file's weights, else of the model's first weights."""
     released = list(weights)
     own = [entry for entry in released if Path(entry.url).stem == Path(file).stem]
     entry = (own or released)[0]
@@ -163,7 +163,7 @@ def _opened(network: Any, name: str, weights: Any, file: str) -> OpenedClassifie
 
 
 def _preprocessing(preset: Any) -> Preprocessing:
-    """Of torchvision's ImageClassification preset."""
+    """From torchvision's ImageClassification preset."""
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     return Preprocessing(
         resize=resize,

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     check_target(args.target, ".safetensors")
     checkpoint = read_checkpoint(args.source, **options.architecture_overrides(args))
-    checkpoint.network()  # a file that does not fit its network is refused here, not at use
+    checkpoint.network()  # refuse a file that does not fit its network now, not when it is used
     save_checkpoint(args.target, checkpoint.tensors, checkpoint.description, args.dtype)
     about = checkpoint.description
     print(f"{args.target}: {about.kind}, noise schedule {about.noise_schedule}")

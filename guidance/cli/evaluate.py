@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Raises ValueError for what cannot be done or written, before the work."""
+    """Raises ValueError for invalid options or unwritable files, before the work."""
     if not args.model and not args.samples:
         raise ValueError("evaluate needs --model to draw from, or --samples to judge.")
     for name in ("schedules", "cfg_schedules", "save_samples"):
@@ -98,9 +98,9 @@ def _check(args: argparse.Namespace) -> None:
 def _rows(
     args: argparse.Namespace, processes: Processes, saved: list[str]
 ) -> tuple[list[Row], Reference | None]:
-    """The rows, and what they were compared with; empty but in the first process.
+    """The rows and the reference; only the first process has rows.
 
-    `saved` gets the name of every file that was written.
+    The name of every written file is added to `saved`.
     """
     judge = load_classifier(args.judge, device=options.device(args.device))
     model, classifier = load_models(args) if args.model else (None, None)
@@ -113,7 +113,7 @@ def _rows(
         reference = _reference(args, judge, model)
     rows = [_file_row(judge, file, reference) for file in args.samples if processes.first]
     for number, one in enumerate(runs, 1):
-        assert model is not None  # there are no runs without one
+        assert model is not None  # without a model there are no runs
         title = f"{number}/{len(runs)} {one.title}"
         images, labels, work = _draw(args, model, classifier, one.config, title, processes)
         if not processes.first:
@@ -135,7 +135,7 @@ def _draw(
     title: str,
     processes: Processes,
 ) -> tuple[np.ndarray, np.ndarray, ComputeCost]:
-    """Images, labels, and what they cost, per image."""
+    """Images, labels, and the cost per image."""
     with count_compute(model, classifier) as work:
         images, labels = generate(
             model, classifier, config, args.image_size, title, processes=processes
@@ -146,7 +146,7 @@ def _draw(
 def _reference(
     args: argparse.Namespace, judge: NoisyClassifier, model: DiffusionModel | None
 ) -> Reference:
-    """The real images, as the judge sees them."""
+    """The real images, with the judge's features."""
     sizes = (args.image_size, model.layout.image_size if model else None, judge.layout.image_size)
     folder = Path(args.reference).is_dir()
     real = load_images(args.reference, next(filter(None, sizes), None) if folder else None)
@@ -165,7 +165,7 @@ def _check_runs(
     model: DiffusionModel,
     runs: list[EvaluationRun],
 ) -> None:
-    """Raises ValueError for what would stop one of the runs, before the first."""
+    """Raises ValueError if one of the runs would fail, before the first run."""
     for one in runs:
         check_schedules(model, one.config)
     if shape := _shape(args, model):
@@ -173,7 +173,7 @@ def _check_runs(
 
 
 def _shape(args: argparse.Namespace, model: DiffusionModel) -> tuple[int, int, int] | None:
-    """H, W, C of what the model will draw, where that is known."""
+    """H, W, C of the model's images, if known."""
     side = args.image_size or model.layout.image_size
     return (side, side, model.layout.image_channels) if side else None
 
@@ -198,7 +198,7 @@ def _drawn_row(
 def _save(
     folder: str, number: int, one: EvaluationRun, images: np.ndarray, labels: np.ndarray
 ) -> str:
-    """Writes what was drawn; the file's name."""
+    """Writes the images of a run and returns the file's name."""
     words = re.sub(r"[^A-Za-z0-9.-]+", "_", one.title).strip("_")[:60]
     file = Path(folder) / f"{number:02d}_{words}.npz"
     save_samples(file, images, labels, None)
@@ -206,7 +206,7 @@ def _save(
 
 
 def _report(args: argparse.Namespace, rows: list[Row], reference: Reference | None) -> None:
-    """Prints the table and what is to be known about it; writes the files, both or none."""
+    """Prints the table with notes, and writes the files, both or none."""
     print(table(rows))
     for note in _notes(rows, reference):
         print(f"\n{note}")

@@ -27,9 +27,9 @@ def integers(text: str) -> tuple[int, ...]:
 
 
 def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
-    """A schedule and the file it is in, or None where `text` is its JSON itself.
+    """A schedule and its file, or None if `text` is the JSON itself.
 
-    Raises ValueError for a file that does not exist or holds something else.
+    Raises ValueError if the file does not exist or has no schedule.
     """
     if _is_json(text):
         return None, GuidanceSchedule.from_json(text)
@@ -51,7 +51,7 @@ def read_schedule(text: str) -> tuple[Path | None, GuidanceSchedule]:
 
 
 def _is_json(text: str) -> bool:
-    """Whether it is meant as JSON: an object, a list, or a number."""
+    """Whether the text looks like JSON: an object, a list, or a number."""
     try:
         float(text)
     except ValueError:
@@ -60,10 +60,10 @@ def _is_json(text: str) -> bool:
 
 
 def device(name: str | None = None) -> torch.device:
-    """The named device, else the accelerator if torch sees one, else the CPU.
+    """The named device, else the accelerator if torch finds one, else the CPU.
 
-    Of several processes on a machine each takes an accelerator of its own. Raises ValueError for a
-    device that torch does not know or cannot use here.
+    Several processes on a machine use one accelerator each. Raises ValueError for a device that
+    torch does not know or cannot use.
     """
     if name:
         try:
@@ -82,7 +82,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_architecture_overrides(parser: argparse.ArgumentParser) -> None:
-    """What a file's tensors cannot tell."""
+    """Options for properties that cannot be read from a file's tensors."""
     group = parser.add_argument_group("what a file's tensors cannot tell")
     group.add_argument("--noise-schedule", choices=("auto", "linear", "cosine"), default="auto")
     group.add_argument("--num-heads", type=int, default=0, help="in each attention block; 0: auto")
@@ -116,7 +116,7 @@ def add_network(parser: argparse.ArgumentParser, channels: int, mult: str) -> No
 
 
 def network_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The part of a layout that `add_network` asked for."""
+    """The part of a layout from the options of `add_network`."""
     return {
         "model_channels": args.channels,
         "channel_mult": args.channel_mult,
@@ -161,14 +161,14 @@ def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> N
 
 
 def check_training_targets(args: argparse.Namespace) -> None:
-    """Raises ValueError when what `add_training` names cannot be written: before the work."""
+    """Raises ValueError if the output files of a training cannot be written, before the work."""
     check_target(args.output, ".safetensors")
     if args.history:
         check_target(args.history, ".json")
 
 
 def recipe(args: argparse.Namespace) -> OptimizerConfig:
-    """The optimisation that `add_training` asked for."""
+    """The OptimizerConfig from the options of `add_training`."""
     return OptimizerConfig(
         steps=args.steps,
         batch_size=args.batch_size,

@@ -1,4 +1,4 @@
-"""The runs that `evaluate` compares: a name, a scale or a schedule, and what to draw."""
+"""The runs that `evaluate` compares: a name, a scale or a schedule, and a SamplingConfig."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sample import sampling_options
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One row that is drawn: what guides it, at which scale or by which schedule."""
+    """One run: the kind of guidance, with its scale or schedule."""
 
     kind: str
     guidance: str
@@ -26,16 +26,16 @@ class EvaluationRun:
 
     @property
     def title(self) -> str:
-        """What tells it from the others."""
+        """The properties that identify the run."""
         return self.guidance if self.scale is None else f"{self.guidance} {self.scale:g}"
 
 
 def planned(
     args: argparse.Namespace, model: DiffusionModel, classifier: Classifier | None
 ) -> list[EvaluationRun]:
-    """Every scale and schedule asked for; without guidance both kinds are the same, drawn once.
+    """The runs of all chosen scales and schedules. The run without guidance is only made once.
 
-    Raises ValueError where there is nothing to go through, or nothing to do it with.
+    Raises ValueError if there are no scales, or nothing to apply them to.
     """
     config = SamplingConfig(num_samples=args.num_samples, label="all", **sampling_options(args))
     cfg = 0.0 if model.layout.null_class is not None else 1.0
@@ -90,13 +90,13 @@ def _of_cfg(
 
 
 def named_schedule(text: str) -> tuple[str, GuidanceSchedule]:
-    """A schedule, of JSON or a file of it, and what to call it: as the file, or what it does."""
+    """A schedule, from JSON or a file, and its name: the file's name or a description."""
     file, schedule = options.read_schedule(text)
     return file.stem if file else schedule.describe(), schedule
 
 
 def with_options(config: SamplingConfig) -> str:
-    """What the rows of classifier guidance are called."""
+    """The name of the rows with classifier guidance."""
     values = {option: getattr(config.strength, option.name) for option in fields(Strength)}
     chosen = [
         f"{option.name.replace('_', ' ')} {value:g}"

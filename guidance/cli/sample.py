@@ -23,7 +23,7 @@ HELP = "draw images with classifier guidance, classifier-free guidance, or both"
 
 
 def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> None:
-    """Options that `evaluate` has too."""
+    """Options shared with `evaluate`."""
     parser.add_argument("--model", required=needs_model, help="ADM diffusion model file")
     parser.add_argument(
         "--classifier", help="to follow: a noisy classifier, or with --gradient one of clean images"
@@ -145,7 +145,7 @@ def _sample(args: argparse.Namespace, processes: Processes) -> None:
 
 
 def _schedules(args: argparse.Namespace) -> dict:
-    """What of a Job --schedule and --cfg-schedule ask for."""
+    """The fields of a SamplingConfig from --schedule and --cfg-schedule."""
     texts = {"schedule": args.schedule, "cfg_schedule": args.cfg_schedule}
     if args.schedule and args.classifier is None:
         if args.cfg_schedule:
@@ -173,7 +173,7 @@ def load_models(
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
-    """What of a Job `add_sampling` asked for."""
+    """The fields of a SamplingConfig from the options of `add_sampling`."""
     return {
         "batch_size": args.batch_size,
         "method": args.method,
@@ -203,7 +203,7 @@ def _num_samples(count: int | None, low_res: Tensor | None) -> int:
 
 
 def _label(label: str | None, shown: list[int] | None, model, classifier) -> str | list[int]:
-    """What is asked for: --label, else what the small images show, else anything."""
+    """The labels: --label, else those of the small images, else random."""
     if label is not None:
         return label
     knows_classes = model.num_classes or classifier is not None

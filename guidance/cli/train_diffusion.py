@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _with_samples(args: argparse.Namespace, run: TrainingContext) -> TrainingContext:
-    """The run, its images drawn as --sample-every asks."""
+    """The training context, with sample images according to --sample-every."""
     if not args.sample_every:
         return run
     sampler = Sampler(args.output, args.noise_schedule, args.sample_cfg)
@@ -104,7 +104,7 @@ def _with_samples(args: argparse.Namespace, run: TrainingContext) -> TrainingCon
 
 
 def _earlier(file: str, layout: UNetLayout) -> Checkpoint:
-    """The file whose training goes on; its network has to be the one that was asked for."""
+    """The file to continue from; its network must match the options."""
     checkpoint = read_checkpoint(file, "diffusion")
     found, wanted = asdict(checkpoint.description.layout), asdict(layout)
     different = [name for name, value in wanted.items() if found[name] != value]

@@ -1,4 +1,4 @@
-"""What the two training commands share: processes, resume file, what is said at the end."""
+"""Shared parts of the training commands: processes, resume file, messages at the end."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from . import options
 def running(
     args: argparse.Namespace, settings: dict[str, Any], title: str
 ) -> Iterator[TrainingContext]:
-    """Where the training happens; its resume file goes when the block succeeds."""
+    """The context of a training; its resume file is deleted if the block succeeds."""
     with process_group() as processes:
         resume = ResumeFile.beside(args.output, settings)
         if args.fresh and processes.first:
             resume.delete()
-        processes.from_first(None)  # nobody looks for the file before it is gone
+        processes.from_first(None)  # no process may look for the file before it is deleted
         device = str(options.device(args.device))
         try:
             yield TrainingContext(title=title, device=device, processes=processes, resume=resume)
@@ -41,7 +41,7 @@ def _how_to_go_on(resume: ResumeFile) -> str:
 
 
 def write_log(path: str | None, trained: Trained) -> None:
-    """The loss of each step and what validation saw, as JSON, where that was asked for."""
+    """Writes the loss of each step and the validation results as JSON, with --history."""
     if path is None:
         return
     with atomic_path(path) as temporary:
@@ -50,7 +50,7 @@ def write_log(path: str | None, trained: Trained) -> None:
 
 
 def warn_skipped(skipped: tuple[str, ...]) -> None:
-    """Names pictures that could not be read."""
+    """Prints the images that could not be read."""
     if skipped:
         some = ", ".join(skipped[:5]) + (", ..." if len(skipped) > 5 else "")
         print(f"warning: left out {len(skipped)} unreadable pictures: {some}")

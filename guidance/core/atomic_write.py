@@ -1,4 +1,4 @@
-"""Writing a file so that an interruption leaves the old one or the new one, never a half."""
+"""Writes files so that an interruption leaves the old or the new file, never a partial one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNFINISHED = ".unfinished"  # no model file to any loader
+UNFINISHED = ".unfinished"  # loaders do not list this suffix as a model file
 
 
 def check_target(path: str | Path, *suffixes: str) -> None:
-    """Raises ValueError when `path` cannot be written, or has another ending: before the work."""
+    """Raises ValueError if `path` cannot be written or has another suffix, before the work."""
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"output is {path}; its name must end in {' or '.join(suffixes)}.")
@@ -29,7 +29,7 @@ def check_target(path: str | Path, *suffixes: str) -> None:
 
 
 def check_folder(path: str | Path) -> None:
-    """Raises ValueError when files cannot be written into the folder `path`: before the work."""
+    """Raises ValueError if files cannot be written into the folder `path`, before the work."""
     _check_writable(Path(path), Path(path).absolute())
 
 
@@ -41,9 +41,9 @@ def _check_writable(path: Path, folder: Path) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path, suffix: str | None = None) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; moves it there when the block succeeds.
+    """Yields a temporary path next to `path`; renames it to `path` if the block succeeds.
 
-    A process that is killed leaves it there: `suffix` keeps it from being taken for a whole file.
+    A killed process leaves the temporary file. With `suffix`, it is not mistaken for a whole file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def atomic_path(path: str | Path, suffix: str | None = None) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes files private; what is shared like any other file keeps the usual rights
+        # mkstemp makes files private; set the usual permissions
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
@@ -68,11 +68,11 @@ def _umask() -> int:
 
 
 def write_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a .safetensors file; atomic. Raises OSError, whose sentence names the file."""
+    """Writes a .safetensors file atomically. Raises OSError with the file's name."""
     try:
         with atomic_path(path, UNFINISHED) as temporary:
             save_file(tensors, temporary, metadata)
-    except SafetensorError as error:  # how safetensors says that the disk is full
+    except SafetensorError as error:  # safetensors raises this if the disk is full
         raise OSError(
             f"{path} could not be written ({error}); what was there before is untouched. "
             "Make room, or choose another place."

@@ -1,4 +1,4 @@
-"""Gradients in loops that otherwise keep no graph, and of networks that others load and move."""
+"""Gradients inside loops without a graph, and of networks that ComfyUI loads and moves."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-# fp16 gradients of small log-probabilities underflow; 2**16 would overflow in the other direction
+# without a loss scale, fp16 gradients of small log-probabilities underflow; 2**16 overflows
 FP16_LOSS_SCALE = 1024.0
 
 
 @contextmanager
 def tracked(x: Tensor, wanted: bool = True) -> Iterator[Tensor]:
-    """Yields x as it is, or, where `wanted`, an x that torch keeps the graph of.
+    """Yields x, or if `wanted` a copy of x with a graph, during the block.
 
-    For the time of the block; also inside torch.inference_mode and under no_grad.
+    Also works inside torch.inference_mode and under no_grad.
     """
     if not wanted:
         yield x
@@ -26,11 +26,11 @@ def tracked(x: Tensor, wanted: bool = True) -> Iterator[Tensor]:
 
 
 def use_ordinary_weights(network: nn.Module) -> None:
-    """Replaces weights that were made or moved in inference mode by ordinary copies.
+    """Replaces weights that were created or moved in inference mode with ordinary copies.
 
     torch cannot save inference tensors for backward, and ComfyUI loads, moves and reloads models
-    inside inference mode. One copy at a time, and only after such a move. Call it outside
-    inference mode.
+    inside inference mode. It copies one weight at a time, and only after such a move. Call it
+    outside of inference mode.
     """
     for module in network.modules():
         for name, weight in module._parameters.items():
@@ -42,7 +42,7 @@ def use_ordinary_weights(network: nn.Module) -> None:
 
 
 def compute_dtype(network: nn.Module, x: Tensor) -> torch.dtype:
-    """What the network computes in: its own `compute_dtype`, its weights' dtype, or x's."""
+    """The network's compute dtype: its `compute_dtype`, its weights' dtype, or x's."""
     said = getattr(network, "compute_dtype", None)
     if said is not None:
         return said
@@ -51,5 +51,5 @@ def compute_dtype(network: nn.Module, x: Tensor) -> torch.dtype:
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    """In fp32 at least: in fp16 the gradients of unlikely classes underflow to exactly zero."""
+    """At least in fp32, because fp16 gradients of unlikely classes underflow to zero."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)

@@ -1,7 +1,7 @@
-"""The reading room: what every file that is opened has to pass, before memory is taken for it.
+"""Checks that every file must pass before memory is allocated for it.
 
-Files come from anywhere. Whatever is in one, the outcome is its content or one clear sentence,
-in time and memory that its size justifies.
+Files can come from anywhere. Reading any file gives its content or one clear error, with time and
+memory in proportion to its size.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any, BinaryIO
 from safetensors import safe_open
 
 MODEL_SUFFIXES = (".safetensors", ".pt", ".pth")
-MOST_TENSORS = 5_000  # of one file; a 559 M U-Net has 800
+MOST_TENSORS = 5_000  # in one file; a 559 M U-Net has 800
 MOST_DIMENSIONS = 8
 MOST_CLASSES = 100_000
 MOST_JSON = 16 << 20  # bytes of a JSON file
-MOST_HEADER = 8 << 20  # bytes of a safetensors header, metadata and all
-MOST_DIRECTORY = 2 << 20  # bytes of the list of what a zip archive holds
-MOST_MARKS = 400_000  # of each of those in that header that begin or end a value
-# as safetensors calls them: what the networks here are made of
+MOST_HEADER = 8 << 20  # bytes of a safetensors header with its metadata
+MOST_DIRECTORY = 2 << 20  # bytes of the directory of a zip archive
+MOST_MARKS = 400_000  # of each character in that header that starts or ends a value
+# safetensors' names of the dtypes that the networks use
 SAFE_DTYPES = frozenset(("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"))
 
 
 class CheckpointError(ValueError):
-    """A model file that cannot be used; the message says which, why, and what would do."""
+    """A model file that cannot be used; the message says which, why, and what to do."""
 
 
 def one_line(error: Exception) -> str:
@@ -41,13 +41,13 @@ def one_line(error: Exception) -> str:
 
 
 def quoted(name: object) -> str:
-    """A name out of a file, in quotes and in at most 90 characters, also if none can be printed."""
+    """A name from a file in quotes, at most 90 characters, also if it is not printable."""
     text = repr(str(name)[:80])
     return text if len(text) <= 90 else text[:86] + "..." + text[0]
 
 
 def check_file(path: Path, suffixes: Iterable[str]) -> None:
-    """Raises CheckpointError unless it is an ordinary file of one of these endings."""
+    """Raises CheckpointError unless it is a regular file with one of these suffixes."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} does not exist or is not a file; choose an existing model file."
@@ -59,11 +59,11 @@ def check_file(path: Path, suffixes: Iterable[str]) -> None:
 
 
 def is_within(path: Path, folders: Iterable[str | Path]) -> bool:
-    """Whether it is, with every link followed, in one of the folders."""
+    """Whether the file is in one of the folders, after following all links."""
     try:
         real = Path(os.path.realpath(path))
         return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
-    except ValueError:  # a name with a null character
+    except ValueError:  # the name has a null character
         return False
 
 
@@ -71,7 +71,7 @@ def is_within(path: Path, folders: Iterable[str | Path]) -> bool:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value; raises ValueError, also where it is nested without end."""
+    """The parsed value; raises ValueError, also if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -91,12 +91,12 @@ def read_text(path: Path, most: int = MOST_JSON) -> str:
 
 
 def open_zip(file: BinaryIO) -> zipfile.ZipFile:
-    """The archive in the file; raises BadZipFile, also for a directory that is too long."""
+    """The archive in the file; raises BadZipFile, also if its directory is too long."""
     return zipfile.ZipFile(_ShortReads(file))  # type: ignore[call-overload]
 
 
 class _ShortReads:
-    """A file for `zipfile`, whose directory takes many times its size when it is read."""
+    """A file for `zipfile` with a limit on the directory, which needs much memory when read."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -107,7 +107,7 @@ class _ShortReads:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Of the file; raises BadZipFile for more than what a directory may have."""
+        """Reads from the file; raises BadZipFile for more bytes than a directory may have."""
         found = self.file.read(MOST_DIRECTORY + 1 if size < 0 else min(size, MOST_DIRECTORY + 1))
         if len(found) > MOST_DIRECTORY:
             raise zipfile.BadZipFile(f"its directory has more than {MOST_DIRECTORY} bytes")
@@ -119,9 +119,9 @@ class _ShortReads:
 
 @contextmanager
 def open_safetensors(path: str | Path) -> Iterator[Any]:
-    """`safe_open` of a file whose header was looked at: how large it is, and what it announces.
+    """`safe_open` of a file after checking its header: its size, and the tensors it lists.
 
-    Raises ValueError, SafetensorError or OSError that say what is wrong, without the file's name.
+    Raises ValueError, SafetensorError or OSError with the reason, without the file's name.
     """
     with open(path, "rb") as raw:
         _check_header(raw)
@@ -135,7 +135,7 @@ def open_safetensors(path: str | Path) -> Iterator[Any]:
 
 
 def _check_header(file: BinaryIO) -> None:
-    """The header's length comes first, in 8 bytes; parsing it takes several times its size."""
+    """Checks the header: 8 bytes with its length come first; parsing needs much memory."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > size - 8:
@@ -143,7 +143,7 @@ def _check_header(file: BinaryIO) -> None:
     if length > MOST_HEADER:
         raise ValueError(f"its header has {length} bytes, more than {MOST_HEADER}")
     header = file.read(length)
-    # each value takes many times its bytes; quotes within texts are escaped
+    # each value needs many times its bytes in memory; quotes inside of texts are escaped
     quotes = header.count(b'"') - header.count(b'\\"')
     if max(quotes, *map(header.count, (b",", b"[", b"{"))) > MOST_MARKS:
         raise ValueError(f"its header has more than {MOST_MARKS // 2} names and values")

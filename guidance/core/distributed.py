@@ -1,4 +1,4 @@
-"""One process, or several that torchrun started: who draws what, and what they tell each other."""
+"""One process, or several started by torchrun: how they share work and exchange values."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """This process is number `rank` of `count`; alone, nothing is sent anywhere."""
+    """This process has the number `rank` of `count`; a single process sends nothing."""
 
     rank: int = 0
     count: int = 1
 
     @property
     def first(self) -> bool:
-        """Whether this one writes files and shows progress."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def has(self, number: int) -> bool:
-        """Whether batch `number` is this process's."""
+        """Whether batch `number` belongs to this process."""
         return number % self.count == self.rank
 
     def check(self, batch_size: int, parts: int) -> None:
-        """Raises ValueError when a batch cannot be shared out evenly, in so many parts each."""
+        """Raises ValueError if a batch cannot be split evenly into `parts` parts per process."""
         if batch_size % (self.count * parts):
             raise ValueError(
                 f"batch_size is {batch_size}; it must be a multiple of {self.count * parts} "
@@ -42,7 +42,7 @@ class Processes:
         return batch.tensor_split(self.count)[self.rank]
 
     def wrapped(self, network: nn.Module) -> nn.Module:
-        """The network, its gradients averaged over the processes."""
+        """The network with gradients averaged over the processes."""
         if self.count == 1:
             return network
         device = next(network.parameters()).device
@@ -58,7 +58,7 @@ class Processes:
         return float(value)
 
     def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+        """The value of the first process."""
         if self.count == 1:
             return value
         held = [value]
@@ -66,7 +66,7 @@ class Processes:
         return held[0]
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each has, in order of rank."""
+        """The values of all processes, in order of rank."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
@@ -79,7 +79,7 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def process_group() -> Iterator[Processes]:
-    """The processes that torchrun started, joined for the time of the block; else this one."""
+    """The processes started by torchrun, connected during the block; else this one alone."""
     if not dist.is_available() or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield ALONE
         return

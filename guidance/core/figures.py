@@ -1,4 +1,4 @@
-"""Pictures by matplotlib, without a screen."""
+"""Figures of matplotlib, without a display."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ DPI = 100
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of that many inches."""
+    """An empty figure; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # no pyplot: it would choose a screen for everybody
+    from matplotlib.figure import Figure  # not pyplot, which would set a display backend globally
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)

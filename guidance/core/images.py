@@ -1,4 +1,4 @@
-"""Pictures in and out: grids, and the .npz format of guided-diffusion's evaluator."""
+"""Reading and writing images: grids, and the .npz format of guided-diffusion's evaluator."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from .atomic_write import atomic_path, check_target
 from .bounded_read import MOST_CLASSES, open_zip
 
 SMALL_IMAGE = 64
-ARRAYS = ("arr_0", "arr_1", "names")  # of an .npz file
+ARRAYS = ("arr_0", "arr_1", "names")  # in an .npz file
 NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
-# What an .npz file may unpack to: pictures are hardly ever a hundredth of their size.
+# Limits of an unpacked .npz file: images rarely compress to a hundredth of their size.
 MOST_UNPACKED = 100
 UNPACKED_ANYWAY = 64 << 20  # bytes
-# Known by their content, whatever a file is called: Pillow hands some formats to other programs.
+# Detected from the content, not the name. Pillow opens some other formats with external programs.
 PICTURES = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 MOST_PIXELS = 128 << 20
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """Images (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C), rounded down as the original does."""
+    """Images (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C), rounded down as in guided-diffusion."""
     pixels = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def from_uint8(images: np.ndarray) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1], fp32, of uint8 (B, H, W, C)."""
+    """Images (B, C, H, W) in [-1, 1], fp32, from uint8 (B, H, W, C)."""
     return torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """One picture uint8 (H, W, C) of all `images` (B, h, w, C), row by row."""
+    """A grid uint8 (H, W, C) of all `images` (B, h, w, C), row by row."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(count**0.5)
     rows = math.ceil(count / columns)
@@ -58,7 +58,7 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
 def save_samples(
     path: str | Path, images: np.ndarray, labels: np.ndarray, columns: int | None
 ) -> None:
-    """Writes .npz (arr_0 images, arr_1 labels) or a .png grid, by the name's ending; atomic."""
+    """Writes .npz (arr_0 images, arr_1 labels) or a .png grid, by the suffix; atomic."""
     path = Path(path)
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
@@ -80,7 +80,7 @@ def save_grid(path: Path, images: np.ndarray, columns: int | None = None) -> Non
 def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
     """arr_0 uint8 (N, H, W, C), arr_1 int64 (N,) and the class names, or None, of an .npz file.
 
-    Raises ValueError that names the file when it is damaged, lacks an array, or they do not fit.
+    Raises ValueError with the file's name if it is damaged, or if arrays are missing or do not fit.
     """
     try:
         arrays = _arrays(Path(path))
@@ -108,7 +108,7 @@ def load_samples(path: str | Path) -> tuple[np.ndarray, np.ndarray, list[str] | 
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Those of the archive that are of use here; never unpickled."""
+    """The arrays of the archive that are used here; never unpickled."""
     with path.open("rb") as file, open_zip(file) as archive:
         size = os.fstat(file.fileno()).st_size
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -120,7 +120,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """The array of an entry; ValueError when its header claims more than the entry holds."""
+    """The array of an entry; ValueError if its header claims more than the entry holds."""
     with archive.open(entry) as file:
         read_header = NPY_HEADERS[np.lib.format.read_magic(file)]
         shape, _, dtype = read_header(file)
@@ -143,7 +143,7 @@ def _names(path: str | Path, names: np.ndarray | None) -> list[str] | None:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """The picture as RGB. Raises ValueError that names the file when it is damaged or enormous."""
+    """The image as RGB. Raises ValueError with the file's name if it is damaged or too large."""
     try:
         with Image.open(path, formats=PICTURES) as image:
             if image.width * image.height > MOST_PIXELS:

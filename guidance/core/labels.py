@@ -1,4 +1,4 @@
-"""Class labels as people write them: an index, a name, or a comma-separated list."""
+"""Class labels as text: an index, a name, or a comma-separated list."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IMAGENET_CLASSES = 1000
 
 
 class LabelError(ValueError):
-    """A label that names no class, or several."""
+    """A label that matches no class, or several classes."""
 
 
 @cache
@@ -19,7 +19,7 @@ def imagenet_names() -> tuple[str, ...] | None:
     """The 1,000 ImageNet class names from torchvision's metadata; None without torchvision."""
     try:
         from torchvision.models import ResNet18_Weights
-    except Exception:  # torchvision is optional, and a broken one must not stop a run
+    except Exception:  # torchvision is optional; a broken installation must not stop a run
         return None
     return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
 
@@ -34,8 +34,8 @@ def class_names(num_classes: int, names: Sequence[str] | None) -> tuple[str, ...
 def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None) -> list[int]:
     """Class indices of a comma-separated list of indices and names.
 
-    A name is matched whole, in any case, then as a prefix that only one name has. Raises
-    LabelError that offers the nearest names.
+    A name is matched as a whole (case-insensitive), then as a unique prefix. Raises LabelError
+    with the most similar names.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
@@ -46,9 +46,9 @@ def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None
 
 
 def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> list[int]:
-    """One label for each image of a batch, from one for all or one for each; else LabelError.
+    """One label per image of a batch, from one label for all or one per image; else LabelError.
 
-    The error calls them `name`.
+    The error message uses `name` for them.
     """
     if len(labels) == 1:
         return list(labels) * batch
@@ -93,5 +93,5 @@ def _unknown(part: str, found: list[int], names: tuple[str, ...] | None, num_cla
         part.casefold(), [n.casefold() for n in names], n=3, cutoff=0.5
     )
     spelled = [next(n for n in names if n.casefold() == match) for match in near]
-    hint = f"did you mean {' or '.join(map(repr, spelled))}?" if spelled else "no class is near it."
-    return f"label is {part!r}, which none of the {num_classes} classes is called; {hint}"
+    hint = f"did you mean {' or '.join(map(repr, spelled))}?" if spelled else "no name is similar."
+    return f"label is {part!r}, but none of the {num_classes} classes has this name; {hint}"

@@ -1,9 +1,9 @@
-"""Noise schedules, and the coordinates that samplers carry images in.
+"""Noise schedules, and the coordinates that samplers use for images.
 
 Everything here is written for x = alpha * x0 + sigma * eps. Variance exploding (EPS, V and EDM
 samplers in ComfyUI): alpha = 1. Flow: alpha = 1 - sigma. Variance preserving (VP; Ho et al. 2020,
 eq. 4): alpha = sqrt(alpha_bar), sigma = sqrt(1 - alpha_bar). The noise-to-signal ratio
-sigma / alpha is the same in all of them, and is what finds a timestep.
+sigma / alpha is the same in all of them, and it determines the timestep.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from .host_copy import to_device
 
-# kinds of devices that do not have it, or not all of whom do
+# kinds of devices that do not support float64, or not all of them
 WITHOUT_FLOAT64 = ("mps", "xpu", "npu", "privateuseone")
 SCHEDULE_NAMES = ("linear", "cosine")
 NUM_TIMESTEPS = 1000
 
 
 def linear_betas(steps: int = NUM_TIMESTEPS) -> np.ndarray:
-    """beta from 1e-4 to 0.02 in 1000 steps, stretched for other counts (Ho et al. 2020, sec. 4)."""
+    """beta from 1e-4 to 0.02 in 1000 steps, rescaled for other counts (Ho et al. 2020, sec. 4)."""
     stretch = NUM_TIMESTEPS / steps
     return np.linspace(stretch * 1e-4, stretch * 2e-2, steps, dtype=np.float64)
 
@@ -36,9 +36,9 @@ def cosine_betas(steps: int = NUM_TIMESTEPS, offset: float = 0.008) -> np.ndarra
 
 
 def alpha_bars(schedule: str | Tensor) -> Tensor:
-    """alpha_bar of every timestep, float64 (T,), from "linear", "cosine" or the values themselves.
+    """alpha_bar of every timestep, float64 (T,), from "linear", "cosine" or a tensor of values.
 
-    Raises ValueError for another name, or for values that do not fall from below 1 to above 0.
+    Raises ValueError for another name, or for values that do not strictly fall between 1 and 0.
     """
     if isinstance(schedule, str):
         if schedule not in SCHEDULE_NAMES:
@@ -72,7 +72,7 @@ def _what_is_wrong(values: Tensor) -> str | None:
 
 
 class NoiseSchedule:
-    """A discrete schedule of alpha_bar, and the way from a noise-to-signal ratio to a timestep."""
+    """A discrete schedule of alpha_bar, with the timestep of a noise-to-signal ratio."""
 
     def __init__(self, schedule: str | Tensor):
         self.name = schedule if isinstance(schedule, str) else "custom"
@@ -85,9 +85,9 @@ class NoiseSchedule:
         return len(self.alpha_bar)
 
     def timestep(self, ratio: Tensor) -> Tensor:
-        """The timestep, fractional, where sigma / alpha is `ratio`; clamped to 0..T-1.
+        """The fractional timestep at which sigma / alpha is `ratio`, clamped to 0..T-1.
 
-        Linear in log(ratio) between neighbours. Any shape and float dtype, kept.
+        Linear in log(ratio) between neighbours. Keeps the shape and the float dtype.
         """
         table = self._log_ratios(ratio)
         wanted = ratio.log().clamp(table[0], table[-1])
@@ -103,12 +103,12 @@ class NoiseSchedule:
 
 
 def vp_scale(sigma: Tensor, alpha: Tensor | float = 1.0) -> Tensor:
-    """What x = alpha x0 + sigma eps is divided by to become x_vp: sqrt(alpha^2 + sigma^2)."""
+    """sqrt(alpha^2 + sigma^2): x_vp is x = alpha x0 + sigma eps divided by it."""
     return (alpha**2 + sigma**2) ** 0.5
 
 
 def tweedie_weight(sigma: Tensor, alpha: Tensor) -> Tensor:
-    """sigma^2 / alpha: what grad_x log p(y | x) is multiplied by in the denoised image.
+    """sigma^2 / alpha: the weight of grad_x log p(y | x) in the denoised image.
 
     Tweedie's formula: alpha E[x0 | x] = x + sigma^2 grad_x log p(x), and so for p(x | y).
     """
@@ -116,11 +116,11 @@ def tweedie_weight(sigma: Tensor, alpha: Tensor) -> Tensor:
 
 
 def within_range(sigma: Tensor, alpha: Tensor | float, max_ratio: float) -> tuple[Tensor, Tensor]:
-    """sigma and alpha of the same x_vp, with sigma / alpha brought down to at most `max_ratio`.
+    """sigma and alpha of the same x_vp, with sigma / alpha clamped to at most `max_ratio`.
 
-    Above its range a classifier answers for `max_ratio`, so guidance has to be weighed for
-    `max_ratio` too: else it grows without end, and has no value at the flow's start, alpha 0.
-    sqrt(alpha^2 + sigma^2) is kept; inside the range both come back as they are.
+    Above its range, a classifier is evaluated at `max_ratio`, so the weight of guidance must also
+    use `max_ratio`. Otherwise it would grow without limit, and be undefined at the start of a flow,
+    where alpha is 0. sqrt(alpha^2 + sigma^2) stays the same. Inside the range nothing changes.
     """
     alpha = torch.as_tensor(alpha).to(sigma)
     inside = sigma <= alpha * max_ratio
@@ -141,7 +141,7 @@ def alpha_bar_from_sigma(sigma: Tensor) -> Tensor:
 
 
 def per_image(values: Tensor | float, like: Tensor) -> Tensor | float:
-    """Values (B,) shaped (B, 1, ...) so that they multiply `like` (B, ...); numbers pass."""
+    """Values (B,) reshaped to (B, 1, ...) to broadcast with `like` (B, ...); numbers unchanged."""
     if isinstance(values, Tensor) and values.ndim == 1:
         return values.view(-1, *[1] * (like.ndim - 1))
     return values
@@ -153,14 +153,14 @@ def mean_norm(values: Tensor) -> Tensor:
 
 
 def levels_like(x: Tensor, *levels: Tensor | float) -> tuple[Tensor, ...]:
-    """sigma, alpha as (B,) on x's device; float64 where the device has it, for exact timesteps."""
+    """sigma, alpha as (B,) on x's device; in float64 if supported, for exact timesteps."""
     exact = torch.float32 if x.device.type in WITHOUT_FLOAT64 else torch.float64
     tensors = (_on_device(level, exact, x.device) for level in levels)
     return tuple(level.reshape(-1).expand(len(x)) for level in tensors)
 
 
 def _on_device(level: Tensor | float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of its own; nobody waits for it."""
+    """A new tensor; does not wait for the device."""
     if not isinstance(level, Tensor):
         return torch.full((), level, dtype=dtype, device=device)
     # clone: a sampler's sigma may be an inference tensor

@@ -1,1 +1,1 @@
-"""How well samples follow their class, and what they cost."""
+"""Evaluation of samples: how well they follow their class, and their cost."""

@@ -1,4 +1,4 @@
-"""What a run cost: counted at the networks themselves, and timed."""
+"""The cost of a run: counted at the networks, and timed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from ..sampling.model import DiffusionModel
 
 @dataclass
 class ComputeCost:
-    """passes: conditionings that the diffusion network was run for, one for each image in each
-    call and two where CFG needs both. gradients: of the classifier, one for each image. seconds:
-    of the whole block.
+    """passes: of the diffusion network, one per image and call, or two if CFG needs both.
+    gradients: of the classifier, one per image. seconds: of the whole block.
     """
 
     passes: float = 0
@@ -27,11 +26,11 @@ class ComputeCost:
     seconds: float = 0.0
 
     def per_image(self, images: int) -> ComputeCost:
-        """The share of one of so many images."""
+        """The cost per image, for this number of images."""
         return ComputeCost(self.passes / images, self.gradients / images, self.seconds / images)
 
     def of_all(self, processes: Processes) -> ComputeCost:
-        """The counts of all processes together, and the time of the slowest."""
+        """The sum of the counts of all processes, and the time of the slowest one."""
         shares = processes.gathered(self)
         return ComputeCost(
             passes=sum(share.passes for share in shares),
@@ -42,7 +41,7 @@ class ComputeCost:
 
 @contextmanager
 def count_compute(model: DiffusionModel, classifier: Classifier | None) -> Iterator[ComputeCost]:
-    """Yields a Work that counts what the two networks do in the block; seconds come at its end."""
+    """Yields a ComputeCost that counts the two networks in the block; sets seconds at the end."""
     work = ComputeCost()
 
     def passed(_module: nn.Module, _inputs: Any, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How well samples follow their labels, how different they are, and how close to real images."""
+"""Scores of samples: accuracy, diversity, and the distance to real images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class Score:
-    """accuracy: share the judge names as asked. diversity: see `diversity`.
+    """accuracy: fraction of images with the right class, by the judge. diversity: see `diversity`.
 
     frechet, precision, recall: see `guidance.metrics`; None without real images.
     """
@@ -33,14 +33,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images to compare with: their features (M, D) as `judged`, shape (H, W, C) and name."""
+    """Real images to compare with: features (M, D) from `judged`, shape (H, W, C) and name."""
 
     features: Tensor
     shape: tuple[int, ...]
     name: str
 
     def check(self, shape: tuple[int, ...], name: str) -> None:
-        """Raises ValueError for samples of another shape."""
+        """Raises ValueError if the samples have another shape."""
         if tuple(shape) != tuple(self.shape):
             raise ValueError(
                 f"{name} has images of {_size(shape)}, but those of {self.name} are "
@@ -54,10 +54,10 @@ def judge_samples(
     labels: np.ndarray,
     reference: Reference | None = None,
 ) -> Score:
-    """Scores uint8 images (N, H, W, C) against the labels (N,) they were asked for.
+    """Scores uint8 images (N, H, W, C) with their intended labels (N,).
 
-    `judge` is a classifier of clean images, read at t = 0. Raises ValueError for another network
-    than this pack's, images that it cannot read, and too few of them for a distance.
+    `judge` is a classifier of clean images, evaluated at t = 0. Raises ValueError if it is not a
+    classifier of this pack, if it cannot read the images, or if they are too few for a distance.
     """
     guesses, features = judged(judge, images)
     accuracy = float((guesses.numpy() == labels).mean())
@@ -73,8 +73,8 @@ def judge_samples(
 def judged(judge: NoisyClassifier, images: np.ndarray) -> tuple[Tensor, Tensor]:
     """The judge's class of each image (N,), and its features (N, D), both on the CPU.
 
-    images uint8 (N, H, W, C). Features are what the judge's pool reads, averaged over positions.
-    Shows a progress bar when it takes long.
+    images uint8 (N, H, W, C). Features are the input of the judge's pool, averaged over positions.
+    Shows a progress bar if it takes long.
     """
     network = _network(judge, images.shape[1:])
     device = next(network.parameters()).device
@@ -90,7 +90,7 @@ def judged(judge: NoisyClassifier, images: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def check_judge(judge: NoisyClassifier, shape: tuple[int, ...]) -> None:
-    """Raises ValueError for a judge that is no classifier of this pack's for images (H, W, C)."""
+    """Raises ValueError if the judge is not a classifier of this pack for images (H, W, C)."""
     _network(judge, shape)
 
 
@@ -112,9 +112,9 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def diversity(features: Tensor, labels: Tensor) -> float:
-    """Mean distance between two images asked for the same class, in the judge's features.
+    """Mean distance between two images with the same label, in the judge's features.
 
-    features (N, D), labels (N,). Each class counts equally; classes with one image are left out.
+    features (N, D), labels (N,). Classes have equal weight; those with one image are skipped.
     """
     distances = []
     for label in labels.unique():

@@ -1,7 +1,7 @@
 """Distances between two sets of images, from their features under some network.
 
-Features are float tensors (N, D), one row an image. Numbers are comparable only with others from
-the same network and, but for large sets, from as many images.
+Features are float tensors (N, D), one row per image. Results can only be compared for the same
+network and, except for large sets, the same number of images.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     m, S: mean and unbiased covariance of a set (Heusel et al. 2017, "GANs Trained by a Two
     Time-Scale Update Rule Converge to a Local Nash Equilibrium", eq. 6), in float64. The trace of
     the root is the sum of the roots of the eigenvalues of S1^1/2 S2 S1^1/2, which is symmetric and
-    has no negative ones: those that rounding makes count as 0. So a covariance need not have full
-    rank, and nothing is added to it; but from N <= D images it is a poor estimate, and the
-    distance comes out too large. Raises ValueError for fewer than 2 images in a set.
+    has no negative eigenvalues; negative ones from rounding count as 0. So a covariance may be
+    singular, and nothing is added to it. With N <= D images it is a poor estimate, and the distance
+    is too large. Raises ValueError for fewer than 2 images in a set.
     """
     _check(first, second, 2, "a covariance")
     (m1, s1), (m2, s2) = _moments(first), _moments(second)
@@ -35,12 +35,12 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
 def precision_recall(
     real: Tensor, generated: Tensor, neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """Share of generated images among the real ones, and of real among the generated.
+    """Precision: fraction of generated images within the real ones; recall: the reverse.
 
-    real (N, D), generated (M, D). An image is among a set when it is no farther from one of its
-    members than that member's `neighbours`-th nearest other member (Kynkaanniemi et al. 2019,
-    "Improved Precision and Recall Metric for Assessing Generative Models", eq. 1-3). Raises
-    ValueError for sets of fewer than `neighbours` + 1 images.
+    real (N, D), generated (M, D). An image is within a set if its distance to a member is at most
+    the distance of this member to its k-th nearest other member, k = `neighbours` (Kynkaanniemi et
+    al. 2019, "Improved Precision and Recall Metric for Assessing Generative Models", eq. 1-3).
+    Raises ValueError for sets of fewer than `neighbours` + 1 images.
     """
     if neighbours < 1:
         raise ValueError(f"neighbours is {neighbours}; it must be at least 1.")
@@ -50,7 +50,7 @@ def precision_recall(
 
 
 def check_enough(count: int, whose: str) -> None:
-    """Raises ValueError when so many images are too few for these numbers; `whose` says of what."""
+    """Raises ValueError if there are too few images; `whose` names them in the message."""
     if count < NEIGHBOURS + 1:
         raise ValueError(
             f"{whose}; a Frechet distance, precision and recall take at least {NEIGHBOURS + 1} "
@@ -87,8 +87,8 @@ def _square_root(covariance: Tensor) -> Tensor:
 
 
 def _share_among(members: Tensor, others: Tensor, neighbours: int) -> float:
-    """The share of `others` that are within the radius of at least one of the members."""
-    # the nearest of the members is the member itself
+    """The fraction of `others` within the radius of at least one member."""
+    # the nearest member is the member itself
     radii = torch.cat(
         [
             _distances(part, members).kthvalue(neighbours + 1, dim=1).values
@@ -100,5 +100,5 @@ def _share_among(members: Tensor, others: Tensor, neighbours: int) -> float:
 
 
 def _distances(some: Tensor, members: Tensor) -> Tensor:
-    # the way through a matrix product would not give 0 between equal images
+    # computing it with a matrix product would not give 0 for equal images
     return torch.cdist(some, members, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,4 +1,4 @@
-"""What was evaluated, row by row, as a Markdown table."""
+"""The results of an evaluation as a Markdown table."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One way of drawing, or one file, and how it did.
+    """The result of one run or one file.
 
-    kind: "none", "classifier", "CFG" or "file". guidance: what the row is called. scale: None for
-    a file, and for a schedule, whose JSON form is then in `schedule`. images: how many. work: for
-    one image; None for a file. samples: the .npz file with the images, where there is one.
+    kind: "none", "classifier", "CFG" or "file". guidance: the name of the row. scale: None for a
+    file or a schedule; `schedule` then has its JSON form. images: their number. work: the cost per
+    image; None for a file. samples: the .npz file with the images, if there is one.
     """
 
     kind: str
@@ -43,14 +43,14 @@ class Row:
     samples: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As numbers and names, those of the score and the work among the others."""
+        """As a flat dictionary, including the score and the cost."""
         values = asdict(self)
         work = values.pop("work") or dict.fromkeys(("passes", "gradients", "seconds"))
         return values | values.pop("score") | work
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table; but for the scale, empty columns are left out."""
+    """The rows as a Markdown table; empty columns are left out, except the scale."""
     values = [row.to_dict() for row in rows]
     filled = {key for one in values for key, value in one.items() if value is not None}
     shown = [column for column in COLUMNS if column[0] in filled | {"scale"}]

@@ -1,4 +1,4 @@
-"""The rows of an evaluation as a picture, drawn by matplotlib without a screen."""
+"""A plot of an evaluation, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..core.figures import new_figure, to_pixels
 from .report import Row
 
 COLOURS = {"none": "black", "classifier": "tab:orange", "CFG": "tab:blue"}
-OTHERS = ("gray", "green", "red", "purple", "brown", "olive", "cyan")  # of files, in turn
-MARKERS = "sP*X^vD<>dph"  # of schedules and files, in turn
+OTHERS = ("gray", "green", "red", "purple", "brown", "olive", "cyan")  # for files, in turn
+MARKERS = "sP*X^vD<>dph"  # for schedules and files, in turn
 LONGEST = 70  # characters of a name in the legend
-# where a scale stands beside its point: two kinds do not write over each other
+# position of the scale's text next to its point, so that two kinds do not overlap
 BESIDE = {"none": (-11, 5), "classifier": (5, -12), "CFG": (5, 5)}
 WORDS = {
     "accuracy": "judge accuracy",
@@ -29,9 +29,9 @@ WORDS = {
 def plot_rows(rows: Sequence[Row]) -> np.ndarray:
     """(H, W, 3) uint8: accuracy against Frechet distance, and precision against recall.
 
-    A line for each guidance, which starts where there is none, its points labelled by scale;
-    schedules and files are single points. Without real images there is one part: accuracy against
-    diversity.
+    Each kind of guidance has a line that starts at the unguided point, with points labelled by
+    scale. Schedules and files are single points. Without real images, there is only one part:
+    accuracy against diversity.
     """
     compared = all(row.score.frechet is not None for row in rows)
     parts = [("frechet", "accuracy"), ("recall", "precision")]
@@ -75,7 +75,7 @@ def _draw(ax: Any, rows: Sequence[Row], across: str, up: str) -> None:
 
 
 def _number(ax: Any, row: Row, place: tuple[float, float]) -> None:
-    """The scale beside its point."""
+    """Writes the scale next to its point."""
     if row.scale is None:
         return
     from matplotlib.patheffects import withStroke
@@ -93,6 +93,6 @@ def _number(ax: Any, row: Row, place: tuple[float, float]) -> None:
 
 
 def _plain(name: str) -> str:
-    """The name, of bearable length, without what matplotlib takes for a formula or leaves out."""
+    """The name, shortened, without characters that matplotlib treats specially."""
     name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
     return f" {name}".replace("$", r"\$")

@@ -61,7 +61,7 @@ class Denoiser:
         null = self.model.null_labels(len(x))
         if null is None:
             raise ValueError(
-                "This diffusion model has no classes, so cfg cannot be used; leave it out."
+                "This diffusion model has no classes, so cfg cannot be used; remove it."
             )
         low_res = self.low_res
         if low_res is not None and len(low_res) > 1:

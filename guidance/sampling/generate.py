@@ -155,7 +155,7 @@ def _check_channels(model: DiffusionModel, classifier: Classifier | None) -> Non
     if classifier is not None and classifier.channels not in (None, channels):
         raise ValueError(
             f"The diffusion model's images have {channels} channels and the classifier's "
-            f"{classifier.channels}; both must be made for the same images."
+            f"{classifier.channels}; use models for the same images."
         )
 
 
@@ -220,7 +220,7 @@ def _classes(model: DiffusionModel, classifier: Classifier | None) -> int:
     if len(counts) > 1:
         raise ValueError(
             f"The diffusion model has {model.num_classes} classes and the classifier "
-            f"{classifier.num_classes if classifier else 0}; both must mean the same ones."
+            f"{classifier.num_classes if classifier else 0}; both must have the same classes."
         )
     return counts.pop() if counts else 0
 
@@ -233,7 +233,7 @@ def _fixed_labels(
     if config.label == "random":
         return None
     if classes == 0:
-        raise ValueError("Neither the model nor a classifier knows classes; leave --label out.")
+        raise ValueError("Neither the model nor a classifier has classes; remove --label.")
     if config.label == "all":
         return list(range(classes))
     if not isinstance(config.label, str):
@@ -246,7 +246,7 @@ def _known(labels: Sequence[int], classes: int) -> list[int]:
     outside = [label for label in labels if not 0 <= label < classes]
     if outside:
         raise ValueError(
-            f"label {outside[0]} is asked for, but the classes go from 0 to {classes - 1}; "
+            f"label is {outside[0]}, but the classes go from 0 to {classes - 1}; "
             "choose others with --label."
         )
     return list(labels)

@@ -19,8 +19,8 @@ def plot_trace(trace: Trace) -> np.ndarray:
     seen = trace.to_dict()["evaluations"]
     if not seen:
         raise ValueError(
-            "trace holds no evaluation; sample with the MODEL of Guidance Trace, and connect what "
-            "was sampled to samples."
+            "trace holds no evaluation; sample with the MODEL of Guidance Trace, and connect the "
+            "sampled latent to samples."
         )
     figure = new_figure(9.0, 7.0)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 2))

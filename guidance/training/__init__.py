@@ -1,1 +1,1 @@
-"""Training what guidance needs: a noisy classifier, a diffusion model with label dropout."""
+"""Training of a noisy classifier, or of a diffusion model with label dropout."""

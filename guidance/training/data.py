@@ -1,4 +1,4 @@
-"""Labelled images or latents for training: a folder with one folder per class, .npz, latents."""
+"""Labelled training data: a folder with one subfolder per class, an .npz file, or latents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..core.atomic_write import write_tensors
 from ..core.bounded_read import open_safetensors, parse_json
 from ..core.images import load_samples, open_picture
 
-# what torchvision's ImageFolder reads
+# as in torchvision's ImageFolder
 IMAGE_SUFFIXES = (
     ".png",
     ".jpg",
@@ -30,15 +30,15 @@ IMAGE_SUFFIXES = (
     ".tif",
     ".tiff",
 )
-HASHED = 64 << 20  # bytes of the data that a digest looks at
+HASHED = 64 << 20  # bytes of the data that a digest uses
 
 
 @dataclass(frozen=True)
 class LabelledImages:
     """images (N, C, H, W), labels int64 (N,), names of the classes.
 
-    images are pixels in uint8, or floats that are x0 already: latents in their model's space.
-    skipped: files that could not be read. space: "rgb", or the latent format's name.
+    images are uint8 pixels, or floats that are already x0: latents in their model's space.
+    skipped: files that could not be read. space: "rgb", or the name of the latent format.
     """
 
     images: Tensor
@@ -51,7 +51,7 @@ class LabelledImages:
         return len(self.images)
 
     def split(self, held_out: float, seed: int) -> tuple[LabelledImages, LabelledImages]:
-        """A random share `held_out` of the images apart from the rest: (rest, held out)."""
+        """Splits off a random fraction `held_out` of the images: (rest, held out)."""
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out is {held_out}; it must be at least 0 and below 1.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -59,16 +59,16 @@ class LabelledImages:
         return self._pick(order[count:]), self._pick(order[:count])
 
     def x0(self, index: Tensor | slice) -> Tensor:
-        """Those of that index, as diffusion models see them: pixels in -1..1, or the latents."""
+        """The images at these indices as x0: pixels in -1..1, or latents."""
         chosen = self.images[index]
         return to_unit_range(chosen) if chosen.dtype == torch.uint8 else chosen.float()
 
     def first(self, count: int) -> LabelledImages:
-        """At most so many of them."""
+        """The data, limited to at most this many images."""
         return self._pick(slice(count))
 
     def digest(self) -> str:
-        """Tells one set of images from another; of large ones, every so-many-th is looked at."""
+        """A hash that identifies the data; for large data, it uses every Nth image only."""
         found = hashlib.blake2b(digest_size=16)
         found.update(repr((tuple(self.images.shape), self.names)).encode())
         found.update(self.labels.numpy().tobytes())
@@ -89,10 +89,10 @@ def load_images(
     """Reads `path`: a folder of folders, .npz with arr_0 uint8 (N, H, W, C) and arr_1 labels, or
     latents that `save_latents` wrote.
 
-    Folder images are cropped to the centre square and resized to `image_size`; what cannot be
-    read is left out and named in `skipped`. check_count is told how many pictures a folder has
-    before they are read, and can raise for too many. Raises ValueError when there is nothing to
-    read, a class is empty, or the arrays do not fit each other.
+    Folder images are cropped to the center square and resized to `image_size`; unreadable files are
+    skipped and listed in `skipped`. check_count gets the number of images of a folder before they
+    are read, and can raise if there are too many. Raises ValueError if there is nothing to read, a
+    class is empty, or the arrays do not fit each other.
     """
     path = Path(path)
     if path.is_dir():
@@ -108,16 +108,16 @@ def load_images(
 
 
 def save_latents(path: str | Path, data: LabelledImages) -> None:
-    """Writes latents (N, C, H, W), as the sampler carries them, with their labels; atomic."""
+    """Writes latents (N, C, H, W), in the sampler's scaling, with their labels; atomic."""
     about = {"names": json.dumps(data.names), "space": data.space}
     tensors = {"latents": data.images.float().contiguous(), "labels": data.labels.long()}
     write_tensors(path, tensors, about)
 
 
 def load_latents(path: str | Path) -> LabelledImages:
-    """What `save_latents` wrote.
+    """Reads a file of `save_latents`.
 
-    Raises ValueError that names the file when it is damaged, lacks a tensor, or they do not fit.
+    Raises ValueError with the file's name if it is damaged, or tensors are missing or do not fit.
     """
     try:
         with open_safetensors(path) as file:
@@ -127,8 +127,8 @@ def load_latents(path: str | Path) -> LabelledImages:
         space = about["space"]
     except (SafetensorError, LookupError, TypeError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path} is no file of labelled latents ({type(error).__name__}); expected the tensors "
-            "latents (N, C, H, W) and labels (N,), and names and space in its metadata."
+            f"{path} is not a file of labelled latents ({type(error).__name__}); expected the "
+            "tensors latents (N, C, H, W) and labels (N,), and names and space in its metadata."
         ) from error
     fit = latents.ndim == 4 and latents.is_floating_point() and labels.shape == latents.shape[:1]
     if not fit or labels.dtype != torch.int64 or not len(labels):
@@ -142,7 +142,7 @@ def load_latents(path: str | Path) -> LabelledImages:
             f"{len(names)} classes."
         )
     if not bool(latents.isfinite().all()):
-        raise ValueError(f"{path} has latents that are not finite; encode those images anew.")
+        raise ValueError(f"{path} has latents that are not finite; encode the images again.")
     return LabelledImages(latents, labels, names, space=space)
 
 
@@ -153,13 +153,13 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Augment:
-    """Changes that keep the class: moves by up to `shift` pixels, mirror images."""
+    """Augmentations that keep the class: shifts by up to `shift` pixels, mirror images."""
 
     shift: int = 0
     flip: bool = False
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (B, C, H, W), each changed in its own way."""
+        """Augments images (B, C, H, W), each one differently."""
         if self.flip:
             mirrored = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
@@ -167,7 +167,7 @@ class Augment:
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator | None = None) -> Tensor:
-    """Each image moved by up to `most` pixels both ways; what enters repeats the edge."""
+    """Shifts each image by up to `most` pixels in both directions; new pixels repeat the edge."""
     if most == 0:
         return images
     side_h, side_w = images.shape[-2:]
@@ -196,9 +196,7 @@ def _from_folder(
     folder: Path, image_size: int | None, check_count: Callable[[int], None] | None
 ) -> LabelledImages:
     if not image_size:
-        raise ValueError(
-            f"{folder} is a folder of pictures: say with --image-size how large to make them."
-        )
+        raise ValueError(f"{folder} is a folder of images; give their size with --image-size.")
     names = sorted(child.name for child in folder.iterdir() if child.is_dir())
     found = [
         (file, label)
@@ -225,7 +223,7 @@ def _from_folder(
 def _check_classes(
     folder: Path, names: list[str], seen: set[int], skipped: tuple[str, ...]
 ) -> None:
-    """Raises ValueError for a class folder without a picture."""
+    """Raises ValueError for a class folder without an image."""
     empty = [name for label, name in enumerate(names) if label not in seen]
     if not empty:
         return

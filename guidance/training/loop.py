@@ -1,4 +1,4 @@
-"""One optimisation loop for every training: AdamW, annealed rate, averaged weights."""
+"""The optimisation loop of every training: AdamW, falling learning rate, averaged weights."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Loss = Callable[..., Tensor]
 class OptimizerConfig:
     """How to optimise. The learning rate falls linearly to zero, as for the paper's classifiers.
 
-    A batch is what one step learns from, by all processes together; each goes through its share
-    in `accumulate` parts, which saves memory and changes nothing else.
+    A batch is the data of one step for all processes together. Each process splits its share into
+    `accumulate` parts, which only saves memory.
     """
 
     steps: int
@@ -49,12 +49,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingContext:
-    """Where a training happens, and who hears of it.
+    """The device and the callbacks of a training.
 
-    on_step(step, loss) is called after each; what it raises ends the training, whose state is kept.
-    validate(network) gives {"loss": ..., ...} of the averaged network every `validate_every` steps;
-    when its loss has not fallen for `patience` times (0: whatever it does) the training stops.
-    show(network, step) may look at the averaged network every `show_every` steps (0: never).
+    on_step(step, loss) is called after each step; if it raises, the training ends and its state is
+    kept. validate(network) returns {"loss": ..., ...} for the averaged network, every
+    `validate_every` steps; the training stops if this loss has not fallen `patience` times in a row
+    (0: off). show(network, step) gets the averaged network every `show_every` steps (0: never).
     """
 
     title: str = "train"
@@ -71,7 +71,7 @@ class TrainingContext:
 
 @dataclass(frozen=True)
 class Trained:
-    """The averaged network, in eval mode; the loss of each step; what validation saw."""
+    """The averaged network in eval mode, the loss of each step, and the validation results."""
 
     network: Any
     losses: list[float]
@@ -79,7 +79,7 @@ class Trained:
 
     @property
     def loss(self) -> float:
-        """The mean of the last 200 steps'."""
+        """The mean loss of the last 200 steps."""
         last = self.losses[-200:]
         return sum(last) / len(last)
 
@@ -93,8 +93,8 @@ def optimise(
 ) -> Trained:
     """`recipe.steps` steps on loss(network, *draw(step)).
 
-    draw(step) gives tensors with a row for each of the batch; loss is a mean over rows. Raises
-    ValueError when memory is short or a batch cannot be shared out.
+    draw(step) returns tensors with one row per image of the batch; loss is a mean over rows. Raises
+    ValueError if memory is short or a batch cannot be split between the processes.
     """
     run = run or TrainingContext()
     run.processes.check(recipe.batch_size, recipe.accumulate)
@@ -143,7 +143,7 @@ def _one_step(
     recipe: OptimizerConfig,
     run: TrainingContext,
 ) -> None:
-    # what is drawn on the device, which is the network's dropout alone
+    # random numbers on the device, only used by the network's dropout
     torch.manual_seed(seed_of(recipe.seed, NETWORK, state.step, run.processes.rank))
     for group in state.optimizer.param_groups:
         group["lr"] = recipe.learning_rate * (1 - state.step / recipe.steps)
@@ -169,7 +169,7 @@ def _one_step(
 
 
 def _together(network: nn.Module, last: bool) -> Any:
-    """Gradients are averaged over the processes once, after the last part."""
+    """Averages gradients over the processes once, after the last part."""
     no_sync = getattr(network, "no_sync", None)
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
@@ -189,14 +189,14 @@ def _shown(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) 
 
 
 def _settled(state: TrainingState, run: TrainingContext) -> bool:
-    """Whether validation's loss has not fallen for too long."""
+    """Whether the validation loss has not improved for too long."""
     losses = [seen["loss"] for seen in state.validations]
     return 0 < run.patience < len(losses) - losses.index(min(losses)) if losses else False
 
 
 @contextlib.contextmanager
 def _saved_when_it_ends(state: TrainingState, run: TrainingContext) -> Iterator[None]:
-    """A training that was cancelled or failed can go on later."""
+    """Keeps the state of a cancelled or failed training, to resume it later."""
     begun = state.step
     try:
         yield

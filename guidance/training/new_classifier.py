@@ -1,4 +1,4 @@
-"""From labelled images or latents to a classifier with its description: what both doors call."""
+"""Trains a classifier on labelled images or latents, for the command line and the node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .train_classifier import train_classifier, validated
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """All that decides what a classifier becomes."""
+    """Everything that determines the result of a training."""
 
     data: LabelledImages
     layout: ClassifierLayout
@@ -28,7 +28,7 @@ class TrainingConfig:
     patience: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """The same as JSON, the data by its digest: whose a resume file is."""
+        """The same as JSON, with the digest of the data; identifies the training's resume file."""
         return {
             **asdict(self.recipe),
             "layout": asdict(self.layout),
@@ -81,5 +81,5 @@ def new_classifier(plan: TrainingConfig, run: TrainingContext) -> tuple[Trained,
 
 
 def _often(recipe: OptimizerConfig) -> int:
-    """Ten validations in a training, but not more often than each hundredth step."""
+    """Ten validations per training, but at most one every 100 steps."""
     return max(recipe.steps // 10, 100)

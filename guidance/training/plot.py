@@ -1,4 +1,4 @@
-"""A training as a picture, drawn by matplotlib without a screen."""
+"""A plot of a training, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..core.figures import new_figure, to_pixels
 
 
 def plot_training(losses: list[float], validations: list[dict[str, Any]]) -> np.ndarray:
-    """(H, W, 3) uint8: the loss of each step, validation's, and accuracy by noise level."""
+    """(H, W, 3) uint8: the loss of each step, the validation loss, and accuracy by noise level."""
     figure = new_figure(9.0, 7.0)
     top, bottom = figure.subplots(2, 1)
     steps = np.arange(1, len(losses) + 1)
@@ -30,7 +30,7 @@ def plot_training(losses: list[float], validations: list[dict[str, Any]]) -> np.
 
 
 def _accuracies(ax: Any, validations: list[dict[str, Any]]) -> None:
-    """A line for each of the last validations, the newest strongest."""
+    """A line for each of the last validations; the newest is the darkest."""
     some = validations[-5:]
     for number, seen in enumerate(some):
         ax.plot(

@@ -1,6 +1,6 @@
-"""A training's state in a file beside its output, so that it goes on after a crash.
+"""The state of a training in a file next to its output, to resume it after a crash.
 
-Everything is tensors and JSON in the safetensors format: reading it runs no code.
+It has only tensors and JSON in the safetensors format, so reading it runs no code.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from torch import Tensor, nn
 from ..core.atomic_write import write_tensors
 from ..core.bounded_read import open_safetensors, parse_json
 
-SUFFIX = ".resume"  # no model file to any loader
+SUFFIX = ".resume"  # loaders do not list this suffix as a model file
 KEY = "training"
 
 
 @dataclass
 class TrainingState:
-    """All that a training has to remember."""
+    """The full state of a training."""
 
     network: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
     step: int = 0
-    whole: bool = True  # between two steps: safe to save
+    whole: bool = True  # between two steps, where it is safe to save
     losses: list[float] = field(default_factory=list)
     validations: list[dict[str, Any]] = field(default_factory=list)
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, as they are saved."""
+        """The tensors by name, as they are saved."""
         found = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         for index, about in self.optimizer.state_dict()["state"].items():
@@ -45,7 +45,7 @@ class TrainingState:
         return {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Takes over what was saved."""
+        """Restores a saved state."""
         for name, network in (("network", self.network), ("average", self.average)):
             prefix = f"{name}."
             kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -63,7 +63,7 @@ class TrainingState:
         self.validations = about["validations"]
 
     def _check_state(self, state: dict[int, dict[str, Tensor]]) -> None:
-        """Raises ValueError for what is none of the optimiser's parameters, or of another shape."""
+        """Raises ValueError for a tensor that does not fit the optimiser's parameters."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for index, about in state.items():
             shapes = {tuple(value.shape) for value in about.values()}
@@ -72,7 +72,7 @@ class TrainingState:
 
 
 def _check_progress(about: dict[str, Any]) -> None:
-    """Raises TypeError for a step that is no count, or losses and validations that are no lists."""
+    """Raises TypeError if step is not a count, or if losses or validations are not lists."""
     kinds = {"step": int, "losses": list, "validations": list}
     wrong = [name for name, kind in kinds.items() if type(about[name]) is not kind]
     if wrong or about["step"] < 0:
@@ -80,9 +80,9 @@ def _check_progress(about: dict[str, Any]) -> None:
 
 
 class ResumeFile:
-    """Where a training's state is kept, and whose it is.
+    """The file with the state of one training.
 
-    `settings` is all that decides the training's result; a file of other settings is refused.
+    `settings` is everything that determines the result; a file with other settings is refused.
     Saves at most every `seconds`.
     """
 
@@ -94,20 +94,20 @@ class ResumeFile:
 
     @classmethod
     def beside(cls, output: str | Path, settings: dict[str, Any]) -> ResumeFile:
-        """The one of a training that will write `output`."""
+        """The resume file of a training that will write `output`."""
         return cls(f"{output}{SUFFIX}", settings)
 
     def read_into(self, state: TrainingState) -> bool:
-        """Whether there was a state to go on from.
+        """Loads the state; returns whether there was one.
 
-        Raises ValueError for a file that is damaged or of another training.
+        Raises ValueError for a file that is damaged or from another training.
         """
         if not self.path.exists():
             return False
         with self._said_plainly():
             with open_safetensors(self.path) as file:
                 about = parse_json((file.metadata() or {})[KEY])
-                # copies: the file is replaced while they are in use
+                # copies, because the file is replaced while they are in use
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
             settings = dict(about["settings"])
         self._check(settings)
@@ -117,13 +117,13 @@ class ResumeFile:
 
     @contextmanager
     def _said_plainly(self) -> Iterator[None]:
-        """One sentence for whatever a damaged file makes fail."""
+        """Raises one clear error for any failure of a damaged file."""
         try:
             yield
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as why:
             raise ValueError(
-                f"{self.path} is no state that this training can go on from "
-                f"({type(why).__name__}); delete it to begin anew."
+                f"{self.path} is not a state that this training can resume from "
+                f"({type(why).__name__}); delete it to start again."
             ) from why
 
     def _check(self, found: dict[str, Any]) -> None:
@@ -133,11 +133,11 @@ class ResumeFile:
             name = other[0]
             raise ValueError(
                 f"{self.path} is of a training with {name} {found.get(name)!r}, but this one has "
-                f"{self.settings.get(name)!r}; delete it to begin anew, or ask for the same."
+                f"{self.settings.get(name)!r}; delete it to start again, or use the same settings."
             )
 
     def save_sometimes(self, state: TrainingState) -> None:
-        """Saves when the last time is long enough ago."""
+        """Saves if the last save was long enough ago."""
         if time.monotonic() - self._last >= self.seconds:
             self.save(state)
 
@@ -149,5 +149,5 @@ class ResumeFile:
         self._last = time.monotonic()
 
     def delete(self) -> None:
-        """The training has ended."""
+        """Deletes the file after the training."""
         self.path.unlink(missing_ok=True)

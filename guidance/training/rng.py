@@ -1,7 +1,6 @@
-"""What chance decides in a training: a function of seed and step alone.
+"""The random numbers of a training, which depend only on the seed and the step.
 
-So a training gives the same with any number of processes, in any number of parts, and when it goes
-on after a crash.
+So the result does not depend on the number of processes or parts, or on a resume after a crash.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ ORDER, STEP, WEIGHTS, VALIDATION, DROPOUT, NETWORK = range(6)
 
 
 def seed_of(seed: int, *place: int) -> int:
-    """A seed for that place in the training of that seed."""
+    """A seed for this place in the training with this seed."""
     words = np.random.SeedSequence([seed % 2**64, *place]).generate_state(1, np.uint64)
     return int(words[0]) % 2**63
 
 
 def generator(seed: int, *place: int) -> torch.Generator:
-    """A CPU generator for that place."""
+    """A CPU generator for this place."""
     return torch.Generator().manual_seed(seed_of(seed, *place))
 
 
 class Batches:
-    """Indices of endless batches: one shuffled pass through the data after the other."""
+    """Indices of endless batches: shuffled passes through the data, one after another."""
 
     def __init__(self, count: int, size: int, seed: int):
         self.count, self.size, self.seed = count, size, seed
         self._passes: dict[int, Tensor] = {}
 
     def at(self, step: int) -> Tensor:
-        """Those of batch number `step`, (size,)."""
+        """The indices of batch number `step`, (size,)."""
         places = range(step * self.size, (step + 1) * self.size)
         passes = {number: self._pass(number) for number in {p // self.count for p in places}}
         self._passes = passes

@@ -1,4 +1,4 @@
-"""What a diffusion model draws while it is trained."""
+"""Samples of a diffusion model during its training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROWS = 4
 
 
 def sample_path(output: Path, step: int) -> Path:
-    """Where the picture of that step goes: beside the model file."""
+    """The image file of this step, next to the model file."""
     return output.with_name(f"{output.stem}_step_{step:07}.png")
 
 
 class Sampler:
-    """Draws a picture of the averaged network: a column for each class, the same noise each time.
+    """Samples a grid from the averaged network: one column per class, always the same noise.
 
-    Without classes, a square of images. cfg is used where the network has a null class.
+    Without classes, it is a square grid. cfg is used if the network has a null class.
     """
 
     def __init__(self, output: str | Path, schedule: str, cfg: float, respacing: str = "ddim25"):
@@ -31,7 +31,7 @@ class Sampler:
         self.schedule, self.cfg, self.respacing = schedule, cfg, respacing
 
     def __call__(self, network: Any, step: int) -> None:
-        """Writes it."""
+        """Writes the grid."""
         model = DiffusionModel(network, self.schedule)
         columns = min(model.num_classes, 10) or ROWS
         config = SamplingConfig(

@@ -16,8 +16,8 @@ from .data import Augment, LabelledImages
 from .loop import Draw, OptimizerConfig, Trained, TrainingContext, optimise
 from .rng import STEP, VALIDATION, WEIGHTS, Batches, generator, seed_of
 
-TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # at which accuracy is measured
-VALIDATED = 500  # images that are enough while it trains
+TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # levels at which accuracy is measured
+VALIDATED = 500  # images used for validation during the training
 NOTHING = Augment()
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -33,9 +33,9 @@ def train_classifier(
     held_out: LabelledImages | None = None,
     run: TrainingContext | None = None,
 ) -> Trained:
-    """Cross-entropy at uniformly drawn timesteps, or at t = 0 without noise when `clean`.
+    """Cross-entropy at uniformly drawn timesteps, or at t = 0 without noise if `clean`.
 
-    Validates on `held_out` while it trains. Raises ValueError for one class alone.
+    Validates on `held_out` during the training. Raises ValueError for a single class.
     """
     check_classes(data)
     where = run or TrainingContext()
@@ -56,7 +56,7 @@ def train_classifier(
 def drawing(
     data: LabelledImages, recipe: OptimizerConfig, timesteps: int, augment: Augment
 ) -> Draw:
-    """What a step sees: x0, noise, t, label of each image."""
+    """The data of a step: x0, noise, t, label of each image."""
     batches = Batches(len(data), recipe.batch_size, recipe.seed)
 
     def draw(step: int) -> tuple[Tensor, ...]:
@@ -71,14 +71,14 @@ def drawing(
 
 
 def initialised(build: Callable[[], Network], seed: int) -> Network:
-    """A new network; torch's own random numbers go on as if nothing had been drawn."""
+    """A new network; torch's global random state stays the same."""
     with torch.random.fork_rng():
         torch.manual_seed(seed_of(seed, WEIGHTS))
         return build()
 
 
 def check_classes(data: LabelledImages) -> None:
-    """Raises ValueError when there is nothing to tell apart."""
+    """Raises ValueError for fewer than two classes."""
     if len(data.names) < 2 or len(data.labels.unique()) < 2:
         raise ValueError(
             f"There is one class only ({data.names[0] if data.names else 'without a name'}); a "
@@ -96,7 +96,7 @@ def diffuse(x0: Tensor, alpha_bar: Tensor, noise: Tensor | None = None) -> Tenso
 def validated(
     network: nn.Module, data: LabelledImages, schedule: NoiseSchedule, clean: bool = False
 ) -> dict[str, Any]:
-    """{"loss": its mean over the noise levels, "accuracy": {timestep: share named rightly}}.
+    """{"loss": mean over the noise levels, "accuracy": {timestep: fraction correct}}.
 
     The noise is the same each time. A clean classifier has one level, without noise.
     """
@@ -114,7 +114,7 @@ def validated(
 def accuracy(
     network: nn.Module, data: LabelledImages, alpha_bar: float = 1.0, t: float = 0.0, seed: int = 0
 ) -> float:
-    """Share of `data` that the classifier names rightly at one noise level."""
+    """Fraction of `data` that is classified correctly at one noise level."""
     return measured(network, data, alpha_bar, t, seed)[0]
 
 

@@ -31,10 +31,10 @@ def train_diffusion(
 ) -> Trained:
     """Trains on eps; with probability `p_uncond` a label becomes the layout's null class.
 
-    `weights` (a state dict of the same layout) continues an earlier training.
+    `weights` (a state dict of the same layout) continues from an earlier training.
     """
     if not 0 <= p_uncond <= 1:
-        raise ValueError(f"p_uncond is {p_uncond}; it is a share, from 0 to 1.")
+        raise ValueError(f"p_uncond is {p_uncond}; it must be from 0 to 1.")
     if layout.null_class is None and layout.num_classes is not None and p_uncond > 0:
         raise ValueError("p_uncond needs a layout with a null class.")
     where = run or TrainingContext()
@@ -66,7 +66,7 @@ def train_diffusion(
 def drop_labels(
     labels: Tensor, layout: UNetLayout, p_uncond: float, seed: int = 0, step: int = 0
 ) -> Tensor:
-    """Labels, a share `p_uncond` of them the null class, where the layout has one."""
+    """Labels; a fraction `p_uncond` becomes the null class, if the layout has one."""
     if layout.null_class is None:
         return labels
     chance = generator(seed, DROPOUT, step)
@@ -75,11 +75,11 @@ def drop_labels(
 
 
 class VarianceLoss:
-    """The variational bound as a function of the learned variance alone, in bits per dimension.
+    """The variational bound as a function of the learned variance only, in bits per dimension.
 
-    KL of q(x_{t-1} | x_t, x0) from the model's step. At t = 0 the posterior with its clipped
-    variance stands in for the discretised likelihood. The weight against eps is 1 / 1000 of the
-    sum over 1000 steps, Nichol & Dhariwal's lambda.
+    It is the KL divergence of q(x_{t-1} | x_t, x0) from the model's step. At t = 0, the posterior
+    with its clipped variance replaces the discretised likelihood. The weight relative to eps is
+    1 / 1000 of the sum over 1000 steps, Nichol & Dhariwal's lambda.
     """
 
     def __init__(self, schedule: NoiseSchedule, device: str):

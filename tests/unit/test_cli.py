@@ -271,7 +271,7 @@ OUT = ["--output", "a.npz"]
         (["sample", "--model", "@classifier.safetensors", *OUT], "is a noisy classifier, not"),
         (
             ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT, "--label", "1"],
-            "Neither the model nor a classifier knows classes",
+            "Neither the model nor a classifier has classes",
         ),
         (
             ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT, *CLASSIFIER]

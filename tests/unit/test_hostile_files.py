@@ -658,7 +658,7 @@ def test_a_hostile_state_of_a_training(tmp_path, change):
     (about if isinstance(value, str) else tensors)[key] = value
     save_file(tensors, file.path, about)
     said = refused(lambda path: file.read_into(a_state()), file.path)
-    assert "delete it to begin anew" in said
+    assert "delete it to start again" in said
 
 
 def test_a_state_of_no_tensors_at_all(tmp_path):

@@ -249,10 +249,10 @@ WRONG = [
     (without_a_head, "2 tensors are missing or do not fit, classifier"),
     (not_a_number, "classifier.bias is not finite"),
     (an_adapter, "is an adapter of another model"),
-    (lambda f: changed(f, auto_map={"AutoConfig": "mine.Config"}), "wants code of its own"),
+    (lambda f: changed(f, auto_map={"AutoConfig": "mine.Config"}), "needs code from its folder"),
     (
         lambda f: changed(f, "preprocessor_config.json", auto_map={"AutoImageProcessor": "x.Y"}),
-        "wants code of its own",
+        "needs code from its folder",
     ),
     (lambda f: changed(f, quantization_config={"quant_method": "x"}), "is quantised"),
     (lambda f: changed(f, architectures=["ViTModel"]), r"is not an image classifier .*ViTModel"),

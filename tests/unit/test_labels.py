@@ -67,7 +67,7 @@ def test_an_unknown_name_offers_the_nearest(text, near):
 
 
 def test_an_unknown_name_near_nothing_says_so():
-    with pytest.raises(LabelError, match="'qqqqqqq'.*no class is near"):
+    with pytest.raises(LabelError, match="'qqqqqqq'.*no name is similar"):
         parse("qqqqqqq")
 
 

@@ -252,7 +252,7 @@ def test_a_picture_is_enlarged(guidance):
         ("upsampler", ["--low-res", "missing.png"], "missing.png"),
         ("upsampler", ["--low-res", "@torn.png"], "torn.png is not a whole picture"),
         ("upsampler", ["--low-res", "@base.safetensors"], "is not a whole picture"),
-        ("upsampler", ["--low-res", "@strange.npz"], "label 3 is asked for, but the classes go"),
+        ("upsampler", ["--low-res", "@strange.npz"], "label is 3, but the classes go"),
         ("upsampler", ["--low-res", "@grey.npz"], "has 1 channels"),
         ("upsampler", ["--low-res", "@wide.npz", "--image-size", "64"], "16x8, which an ADM ups"),
     ],

@@ -223,7 +223,7 @@ def test_names_are_the_classifiers_before_the_models(asked):
     model.labels = ("one", "two", "three")
     job = SamplingConfig(num_samples=1, label="two", respacing="1")
     assert asked(model, None, job).labels.tolist() == [1]
-    with pytest.raises(ValueError, match="label is 'two', which none of the 3 classes is called"):
+    with pytest.raises(ValueError, match="label is 'two', but none of the 3 classes has this name"):
         asked(model, classifier, job)
     assert classifier.labels == NAMES
     classifier = noisy_classifier()
@@ -236,7 +236,7 @@ def test_a_label_that_is_no_class_is_refused(asked, label):
     with pytest.raises(ValueError) as caught:
         asked(diffusion_model(), None, SamplingConfig(num_samples=1, label=[0, label]))
     assert str(caught.value) == (
-        f"label {label} is asked for, but the classes go from 0 to 2; choose others with --label."
+        f"label is {label}, but the classes go from 0 to 2; choose others with --label."
     )
 
 
@@ -244,9 +244,7 @@ def test_a_label_that_is_no_class_is_refused(asked, label):
 def test_without_classes_there_is_no_label(asked, label):
     with pytest.raises(ValueError) as caught:
         asked(unconditional(), None, SamplingConfig(num_samples=1, label=label))
-    assert str(caught.value) == (
-        "Neither the model nor a classifier knows classes; leave --label out."
-    )
+    assert str(caught.value) == ("Neither the model nor a classifier has classes; remove --label.")
 
 
 def test_a_classifier_of_other_classes_or_images_is_refused(asked):
@@ -254,7 +252,7 @@ def test_a_classifier_of_other_classes_or_images_is_refused(asked):
     with pytest.raises(ValueError) as caught:
         asked(diffusion_model(), noisy_classifier(out_channels=5), job)
     assert str(caught.value) == (
-        "The diffusion model has 3 classes and the classifier 5; both must mean the same ones."
+        "The diffusion model has 3 classes and the classifier 5; both must have the same classes."
     )
     with pytest.raises(ValueError) as caught:
         asked(diffusion_model(), noisy_classifier(in_channels=4), job)

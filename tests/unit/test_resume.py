@@ -90,7 +90,7 @@ def test_a_damaged_state_is_refused(tmp_path, content):
         trained(resume, 3)
     whole = resume.path.read_bytes()
     resume.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ValueError, match=r"c\.resume is no state that this training can go on"):
+    with pytest.raises(ValueError, match=r"c\.resume is not a state that this training can resume"):
         trained(resume)
 
 

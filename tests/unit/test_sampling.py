@@ -447,7 +447,7 @@ def test_a_bad_job_is_refused_with_its_value(options, said):
 
 def test_labels_of_an_unconditional_model_need_a_classifier():
     model = diffusion_model(num_classes=None, null_class=None)
-    with pytest.raises(ValueError, match="Neither the model nor a classifier knows classes"):
+    with pytest.raises(ValueError, match="Neither the model nor a classifier has classes"):
         generate(model, None, SamplingConfig(**JOB, label="0"))
     _, labels = generate(
         model, noisy_classifier(), SamplingConfig(**JOB, label="zebra, cat", scale=1.0)

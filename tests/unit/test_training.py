@@ -467,7 +467,7 @@ def test_latents_that_do_not_fit_are_refused(tmp_path, changes, said):
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 64])
 def test_damaged_latents_are_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.safetensors is no file of labelled latents"):
+    with pytest.raises(ValueError, match=r"a\.safetensors is not a file of labelled latents"):
         load_images(tmp_path / "a.safetensors")
 
 

@@ -561,7 +561,8 @@ def test_a_state_of_other_settings_is_refused_in_these_words(tmp_path):
         with pytest.raises(ValueError) as caught:
             optimised(run=TrainingContext(resume=ResumeFile(path, settings)))
         assert str(caught.value) == (
-            f"{path} is of a training with {said}; delete it to begin anew, or ask for the same."
+            f"{path} is of a training with {said}; delete it to start again, or use the same "
+            "settings."
         )
 
 
@@ -590,8 +591,8 @@ def test_a_state_whose_progress_cannot_be_is_refused(tmp_path, changes, why):
     with pytest.raises(ValueError) as caught:
         optimised(run=TrainingContext(resume=file))
     assert str(caught.value) == (
-        f"{file.path} is no state that this training can go on from ({why}); delete it to begin "
-        "anew."
+        f"{file.path} is not a state that this training can resume from ({why}); delete it to "
+        "start again."
     )
     save_file(tensors, file.path, {"training": json.dumps(about | {"step": 0})})
     assert len(optimised(run=TrainingContext(resume=file)).losses) == 2 + 4

@@ -382,12 +382,13 @@ ANIMALS = ("Cat", "catfish", "zebra", "crane", "crane", "12")
               "(4); give the index."),
         ("Crane", "label 'Crane' could be any of 2 classes: 'crane' (3), 'crane' (4); give the "
                   "index."),
-        ("ZIBRA", "label is 'ZIBRA', which none of the 6 classes is called; did you mean 'zebra'?"),
-        ("catz", "label is 'catz', which none of the 6 classes is called; did you mean 'Cat' or "
+        ("ZIBRA", "label is 'ZIBRA', but none of the 6 classes has this name; did you mean "
+                  "'zebra'?"),
+        ("catz", "label is 'catz', but none of the 6 classes has this name; did you mean 'Cat' or "
                  "'catfish'?"),
-        ("qqq", "label is 'qqq', which none of the 6 classes is called; no class is near it."),
-        ("1234567890", "label is '1234567890', which none of the 6 classes is called; no class is "
-                       "near it."),
+        ("qqq", "label is 'qqq', but none of the 6 classes has this name; no name is similar."),
+        ("1234567890", "label is '1234567890', but none of the 6 classes has this name; no name "
+                       "is similar."),
     ],
 )  # fmt: skip
 def test_a_label_is_refused_in_these_words(text, said):
