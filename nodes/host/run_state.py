@@ -98,7 +98,7 @@ class RunState:
     """The state of one run. nan_guard: checks the gradients of all classifiers."""
 
     def __init__(self) -> None:
-        self.nan_guard = NaNGuard()
+        self.nan_guard: NaNGuard | None = NaNGuard()
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
         self._values: dict[Any, Any] = {}
@@ -129,7 +129,8 @@ class RunState:
 
     def end(self) -> None:
         """The run has ended; raises ValueError for a gradient that was not finite."""
-        self.nan_guard.finish()
+        if self.nan_guard is not None:
+            self.nan_guard.finish()
         for call in self._at_end.values():
             call()
 
@@ -168,8 +169,12 @@ def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def run_state(model_options: dict) -> RunState:
-    """The run state stored in these options."""
-    return hooks.options_of(model_options).setdefault(hooks.RUN_STATE, RunState())
+    """The run state stored in these options; outside of a run a new one, which nobody ends."""
+    options = hooks.options_of(model_options)
+    if hooks.RUN_STATE not in options:
+        state = options[hooks.RUN_STATE] = RunState()
+        state.nan_guard = None  # each gradient is checked at once
+    return options[hooks.RUN_STATE]
 
 
 def run_position(guider: Any, sigma: Tensor, model_options: dict) -> RunPosition:
