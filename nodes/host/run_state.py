@@ -99,6 +99,7 @@ class RunState:
 
     def __init__(self) -> None:
         self.nan_guard: NaNGuard | None = NaNGuard()
+        self.cfg_function: Any = None  # that the guider's evaluations use, where it is not core's
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
         self._values: dict[Any, Any] = {}

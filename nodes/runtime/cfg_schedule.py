@@ -25,6 +25,7 @@ def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
     keep_run_state(scheduled)
     hooks.around_run(scheduled, KEY, prepared_for_any_cfg)
     hooks.around_prediction(scheduled, KEY, ScheduledCFG(schedule))
+    hooks.around_conditionings(scheduled, KEY, note_cfg_function)
     return scheduled
 
 
@@ -68,8 +69,32 @@ class ScheduledCFG:
         used = cfg_set if state.cfg_is_followed else cfg_followed
         with used(guider, cfg):
             denoised = executor(x, sigma, model_options, seed)
+        if not state.cfg_is_followed and ignores_scale(state.cfg_function, x, sigma):
+            raise _keeps_its_own(type(guider).__name__)
         state.cfg_is_followed = True
         return denoised
+
+
+def note_cfg_function(
+    executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
+) -> Any:
+    """A wrapper around the conditionings: some guiders bring a CFG function of their own."""
+    run_state(options).cfg_function = options.get("sampler_cfg_function")
+    return executor(model, conds, x, sigma, options)
+
+
+def ignores_scale(function: Any, x: Tensor, sigma: Tensor) -> bool:
+    """Whether a CFG function gives the same for every scale; tried once, on constant images."""
+    if function is None:
+        return False
+    cond, uncond = torch.ones_like(x), torch.zeros_like(x)
+    names = ("input", "cond", "cond_denoised", "uncond", "uncond_denoised")
+    about = dict(zip(names, (uncond, cond, cond, uncond, uncond), strict=True))
+    about |= {"timestep": sigma, "sigma": sigma, "model": None, "model_options": {}}
+    try:
+        return torch.equal(*(function({**about, "cond_scale": scale}) for scale in (2.0, 3.0)))
+    except Exception:  # it needs more than this, so it cannot be tried
+        return False
 
 
 def _per_image(scales: list[float], x: Tensor) -> Tensor:
@@ -116,10 +141,15 @@ def cfg_followed(guider: Any, cfg: Any) -> Iterator[None]:
     finally:
         guider.__class__ = kind
     if seen != {"read"}:
-        raise ValueError(
-            f"CFG Scale Scheduler sets one scale, but {kind.__name__} has scales of its own and "
-            "ignores it; use a guider with one cfg, or remove CFG Scale Scheduler."
-        )
+        raise _keeps_its_own(kind.__name__)
+
+
+def _keeps_its_own(name: str) -> ValueError:
+    """The error for a guider that a schedule cannot steer."""
+    return ValueError(
+        f"CFG Scale Scheduler sets one scale, but {name} has scales of its own and "
+        "ignores it; use a guider with one cfg, or remove CFG Scale Scheduler."
+    )
 
 
 def _check_negative(guider: Any) -> None:
