@@ -34,8 +34,8 @@ def detect_layout(shapes: Shapes) -> ADMLayout | None:
     try:
         encoder = _encoder(shapes)
         is_unet = any(key.startswith("output_blocks.") for key in shapes)
-        told = _unet(shapes, encoder) if is_unet else _classifier(shapes, encoder)
-        return replace(told, **_untold(told))
+        detected = _unet(shapes, encoder) if is_unet else _classifier(shapes, encoder)
+        return replace(detected, **_undetected(detected))
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
         return None
 
@@ -71,7 +71,7 @@ def _released_shapes() -> tuple[tuple[str, dict[str, tuple[int, ...]]], ...]:
     )
 
 
-def _untold(layout: ADMLayout) -> dict[str, Any]:
+def _undetected(layout: ADMLayout) -> dict[str, Any]:
     """Adds heads, attention order and image size to a layout that was detected from tensors."""
     released = released_like(layout)
     if released is None:

@@ -31,24 +31,24 @@ def load_classifier(
     `read_checkpoint`. Raises CheckpointError with one sentence if the file is missing, damaged,
     unsafe or not a classifier.
     """
-    asked = _asked(dtype)
+    requested = _requested_dtype(dtype)
     checkpoint = read_checkpoint(path, "classifier", noise_schedule, **overrides)
-    compute = _computed_in(asked, checkpoint, device)
-    classifier = build_classifier(checkpoint, asked, device, operations, compute)
+    compute = _compute_dtype(requested, checkpoint, device)
+    classifier = build_classifier(checkpoint, requested, device, operations, compute)
     return classifier.with_memory_plan(memory_plan)
 
 
-def _asked(dtype: str) -> torch.dtype | None:
+def _requested_dtype(dtype: str) -> torch.dtype | None:
     """The named dtype; None for "auto"."""
     return None if dtype == "auto" else dtype_named(dtype)
 
 
-def _computed_in(
-    asked: torch.dtype | None, checkpoint: Checkpoint, device: torch.device | str
+def _compute_dtype(
+    requested: torch.dtype | None, checkpoint: Checkpoint, device: torch.device | str
 ) -> torch.dtype:
     """The chosen dtype, else the file's; fp32 on a CPU, where half precision is slow."""
     on_cpu = torch.device(device).type == "cpu"
-    return asked or (torch.float32 if on_cpu else checkpoint.dtype)
+    return requested or (torch.float32 if on_cpu else checkpoint.dtype)
 
 
 def build_classifier(
@@ -78,10 +78,10 @@ def load_adm(
     **overrides: Any,
 ) -> DiffusionModel:
     """An ADM diffusion model from a file; arguments and errors as for `load_classifier`."""
-    asked = _asked(dtype)
+    requested = _requested_dtype(dtype)
     checkpoint = read_checkpoint(path, "diffusion", noise_schedule, **overrides)
-    network = checkpoint.network(layers, asked).to(device)
-    network.compute_dtype = _computed_in(asked, checkpoint, device)
+    network = checkpoint.network(layers, requested).to(device)
+    network.compute_dtype = _compute_dtype(requested, checkpoint, device)
     return DiffusionModel(
         network, checkpoint.description.noise_schedule, checkpoint.description.labels
     )

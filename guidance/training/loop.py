@@ -106,7 +106,11 @@ def optimise(
     state = TrainingState(network, average, optimizer)
     if run.resume is not None and run.resume.read_into(state) and run.processes.first:
         print(f"{run.title} goes on from step {state.step}.")
-    with _saved_when_it_ends(state, run), _memory_said(recipe, run), torch.random.fork_rng():
+    with (
+        _saved_on_error(state, run),
+        _explained_when_out_of_memory(recipe, run),
+        torch.random.fork_rng(),
+    ):
         _steps(state, draw, loss, recipe, run)
     return Trained(average, state.losses, state.validations)
 
@@ -125,7 +129,7 @@ def _steps(
         disable=not run.processes.first,
     )
     with bar:
-        while state.step < recipe.steps and not _settled(state, run):
+        while state.step < recipe.steps and not _stopped_improving(state, run):
             _one_step(state, network, draw, loss, recipe, run)
             recent = state.losses[-100:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
@@ -153,7 +157,7 @@ def _one_step(
     parts = list(zip(*(values.tensor_split(recipe.accumulate) for values in share), strict=True))
     total = torch.zeros((), device=run.device)
     for number, part in enumerate(parts):
-        with _together(network, number == len(parts) - 1):
+        with _gradient_sync(network, number == len(parts) - 1):
             rows = [values.to(run.device) for values in part]
             with torch.autocast(torch.device(run.device).type, torch.bfloat16, enabled=recipe.bf16):
                 value = loss(network, *rows) / len(parts)
@@ -172,17 +176,19 @@ def _one_step(
     state.losses.append(mean)
     state.step += 1
     state.whole = True
-    _validated(state, recipe, run)
-    _shown(state, recipe, run)
+    _validate_sometimes(state, recipe, run)
+    _show_sometimes(state, recipe, run)
 
 
-def _together(network: nn.Module, last: bool) -> Any:
+def _gradient_sync(network: nn.Module, last: bool) -> Any:
     """Averages gradients over the processes once, after the last part."""
     no_sync = getattr(network, "no_sync", None)
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
 
-def _validated(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
+def _validate_sometimes(
+    state: TrainingState, recipe: OptimizerConfig, run: TrainingContext
+) -> None:
     due = state.step % run.validate_every == 0 or state.step == recipe.steps
     if run.validate is None or not due:
         return
@@ -190,20 +196,20 @@ def _validated(state: TrainingState, recipe: OptimizerConfig, run: TrainingConte
     state.validations.append({"step": state.step} | run.processes.from_first(seen))
 
 
-def _shown(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
+def _show_sometimes(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
     due = run.show_every and (state.step % run.show_every == 0 or state.step == recipe.steps)
     if run.show is not None and due and run.processes.first:
         run.show(state.average, state.step)
 
 
-def _settled(state: TrainingState, run: TrainingContext) -> bool:
+def _stopped_improving(state: TrainingState, run: TrainingContext) -> bool:
     """Whether the validation loss has not improved for too long."""
     losses = [seen["loss"] for seen in state.validations]
     return 0 < run.patience < len(losses) - losses.index(min(losses)) if losses else False
 
 
 @contextlib.contextmanager
-def _saved_when_it_ends(state: TrainingState, run: TrainingContext) -> Iterator[None]:
+def _saved_on_error(state: TrainingState, run: TrainingContext) -> Iterator[None]:
     """Keeps the state of a cancelled or failed training, to resume it later."""
     begun = state.step
     try:
@@ -216,7 +222,7 @@ def _saved_when_it_ends(state: TrainingState, run: TrainingContext) -> Iterator[
 
 
 @contextlib.contextmanager
-def _memory_said(recipe: OptimizerConfig, run: TrainingContext) -> Iterator[None]:
+def _explained_when_out_of_memory(recipe: OptimizerConfig, run: TrainingContext) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
