@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -50,6 +51,15 @@ def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None
     return found
 
 
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, those that several classes have with their index: "crane (134)"."""
+    counts = Counter(name.casefold() for name in names)
+    return tuple(
+        f"{name} ({index})" if counts[name.casefold()] > 1 else name
+        for index, name in enumerate(names)
+    )
+
+
 def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> list[int]:
     """One label per image of a batch, from one label for all or one per image; else LabelError.
 
@@ -65,6 +75,8 @@ def spread_labels(labels: Sequence[int], batch: int, name: str = "label") -> lis
     return list(labels)
 
 
+# a name and the index of its class, as `distinct_names` writes them
+NUMBERED = re.compile(r"(.+) \((\d{1,9})\)")
 # a label of a list, in quotes or not, and the comma that ends it
 LISTED = re.compile(r'\s*"([^"]*)"\s*,|([^,]*),')
 
@@ -98,6 +110,11 @@ def _joined(parts: list[str], names: tuple[str, ...] | None) -> list[str]:
 
 def _named(part: str, names: tuple[str, ...] | None) -> list[int]:
     """The classes that are called so, or else whose names begin so."""
+    numbered = NUMBERED.fullmatch(part)
+    if numbered and names and int(numbered[2]) < len(names):
+        index = int(numbered[2])
+        if names[index].casefold() == numbered[1].casefold():
+            return [index]
     folded, wanted = [name.casefold() for name in names or ()], part.casefold()
     whole = [index for index, name in enumerate(folded) if name == wanted]
     return whole or [index for index, name in enumerate(folded) if name.startswith(wanted)]
@@ -105,7 +122,7 @@ def _named(part: str, names: tuple[str, ...] | None) -> list[int]:
 
 def _parse_one(part: str, num_classes: int, names: tuple[str, ...] | None) -> int:
     found = _named(part, names)
-    whole = len(found) == 1 and names is not None and len(names[found[0]]) == len(part)
+    whole = len(found) == 1 and names is not None and names[found[0]].casefold() == part.casefold()
     if not whole and re.fullmatch(r"[+-]?\d{1,9}", part):
         return _checked_index(int(part), num_classes)
     if len(found) == 1:

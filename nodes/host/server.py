@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...guidance.checkpoints.checkpoint import CheckpointError, read_checkpoint
-from ...guidance.core.labels import class_names
+from ...guidance.core.labels import class_names, distinct_names
 from .paths import (
     CLASSIFIERS,
     DIFFUSION_MODELS,
@@ -111,7 +111,7 @@ def classes_of(kind: str, name: str) -> tuple[str, ...] | None:
 def _classes_of(kind: str, name: str, fingerprint: str) -> tuple[str, ...]:
     about = read_checkpoint(model_path(kind, name)).description
     count = about.layout.class_count or 0
-    return class_names(count, about.labels) or tuple(str(index) for index in range(count))
+    return _offered(count, about.labels)
 
 
 @functools.lru_cache(maxsize=32)
@@ -119,4 +119,9 @@ def _image_classes_of(name: str, fingerprint: str) -> tuple[str, ...]:
     from ...guidance.checkpoints.image_classifiers import classes_of_image_classifier
 
     count, labels = classes_of_image_classifier(image_classifier_path(name))
-    return class_names(count, labels) or tuple(str(index) for index in range(count))
+    return _offered(count, labels)
+
+
+def _offered(count: int, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+    names = class_names(count, labels)
+    return distinct_names(names) if names else tuple(map(str, range(count)))

@@ -7,7 +7,13 @@ import sys
 import pytest
 
 from guidance import LabelError
-from guidance.core.labels import class_names, imagenet_names, parse_labels, spread_labels
+from guidance.core.labels import (
+    class_names,
+    distinct_names,
+    imagenet_names,
+    parse_labels,
+    spread_labels,
+)
 
 NAMES = ("zebra", "golden retriever", "golden eagle", "Kit Fox", "cat", "catfish", "crane", "crane")
 
@@ -116,3 +122,58 @@ def test_one_label_is_spread_over_the_batch():
             said = f"{name} lists {len(labels)} classes.* 3 images; .* or 3"
             with pytest.raises(LabelError, match=said):
                 spread_labels(labels, 3, *given)
+
+
+SPECIES = (
+    "tench, Tinca tinca",
+    "goldfish, Carassius auratus",
+    "crane",
+    "crane, bird",
+    "7",
+    "cat",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [
+        ("tench, Tinca tinca", [0]),
+        ("TENCH, tinca TINCA", [0]),
+        ("tench, Tin", [0]),
+        ("tench, goldfish", [0, 1]),
+        ('"tench, Tinca tinca", cat', [0, 5]),
+        ('cat,"tench, Tinca tinca"', [5, 0]),
+        ("tench, Tinca tinca, goldfish, Carassius auratus", [0, 1]),
+        ("tench, Tinca tinca\ngoldfish, Carassius auratus\n", [0, 1]),
+        ("cat, 0\n7", [5, 0, 4]),
+        ("crane, bird, cat", [3, 5]),
+        ("crane", [2]),
+        ("crane (2)", [2]),
+    ],
+)
+def test_names_with_commas(text, indices):
+    assert parse(text, SPECIES) == indices
+
+
+@pytest.mark.parametrize("text", ["", " , ", "cat,,cat", "cat,", '""', "\n"])
+def test_an_empty_label_of_a_list_is_refused(text):
+    with pytest.raises(LabelError, match="expected a class index or name"):
+        parse(text, SPECIES)
+
+
+def test_every_name_of_imagenet_as_the_page_offers_it_is_its_own_class():
+    """With all synonyms, as Hugging Face's models spell them; two classes are called crane."""
+    info = pytest.importorskip("timm.data").ImageNetInfo("imagenet-1k")
+    names = tuple(info.index_to_description(index) for index in range(1000))
+    offered = distinct_names(names)
+    assert len(set(offered)) == 1000 and sum("," in name for name in names) > 400
+    for index, name in enumerate(offered):
+        assert parse(name, names) == [index], name
+        assert parse(f"{offered[0]}, {name}", names) == [0, index], name
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "cat," * 50_000 + "x", " " * 200_000 + "x"])
+def test_a_long_text_is_refused_in_a_short_sentence(text):
+    with pytest.raises(LabelError) as caught:
+        parse(text, SPECIES)
+    assert len(str(caught.value)) < 300
