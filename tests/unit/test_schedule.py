@@ -198,11 +198,11 @@ BAD = [
     ('{"interpolation": "spline", "points": [[0, 1]]}', "interpolation is 'spline'; expected one"),
     (
         '{"interpolation": "exponential", "points": [[0, 7], [1, 0]]}',
-        "scale is 0; all scales must be above",
+        "a scale is 0; all scales",
     ),
     (
         '{"interpolation": "exponential", "points": [[0, -2]]}',
-        "scale is -2; all scales must be above 0",
+        "a scale is -2; all scales",
     ),
     ('{"interpolation": "power", "exponent": 0, "points": [[0, 7]]}', "exponent is 0; it must be"),
     ('{"interpolation": "power", "exponent": "2", "points": [[0, 7]]}', "exponent is '2'"),
@@ -326,9 +326,7 @@ def test_the_schedule_of_each_shape(shape):
 
 
 def test_factors_that_are_no_numbers():
-    with pytest.raises(
-        ScheduleError, match="per_image is '1, x'; expected comma-separated numbers"
-    ):
+    with pytest.raises(ScheduleError, match="per_image is '1, x'; expected comma-separated"):
         schedule_of_shape("constant", **VALUES, per_image="1, x")
 
 
