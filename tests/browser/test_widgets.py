@@ -48,14 +48,13 @@ seeds = itertools.count(1000)
 
 @pytest.fixture
 def traced(page, server):
-    """A small guided run with a Guidance Trace; the ids of its nodes."""
+    """A small guided run with a Guidance Trace."""
     write_models(server.base)
     prompt = guided_run(cfg=2.0)
-    prompt["traced"] = node("GuidanceTrace", model=["guided", 0])
-    prompt["sampled"] = ksampler("traced", steps=STEPS, seed=next(seeds))
-    ids = page.build(prompt)
+    prompt["7"] = node("GuidanceTrace", model=["guided", 0])  # a number, as the page has them
+    prompt["sampled"] = ksampler("7", steps=STEPS, seed=next(seeds))
+    page.build(prompt)
     page.box(f"{PLOT} svg")
-    return ids
 
 
 def test_live_plot(page, traced, tmp_path):
@@ -78,9 +77,8 @@ def test_live_plot(page, traced, tmp_path):
 
 
 def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
-    assert set(page.prompt()[str(traced["traced"])]["inputs"]) == {"model"}
-    saved = "(id) => app.graph.getNodeById(id).serialize().widgets_values"
-    assert not page.run(saved, traced["traced"])
+    assert set(page.prompt()["7"]["inputs"]) == {"model"}
+    assert not page.run("() => app.graph.getNodeById(7).serialize().widgets_values")
 
 
 def test_label_field_offers_the_classes(page, server, renderer):
@@ -88,13 +86,13 @@ def test_label_field_offers_the_classes(page, server, renderer):
     folder = write_models(server.base) / "classifiers"
     write_classifier(folder / "animals.safetensors", labels=names)
     loader = classifier("animals.safetensors")
-    ids = page.build({"classifier": loader, "model": node("X"), "guided": guidance("cat", 1.0)})
-    room = """(id) => {
-        const widget = app.graph.getNodeById(id).widgets.find(w => w.name === "label");
+    page.build({"classifier": loader, "guided": guidance("cat", 1.0)})
+    room = """() => {
+        const widget = app.graph.getNodeById("guided").widgets.find(w => w.name === "label");
         return widget.computedHeight - 2 * widget.margin - widget.element.offsetHeight;
     }"""
     page.box(".cg-label")
-    assert renderer != "classic" or page.run(room, ids["guided"]) >= 0  # not on the next widget
+    assert renderer != "classic" or page.run(room) >= 0  # it does not cover the next widget
     field = page.tab.locator(".cg-label input")
     field.focus()
     page.wait(f"() => {OPTIONS}.length === 4")
@@ -102,8 +100,8 @@ def test_label_field_offers_the_classes(page, server, renderer):
     field.fill("3, 5")
     assert page.run(f"() => {OPTIONS}") == [f"3, {name}" for name in names]
     field.blur()
-    assert page.value(ids["guided"], "label") == "3, 5"
-    assert page.prompt()[str(ids["guided"])]["inputs"]["label"] == "3, 5"
+    assert page.value("guided", "label") == "3, 5"
+    assert page.prompt()["guided"]["inputs"]["label"] == "3, 5"
 
 
 def test_label_of_a_model_offers_a_thousand_classes(page, server):

@@ -172,6 +172,7 @@ def test_out_of_memory(faulty, fresh):
 def test_memory_pressure_during_a_run(faulty, fresh, at):
     faulty.arm("memory pressure", at)
     assert [faulty.draw(), faulty.draw()] == [fresh, fresh]
+    assert not faulty.signal("armed").exists()  # it has happened
 
 
 @pytest.mark.parametrize("request_body", [{"unload_models": True}, {"free_memory": True}])
