@@ -115,6 +115,17 @@ class Page:
             [node_type, x, y],
         )
 
+    def connect(self, source, output, target, name):
+        """A link from a node's output to another node's input."""
+        self.run(
+            """([source, output, id, name]) => {
+                const target = app.graph.getNodeById(id);
+                const slot = target.inputs.findIndex(input => input.name === name);
+                app.graph.getNodeById(source).connect(output, target, slot);
+            }""",
+            [source, output, target, name],
+        )
+
     def build(self, prompt):
         """Opens a prompt in API form as a graph; its nodes keep their names as their ids."""
         self.run("(prompt) => app.loadApiJson(prompt, 'built')", prompt)

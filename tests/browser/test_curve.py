@@ -230,17 +230,8 @@ def test_a_linked_input_is_not_drawn(page, node, name):
     shape = "curve" if name == "curve" else "expression"
     page.set_values(node, shape=shape)
     shows(page, lines=1)
-    page.run(
-        """([id, name]) => {
-            const node = app.graph.getNodeById(id);
-            const slot = node.inputs.findIndex(i => i.widget?.name === name);
-            const text = LiteGraph.createNode("PrimitiveString");
-            app.graph.add(text);
-            node.inputs[slot].type = "STRING";
-            text.connect(0, node, slot);
-        }""",
-        [node, name],
-    )
+    page.run("(id) => app.graph.getNodeById(id).inputs.forEach(i => (i.type = '*'))", node)
+    page.connect(page.add("PrimitiveString"), 0, node, name)
     shows(page, status="linked", message="", lines=0, circles=0)
     page.expect(page.tab.locator(CURVE)).to_contain_class("cg-disabled")
 

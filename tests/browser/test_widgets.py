@@ -8,16 +8,7 @@ import os
 
 import pytest
 from PIL import Image
-from prompts import (
-    class_label,
-    classifier,
-    diffusion_model,
-    guidance,
-    guided_run,
-    ksampler,
-    node,
-    write_models,
-)
+from prompts import classifier, diffusion_model, guidance, guided_run, ksampler, node, write_models
 from tiny_models import write_classifier, write_unet
 
 STEPS = 8
@@ -46,19 +37,13 @@ OPTIONS = "[...document.querySelector('.cg-label datalist').options].map(o => o.
 seeds = itertools.count(1000)
 
 
-@pytest.fixture
-def traced(page, server):
-    """A small guided run with a Guidance Trace."""
+def test_live_plot(page, server, tmp_path):
+    """One event for each step, drawn at once, and kept in the saved workflow."""
     write_models(server.base)
     prompt = guided_run(cfg=2.0)
     prompt["7"] = node("GuidanceTrace", model=["guided", 0])  # a number, as the page has them
-    prompt["sampled"] = ksampler("7", steps=STEPS, seed=next(seeds))
-    page.build(prompt)
+    page.build(prompt | {"sampled": ksampler("7", steps=STEPS, seed=next(seeds))})
     page.box(f"{PLOT} svg")
-
-
-def test_live_plot(page, traced, tmp_path):
-    """One event for each step, drawn at once, and kept in the saved workflow."""
     page.run(RECORD)
     assert page.queue()["status"]["status_str"] == "success"
     page.wait(f"() => events.length === {STEPS}")
@@ -69,16 +54,14 @@ def test_live_plot(page, traced, tmp_path):
     drawn = dict.fromkeys(("cfg", "scale", "probability"), STEPS)
     assert page.run(LINES) == drawn
     assert page.run(READABLE)
+    # neither the prompt nor the saved widgets hold anything of the plot
+    assert set(page.prompt()["7"]["inputs"]) == {"model"}
+    assert not page.run("() => app.graph.getNodeById(7).serialize().widgets_values")
     path = page.save(tmp_path / "traced.json")
     page.reset()
     page.load(path, "GuidanceTrace")
     page.expect(page.tab.locator(f"{PLOT} polyline")).to_have_count(len(drawn))
     assert page.run(LINES) == drawn
-
-
-def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
-    assert set(page.prompt()["7"]["inputs"]) == {"model"}
-    assert not page.run("() => app.graph.getNodeById(7).serialize().widgets_values")
 
 
 def test_label_field_offers_the_classes(page, server, renderer):
@@ -108,9 +91,8 @@ def test_label_of_a_model_offers_a_thousand_classes(page, server):
     """ADM Class Label behind a traced model; the file is replaced."""
     path = write_models(server.base) / "diffusion_models" / "thousand.safetensors"
     trace = node("GuidanceTrace", model=["model", 0])
-    page.build(
-        {"model": diffusion_model(path.name), "trace": trace, "label": class_label("", "trace")}
-    )
+    label = node("ADMClassLabel", model=["trace", 0], label="")
+    page.build({"model": diffusion_model(path.name), "trace": trace, "label": label})
     field = page.tab.locator(".cg-label input")
     offered = []
     for count in (1000, 7):

@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from prompts import (
-    class_label,
-    classifier,
-    diffusion_model,
-    guided_run,
-    node,
-    write_models,
-)
+from prompts import class_label, classifier, diffusion_model, guided_run, node, write_models
 from safetensors import safe_open
 from safetensors.torch import save_file
 from schedule_inputs import SCHEDULE_INPUTS

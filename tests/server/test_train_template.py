@@ -37,24 +37,13 @@ def test_the_template_trains_a_classifier_that_guides(server, queue, say_at_the_
 def share_of_right_digits(queue):
     """The judge, which saw neither the classifier nor noise, reads the guided digits."""
     label = ",".join(str(index % 10) for index in range(IMAGES))
-    prompt = guided_run(
-        model="digits_adm.safetensors",
-        classifier_name=SAVED,
-        width=32,
-        batch=IMAGES,
-        seed=5,
-        steps=50,
-    )
+    names = {"model": "digits_adm.safetensors", "classifier_name": SAVED}
+    prompt = guided_run(**names, width=32, batch=IMAGES, seed=5, steps=50)
     prompt["latent"]["inputs"]["height"] = 32
+    prompt["guided"] = guidance(label, 20.0, entropy_limit=10.0)
+    prompt["clean"] = classifier("digits_judge.safetensors")
     links = {"classifier": ["clean", 0], "image": ["decoded", 0]}
-    ended = queue.run(
-        prompt
-        | {
-            "guided": guidance(label, 20.0, entropy_limit=10.0),
-            "clean": classifier("digits_judge.safetensors"),
-            "judge": node("ClassifyImage", **links, top_k=1),
-        }
-    )
+    ended = queue.run(prompt | {"judge": node("ClassifyImage", **links, top_k=1)})
     lines = ended.outputs["judge"]["text"][0].splitlines()
     assert len(lines) == IMAGES
     return sum(line.split()[1] == str(index % 10) for index, line in enumerate(lines)) / IMAGES
