@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import time
 
@@ -24,15 +25,9 @@ BOX = """async (selector) => {
     return JSON.parse(now);
 }"""
 # errors that the page has without the pack, too
-NOISE = (
-    "404",
-    "Failed to load resource",
-    "missing",
-    "userdata",
-    "manager",
-    "net::ERR",
-    "accessed before initialization",
-    "Content Security Policy",
+NOISE = re.compile(
+    "404|Failed to load resource|missing|userdata|manager|net::ERR|"
+    "accessed before initialization|Content Security Policy"
 )
 
 
@@ -72,7 +67,7 @@ class Page:
         self.wait(READY, timeout=60_000)
 
     def _listen(self, message):
-        if message.type == "error" and not any(n in message.text for n in NOISE):
+        if message.type == "error" and not NOISE.search(message.text):
             self.errors.append(message.text)
 
     def reset(self):
@@ -120,21 +115,20 @@ class Page:
             [node_type, x, y],
         )
 
+    def connect(self, source, output, target, name):
+        """A link from a node's output to another node's input."""
+        self.run(
+            """([source, output, id, name]) => {
+                const target = app.graph.getNodeById(id);
+                const slot = target.inputs.findIndex(input => input.name === name);
+                app.graph.getNodeById(source).connect(output, target, slot);
+            }""",
+            [source, output, target, name],
+        )
+
     def build(self, prompt):
-        """Opens a prompt in API form as a graph; the ids of its nodes by name."""
-        ids = {name: str(number) for number, name in enumerate(prompt, 1)}
-        numbered = {
-            ids[name]: node
-            | {
-                "inputs": {
-                    key: [ids[value[0]], value[1]] if isinstance(value, list) else value
-                    for key, value in node["inputs"].items()
-                }
-            }
-            for name, node in prompt.items()
-        }
-        self.run("(prompt) => app.loadApiJson(prompt, 'built')", numbered)
-        return {name: int(number) for name, number in ids.items()}
+        """Opens a prompt in API form as a graph; its nodes keep their names as their ids."""
+        self.run("(prompt) => app.loadApiJson(prompt, 'built')", prompt)
 
     def load(self, path, node_type):
         """Opens a workflow as the user does; the id of its first node of that type."""

@@ -9,41 +9,17 @@ import pytest
 NAMES = ["Classifier-guided sampling", "Scheduled-CFG sampling"]
 # widgets that the page draws on a subgraph's node; not the pack's own
 DRAWN = {"combo", "number", "text", "string"}
-# the nodes around a blueprint, by its inputs: their types, and which output is connected
+# the nodes around a blueprint, by its inputs
 AROUND = {
-    "model": ("ADMModelLoader", 0),
-    "classifier": ("NoisyClassifierLoader", 0),
-    "positive": ("ADMClassLabel", 0),
-    "negative": ("ADMClassLabel", 0),
-    "latent_image": ("EmptyLatentImage", 0),
+    "model": "ADMModelLoader",
+    "classifier": "NoisyClassifierLoader",
+    "positive": "ADMClassLabel",
+    "negative": "ADMClassLabel",
+    "latent_image": "EmptyLatentImage",
 }
 # the page registers the blueprints some time after its start
 REGISTERED = """(name) => app.extensionManager._p._s.get("subgraph").subgraphBlueprints.some(
     one => one.display_name === name)"""
-CONNECT = """([id, label, around]) => {
-    const node = app.graph.getNodeById(id);
-    const made = {};
-    const add = (type, x, y) => {
-        const one = LiteGraph.createNode(type);
-        one.pos = [x, y];
-        app.graph.add(one);
-        return one;
-    };
-    for (const [input, [type, output]] of Object.entries(around)) {
-        const slot = node.inputs.findIndex(one => one.name === input);
-        if (slot < 0) continue;
-        made[input] = add(type, -600, 200 * Object.keys(made).length);
-        made[input].connect(output, node, slot);
-    }
-    for (const one of [made.positive, made.negative]) made.model.connect(0, one, 0);
-    made.positive.widgets.find(w => w.name === "label").value = label;
-    for (const side of ["width", "height"])
-        made.latent_image.widgets.find(w => w.name === side).value = 32;
-    const decode = add("VAEDecode", 900, 0);
-    node.connect(0, decode, 0);
-    made.model.connect(1, decode, 1);
-    decode.connect(0, add("PreviewImage", 1200, 0), 0);
-}"""
 
 
 def test_server_lists_them(server):
@@ -75,7 +51,16 @@ def insert(page, name, label):
     page.tab.mouse.click(700, 300)  # the node no longer follows the mouse
     kinds = page.run("(id) => app.graph.getNodeById(id).widgets.map(w => w.type)", node)
     assert len(kinds) >= 8 and set(kinds) <= DRAWN, kinds
-    page.run(CONNECT, [node, label, AROUND])
+    inputs = page.run("(id) => app.graph.getNodeById(id).inputs.map(i => i.name)", node)
+    made = {name: page.add(kind, -600, 0) for name, kind in AROUND.items() if name in inputs}
+    decoded, shown = page.add("VAEDecode", 900, 0), page.add("PreviewImage", 1200, 0)
+    links = [(made[name], 0, node, name) for name in made]
+    links += [(made["model"], 0, made[name], "model") for name in ("positive", "negative")]
+    links += [(node, 0, decoded, "samples"), (made["model"], 1, decoded, "vae")]
+    for link in [*links, (decoded, 0, shown, "images")]:
+        page.connect(*link)
+    page.set_values(made["positive"], label=label)
+    page.set_values(made["latent_image"], width=32, height=32)
     return node
 
 

@@ -109,7 +109,7 @@ def test_undo(page, node):
     page.wait(f"(points) => JSON.stringify({shown}) === JSON.stringify(points)", POINTS)
 
 
-def test_passes_with_the_steps_of_another_node(page, node):
+def test_passes_and_shade_with_the_steps_of_another_node(page, node):
     shows(page, status="39 of 40 passes")  # the scale is 1 at the end
     scheduler = page.add("ADMScheduler", 900, 100)
     for respacing, steps in (("ddim50", 50), ("250", 250), ("10, 15,20", 45)):
@@ -121,10 +121,7 @@ def test_passes_with_the_steps_of_another_node(page, node):
     page.set_values(page.add("KSampler", 900, 100), steps=5)
     page.run(CAPTURE)  # the schedule is drawn anew, although its node has not changed
     shows(page, status="6 of 10 passes")
-
-
-def test_shaded_where_the_scale_is_not_1(page, node):
-    page.set_values(node, curve='{"points": [[0, 1], [0.5, 1], [0.75, 4], [1, 1]]}')
+    # shaded where the scale is not 1
     box = page.box(f"{CURVE} rect.cg-active")
     left, right = circle(page, 1)[0], circle(page, 3)[0]
     assert abs(box["x"] - left) < 4 and abs(box["x"] + box["width"] - right) < 4
@@ -233,17 +230,8 @@ def test_a_linked_input_is_not_drawn(page, node, name):
     shape = "curve" if name == "curve" else "expression"
     page.set_values(node, shape=shape)
     shows(page, lines=1)
-    page.run(
-        """([id, name]) => {
-            const node = app.graph.getNodeById(id);
-            const slot = node.inputs.findIndex(i => i.widget?.name === name);
-            const text = LiteGraph.createNode("PrimitiveString");
-            app.graph.add(text);
-            node.inputs[slot].type = "STRING";
-            text.connect(0, node, slot);
-        }""",
-        [node, name],
-    )
+    page.run("(id) => app.graph.getNodeById(id).inputs.forEach(i => (i.type = '*'))", node)
+    page.connect(page.add("PrimitiveString"), 0, node, name)
     shows(page, status="linked", message="", lines=0, circles=0)
     page.expect(page.tab.locator(CURVE)).to_contain_class("cg-disabled")
 

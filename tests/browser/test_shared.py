@@ -37,9 +37,9 @@ def curve(page, server):
     prompt["cfg"] = node("CFGScaleScheduler", model=["guided", 0], schedule=["schedule", 0])
     prompt["sampled"] = ksampler("cfg", seed=next(seeds), cfg=2.0)
     prompt["shown"] = node("SaveImage", images=["decoded", 0], filename_prefix="shared")
-    ids = page.build(prompt)
-    press(page, ids["schedule"], "ArrowLeft")
-    moved = page.value(ids["schedule"], "curve")
+    page.build(prompt)
+    press(page, "schedule", "ArrowLeft")
+    moved = page.value("schedule", "curve")
     assert json.loads(moved)["points"] == [[0, 6], [0.44, 6], [0.8, 1]]
     return moved
 
@@ -74,8 +74,7 @@ def test_a_saved_picture_is_dropped_on_an_empty_canvas(page, other_page, curve, 
     (image,) = (i for shown in run["outputs"].values() for i in shown.get("images", []))
     file = server.base / image["type"] / image["subfolder"] / image["filename"]
     other_page.run(DROP, base64.b64encode(file.read_bytes()).decode())
-    count = len(before)
-    other_page.wait("(count) => app.graph.nodes.length === count", count)
+    other_page.wait("(count) => app.graph.nodes.length === count", len(before))
     assert shape_of(other_page.prompt()) == shape_of(before)
 
 

@@ -8,16 +8,7 @@ import os
 
 import pytest
 from PIL import Image
-from prompts import (
-    class_label,
-    classifier,
-    diffusion_model,
-    guidance,
-    guided_run,
-    ksampler,
-    node,
-    write_models,
-)
+from prompts import classifier, diffusion_model, guidance, guided_run, ksampler, node, write_models
 from tiny_models import write_classifier, write_unet
 
 STEPS = 8
@@ -46,20 +37,13 @@ OPTIONS = "[...document.querySelector('.cg-label datalist').options].map(o => o.
 seeds = itertools.count(1000)
 
 
-@pytest.fixture
-def traced(page, server):
-    """A small guided run with a Guidance Trace; the ids of its nodes."""
+def test_live_plot(page, server, tmp_path):
+    """One event for each step, drawn at once, and kept in the saved workflow."""
     write_models(server.base)
     prompt = guided_run(cfg=2.0)
-    prompt["traced"] = node("GuidanceTrace", model=["guided", 0])
-    prompt["sampled"] = ksampler("traced", steps=STEPS, seed=next(seeds))
-    ids = page.build(prompt)
+    prompt["7"] = node("GuidanceTrace", model=["guided", 0])  # a number, as the page has them
+    page.build(prompt | {"sampled": ksampler("7", steps=STEPS, seed=next(seeds))})
     page.box(f"{PLOT} svg")
-    return ids
-
-
-def test_live_plot(page, traced, tmp_path):
-    """One event for each step, drawn at once, and kept in the saved workflow."""
     page.run(RECORD)
     assert page.queue()["status"]["status_str"] == "success"
     page.wait(f"() => events.length === {STEPS}")
@@ -70,6 +54,9 @@ def test_live_plot(page, traced, tmp_path):
     drawn = dict.fromkeys(("cfg", "scale", "probability"), STEPS)
     assert page.run(LINES) == drawn
     assert page.run(READABLE)
+    # neither the prompt nor the saved widgets hold anything of the plot
+    assert set(page.prompt()["7"]["inputs"]) == {"model"}
+    assert not page.run("() => app.graph.getNodeById(7).serialize().widgets_values")
     path = page.save(tmp_path / "traced.json")
     page.reset()
     page.load(path, "GuidanceTrace")
@@ -77,24 +64,18 @@ def test_live_plot(page, traced, tmp_path):
     assert page.run(LINES) == drawn
 
 
-def test_nothing_of_the_plot_is_in_the_prompt(page, traced):
-    assert set(page.prompt()[str(traced["traced"])]["inputs"]) == {"model"}
-    saved = "(id) => app.graph.getNodeById(id).serialize().widgets_values"
-    assert not page.run(saved, traced["traced"])
-
-
 def test_label_field_offers_the_classes(page, server, renderer):
     names = ("cat", "catfish", "horse", "zebra")
     folder = write_models(server.base) / "classifiers"
     write_classifier(folder / "animals.safetensors", labels=names)
     loader = classifier("animals.safetensors")
-    ids = page.build({"classifier": loader, "model": node("X"), "guided": guidance("cat", 1.0)})
-    room = """(id) => {
-        const widget = app.graph.getNodeById(id).widgets.find(w => w.name === "label");
+    page.build({"classifier": loader, "guided": guidance("cat", 1.0)})
+    room = """() => {
+        const widget = app.graph.getNodeById("guided").widgets.find(w => w.name === "label");
         return widget.computedHeight - 2 * widget.margin - widget.element.offsetHeight;
     }"""
     page.box(".cg-label")
-    assert renderer != "classic" or page.run(room, ids["guided"]) >= 0  # not on the next widget
+    assert renderer != "classic" or page.run(room) >= 0  # it does not cover the next widget
     field = page.tab.locator(".cg-label input")
     field.focus()
     page.wait(f"() => {OPTIONS}.length === 4")
@@ -102,17 +83,16 @@ def test_label_field_offers_the_classes(page, server, renderer):
     field.fill("3, 5")
     assert page.run(f"() => {OPTIONS}") == [f"3, {name}" for name in names]
     field.blur()
-    assert page.value(ids["guided"], "label") == "3, 5"
-    assert page.prompt()[str(ids["guided"])]["inputs"]["label"] == "3, 5"
+    assert page.value("guided", "label") == "3, 5"
+    assert page.prompt()["guided"]["inputs"]["label"] == "3, 5"
 
 
 def test_label_of_a_model_offers_a_thousand_classes(page, server):
     """ADM Class Label behind a traced model; the file is replaced."""
     path = write_models(server.base) / "diffusion_models" / "thousand.safetensors"
     trace = node("GuidanceTrace", model=["model", 0])
-    page.build(
-        {"model": diffusion_model(path.name), "trace": trace, "label": class_label("", "trace")}
-    )
+    label = node("ADMClassLabel", model=["trace", 0], label="")
+    page.build({"model": diffusion_model(path.name), "trace": trace, "label": label})
     field = page.tab.locator(".cg-label input")
     offered = []
     for count in (1000, 7):

@@ -87,9 +87,7 @@ def main() -> None:
     found.mkdir()
     options = [f"-max_total_time={seconds}", f"-timeout={TIMEOUT}", f"-max_len={LONGEST_INPUT}"]
     options += [f"-artifact_prefix={work}/", "-rss_limit_mb=0", "-print_final_stats=1"]
-    words = json.loads((HERE / "words.json").read_text("utf-8"))
-    (work / "words").write_text("".join(f'"{word}"\n' for word in words))
-    options += [f"-dict={work / 'words'}", str(found), str(CORPUS / kind)]
+    options += [f"-dict={HERE / 'words.txt'}", str(found), str(CORPUS / kind)]
     print(f"inputs that fail, and a count of outcomes, go to {work}", flush=True)
     atheris.Setup([sys.argv[0], *options], one, custom_mutator=mutated)
     atheris.Fuzz()

@@ -18,13 +18,8 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tiny_networks import half_unet, unet, write_model  # noqa: E402
 
-SMALL = {
-    "model_channels": 4,
-    "norm_groups": 2,
-    "channel_mult": (1,),
-    "attention_levels": (),
-    "num_head_channels": 4,
-}
+SMALL = {"model_channels": 4, "norm_groups": 2, "channel_mult": (1,), "attention_levels": ()}
+SMALL |= {"num_head_channels": 4}
 TINY = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2, dtype=torch.half)}
 
 

@@ -53,6 +53,18 @@ def ksampler(model, *, seed=0, steps=2, cfg=1.0):
     )
 
 
+def custom_sampler(guider, respacing, seed):
+    """ADM Sampler with that node's guider, as the node "sampled", and the nodes that it needs."""
+    links = {"noise": "noise", "sigmas": "steps", "sampler": "method", "latent_image": "latent"}
+    links = {name: [source, 0] for name, source in (links | {"guider": guider}).items()}
+    return {
+        "steps": node("ADMScheduler", model=["model", 0], respacing=respacing, denoise=1.0),
+        "method": node("SamplerADM", method="ddpm", eta=0.0),
+        "noise": node("RandomNoise", noise_seed=seed),
+        "sampled": node("SamplerCustomAdvanced", **links),
+    }
+
+
 def guided_run(
     *,
     model="plain.safetensors",

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from prompts import SMALL, Queue, guidance, guided_run, node, write_models
+from prompts import SMALL, Queue, custom_sampler, guidance, guided_run, node, write_models
 from schedule_inputs import SCHEDULE_INPUTS
 from tiny_models import write_classifier
 
@@ -124,26 +124,15 @@ def composed():
     """A guider that stays in the cache: a CFG by schedule and two classifier guidances."""
     prompt = drawing(model="labels.safetensors", positive="2")
     del prompt["guided"]
-    conditions = {name: [name, 0] for name in ("positive", "negative")}
-    custom = {"noise": "noise", "guider": "guider", "sampler": "method", "sigmas": "steps"}
-    custom = {name: [source, 0] for name, source in (custom | {"latent_image": "latent"}).items()}
+    links = {name: [name, 0] for name in ("positive", "negative", "schedule")}
     return prompt | {
         "faulty": node("TestsFault", model=["model", 0], nonce=next(numbers)),
         "first": guidance("1", 30.0, "faulty", every=2),
         "second": guidance("2", 20.0, "first", entropy_limit=4.0),
         "traced": node("GuidanceTrace", model=["second", 0]),
         "schedule": node("GuidanceSchedule", **SCHEDULE_INPUTS | {"end": 0.6}),
-        "guider": node(
-            "ClassifierFreeGuidance",
-            model=["traced", 0],
-            schedule=["schedule", 0],
-            cfg=1.0,
-            **conditions,
-        ),
-        "steps": node("ADMScheduler", model=["model", 0], respacing="6", denoise=1.0),
-        "method": node("SamplerADM", method="ddpm", eta=0.0),
-        "noise": node("RandomNoise", noise_seed=3),
-        "sampled": node("SamplerCustomAdvanced", **custom),
+        "guider": node("ClassifierFreeGuidance", model=["traced", 0], cfg=1.0, **links),
+        **custom_sampler("guider", "6", 3),
     }
 
 
@@ -172,6 +161,7 @@ def test_out_of_memory(faulty, fresh):
 def test_memory_pressure_during_a_run(faulty, fresh, at):
     faulty.arm("memory pressure", at)
     assert [faulty.draw(), faulty.draw()] == [fresh, fresh]
+    assert not faulty.signal("armed").exists()  # it has happened
 
 
 @pytest.mark.parametrize("request_body", [{"unload_models": True}, {"free_memory": True}])
@@ -253,15 +243,13 @@ def test_a_file_is_replaced_while_a_prompt_waits(faulty, fresh, changing, other_
     assert faulty.end(waiting).digest != fresh
 
 
-@pytest.mark.parametrize(
-    "name, option, good",
-    [
-        ("classifier", "classifier_name", "classifiers/one.safetensors"),
-        ("model", "model", "diffusion_models/plain.safetensors"),
-    ],
-)
-def test_a_file_is_deleted_while_its_prompt_waits(faulty, fresh, name, option, good):
+@pytest.mark.parametrize("name", ["classifier", "model"])
+def test_a_file_is_deleted_while_its_prompt_waits(faulty, fresh, name):
     """The prompt was accepted; its loader names the file and the folder."""
+    option, good = {
+        "classifier": ("classifier_name", "classifiers/one.safetensors"),
+        "model": ("model", "diffusion_models/plain.safetensors"),
+    }[name]
     good = faulty.server.base / "models" / good
     file = good.with_name("deleted.safetensors")
     file.write_bytes(good.read_bytes())
@@ -281,8 +269,7 @@ def test_a_file_is_deleted_while_its_prompt_waits(faulty, fresh, name, option, g
 def classifiers_offered(server, loader):
     """The files that a loader offers."""
     _, about = server.request(f"/object_info/{loader}")
-    options = about[loader]["input"]["required"]["classifier_name"]
-    return options[1]["options"] if options[0] == "COMBO" else options[0]
+    return about[loader]["input"]["required"]["classifier_name"][1]["options"]
 
 
 def test_killed_while_it_saves(faulty, fresh):

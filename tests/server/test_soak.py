@@ -6,12 +6,10 @@ import itertools
 
 import psutil
 import pytest
-from prompts import Queue, guidance, guided_run, ksampler, node, write_models
+from prompts import Queue, custom_sampler, guidance, guided_run, ksampler, node, write_models
 from schedule_inputs import SCHEDULE_INPUTS
 
 EARLY, ALL = 50, 300
-SHARE = 0.03
-FREE_EVERY = 60  # prompts, after which the models are unloaded
 
 
 def guided(seed):
@@ -36,15 +34,9 @@ def both(seed):
 
 def custom(seed):
     """The sampler and the steps of ADM."""
-    links = {"noise": "noise", "guider": "guider", "sampler": "method", "sigmas": "steps"}
-    links = {name: [source, 0] for name, source in (links | {"latent_image": "latent"}).items()}
-    return guided_run(label="0,3", batch=2) | {
-        "steps": node("ADMScheduler", model=["model", 0], respacing="3", denoise=1.0),
-        "method": node("SamplerADM", method="ddpm", eta=0.0),
-        "noise": node("RandomNoise", noise_seed=seed),
-        "guider": node("BasicGuider", model=["guided", 0], conditioning=["positive", 0]),
-        "sampled": node("SamplerCustomAdvanced", **links),
-    }
+    guider = node("BasicGuider", model=["guided", 0], conditioning=["positive", 0])
+    prompt = guided_run(label="0,3", batch=2) | {"guider": guider}
+    return prompt | custom_sampler("guider", "3", seed)
 
 
 def classified(seed):
@@ -79,10 +71,10 @@ def test_memory_stays_flat(comfyui, say_at_the_end):
         for number, kind in zip(range(1, ALL + 1), itertools.cycle(KINDS), strict=False):
             ended = queue.run(kind(number))
             assert ended.status == ("error" if kind is wrong else "success"), ended.events
-            if number % FREE_EVERY == 0:
+            if number % 60 == 0:
                 server.request("/free", {"unload_models": True})
             if number in (EARLY, ALL):
                 memory[number] = resident(server)
     grown = memory[ALL] / memory[EARLY] - 1
     say_at_the_end(f"soak: {memory[ALL] / 2**20:.0f} MB after {ALL} prompts ({100 * grown:+.1f} %)")
-    assert abs(grown) < SHARE
+    assert abs(grown) < 0.03

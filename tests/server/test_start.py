@@ -31,18 +31,6 @@ def test_a_workflow_in_api_form_runs(server, comfyui):
         assert (image.size, image.getpixel((0, 0))) == ((16, 16), (255, 255, 255))
 
 
-def test_a_saved_workflow_runs(server):
-    """As the page saves it."""
-    source = {"id": 1, "type": "EmptyImage", "mode": 0, "inputs": []}
-    source["outputs"] = [{"name": "IMAGE", "type": "IMAGE", "links": [1]}]
-    target = {"id": 2, "type": "SaveImage", "mode": 0, "outputs": []}
-    target["inputs"] = [{"name": "images", "type": "IMAGE", "link": 1}]
-    nodes = [source | {"widgets_values": [24, 8, 1, 0]}, target | {"widgets_values": ["black"]}]
-    run = server.run({"nodes": nodes, "links": [[1, 1, 0, 2, 0, "IMAGE"]], "version": 0.4})
-    with Image.open(run.images[0]) as image:
-        assert image.size == (24, 8)
-
-
 @pytest.mark.parametrize(
     "changes, part",
     [

@@ -18,57 +18,32 @@ IMAGES = 100
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3000)]
 
 
-@pytest.fixture(scope="module")
-def trained(server):
-    """The template's run, with all 5,000 pictures in the server's input folder."""
+def test_the_template_trains_a_classifier_that_guides(server, queue, say_at_the_end):
     real_digits.write_folder(server.base / "input" / "digits", 5000)
-    return server.run(TEMPLATE)
-
-
-@pytest.fixture(scope="module")
-def saved(server, trained):
-    """The classifier's file."""
-    return server.base / "output" / "classifiers" / SAVED
-
-
-def test_it_reads_digits_with_little_noise(saved, say_at_the_end):
-    training = read_checkpoint(saved).description.training
-    accuracy = training["accuracy_by_timestep"]
-    seconds = training["seconds"]
-    say_at_the_end(f"classifier trained in ComfyUI: {seconds} s, accuracy by timestep {accuracy}")
-    assert accuracy["0"] >= 0.95 and accuracy["100"] >= 0.95
-
-
-def test_the_template_ends_with_digits_and_a_plot(trained):
-    assert len(trained.images) == 10
-    shown = json.dumps(trained.outputs)
+    run = server.run(TEMPLATE)
+    shown = json.dumps(run.outputs)
+    assert len(run.images) == 10
     assert SAVED in shown  # on the node Save Noisy Classifier
     assert "ComfyUI_temp" in shown  # the plot
+    training = read_checkpoint(server.base / "output" / "classifiers" / SAVED).description.training
+    accuracy = training["accuracy_by_timestep"]
+    say_at_the_end(f"classifier trained in ComfyUI: {training['seconds']} s, {accuracy}")
+    assert accuracy["0"] >= 0.95 and accuracy["100"] >= 0.95
+    right = share_of_right_digits(queue)
+    say_at_the_end(f"digits guided by the classifier that was trained in ComfyUI: {right:.2f}")
+    assert right >= 0.90
 
 
-def test_it_guides(queue, saved, say_at_the_end):
-    """The judge, which saw neither the classifier nor the noise, reads 90 % of the digits."""
+def share_of_right_digits(queue):
+    """The judge, which saw neither the classifier nor noise, reads the guided digits."""
     label = ",".join(str(index % 10) for index in range(IMAGES))
-    prompt = guided_run(
-        model="digits_adm.safetensors",
-        classifier_name=SAVED,
-        width=32,
-        batch=IMAGES,
-        seed=5,
-        steps=50,
-    )
+    names = {"model": "digits_adm.safetensors", "classifier_name": SAVED}
+    prompt = guided_run(**names, width=32, batch=IMAGES, seed=5, steps=50)
     prompt["latent"]["inputs"]["height"] = 32
+    prompt["guided"] = guidance(label, 20.0, entropy_limit=10.0)
+    prompt["clean"] = classifier("digits_judge.safetensors")
     links = {"classifier": ["clean", 0], "image": ["decoded", 0]}
-    ended = queue.run(
-        prompt
-        | {
-            "guided": guidance(label, 20.0, entropy_limit=10.0),
-            "clean": classifier("digits_judge.safetensors"),
-            "judge": node("ClassifyImage", **links, top_k=1),
-        }
-    )
+    ended = queue.run(prompt | {"judge": node("ClassifyImage", **links, top_k=1)})
     lines = ended.outputs["judge"]["text"][0].splitlines()
-    right = [line.split()[1] == str(index % 10) for index, line in enumerate(lines)]
-    share = sum(right) / IMAGES
-    say_at_the_end(f"digits guided by the classifier that was trained in ComfyUI: {share:.2f}")
-    assert len(right) == IMAGES and share >= 0.90
+    assert len(lines) == IMAGES
+    return sum(line.split()[1] == str(index % 10) for index, line in enumerate(lines)) / IMAGES

@@ -10,20 +10,18 @@ import pytest
 
 from guidance import GuidanceSchedule
 from guidance.schedules import curves
+from guidance.schedules.curve import Curve, ScheduleError
 from guidance.schedules.curves import (
     CURVES,
-    Curve,
     Formula,
     LastSteps,
     Points,
-    ScheduleError,
     StepList,
     curve_from_dict,
-    is_finite_number,
-    shortened,
 )
 from guidance.schedules.preview import preview
 from guidance.schedules.run_position import RunPosition, step_of
+from guidance.schedules.values import is_finite_number, shortened
 
 
 def place(percent=0.5, step=10.0, steps=21, sigma=1.0):

@@ -159,7 +159,7 @@ def test_names_are_the_classifiers_before_the_models(draw):
     model.labels = ("one", "two", "three")
     assert draw(model, None, label="two").labels.tolist() == [1]
     assert draw(model, classifier, label=NAMES[2]).labels.tolist() == [2]
-    with pytest.raises(ValueError, match="label is 'two', which none of the 3 classes"):
+    with pytest.raises(ValueError, match="label is 'two', but none of the 3 classes"):
         draw(model, classifier, label="two")
     classifier.labels = None
     assert draw(model, classifier, label="two").labels.tolist() == [1]
@@ -168,10 +168,10 @@ def test_names_are_the_classifiers_before_the_models(draw):
 @pytest.mark.parametrize(
     ("model", "classifier", "options", "said"),
     [
-        ({}, None, {"label": [0, 3]}, "label 3 is asked for.* from 0 to 2; .*--label"),
-        ({}, None, {"label": [-1]}, "label -1 is asked for"),
-        ({"num_classes": None, "null_class": None}, None, {"label": "all"}, "leave --label out"),
-        ({"num_classes": None, "null_class": None}, None, {"label": [0]}, "leave --label out"),
+        ({}, None, {"label": [0, 3]}, "label is 3.* from 0 to 2; .*--label"),
+        ({}, None, {"label": [-1]}, "label is -1"),
+        ({"num_classes": None, "null_class": None}, None, {"label": "all"}, "remove --label"),
+        ({"num_classes": None, "null_class": None}, None, {"label": [0]}, "remove --label"),
         ({}, {"out_channels": 5}, {}, "has 3 classes and the classifier 5"),
         ({}, {"in_channels": 4}, {}, "have 3 channels and the classifier's 4"),
         ({"image_size": None}, None, {}, "give --image-size"),

@@ -60,7 +60,7 @@ def test_a_name_that_is_a_number_comes_before_the_index():
         ("catz", ["did you mean 'cat' or 'catfish'?"]),
         ("golden retreiver", ["'golden retriever'"]),
         ("kit fix", ["'Kit Fox'"]),
-        ("qqqqqqq", ["'qqqqqqq'", "no class is near"]),
+        ("qqqqqqq", ["'qqqqqqq'", "no name is similar"]),
         ("1234567890", ["'1234567890'", "none of the 8 classes"]),
         ("8", ["label is 8,", "from 0 to 7"]),
         ("-1", ["label is -1,", "from 0 to 7"]),

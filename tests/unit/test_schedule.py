@@ -196,14 +196,20 @@ BAD = [
     ('{"axis": "time", "points": [[0, 1]]}', "axis is 'time'; expected one of percent, step"),
     ('{"axis": ["step"], "points": [[0, 1]]}', "axis is ['step']"),
     ('{"interpolation": "spline", "points": [[0, 1]]}', "interpolation is 'spline'; expected one"),
-    ('{"interpolation": "exponential", "points": [[0, 7], [1, 0]]}', "scale 0; all must be above"),
-    ('{"interpolation": "exponential", "points": [[0, -2]]}', "scale -2; all must be above 0"),
+    (
+        '{"interpolation": "exponential", "points": [[0, 7], [1, 0]]}',
+        "a scale is 0; all scales",
+    ),
+    (
+        '{"interpolation": "exponential", "points": [[0, -2]]}',
+        "a scale is -2; all scales",
+    ),
     ('{"interpolation": "power", "exponent": 0, "points": [[0, 7]]}', "exponent is 0; it must be"),
     ('{"interpolation": "power", "exponent": "2", "points": [[0, 7]]}', "exponent is '2'"),
     ('{"points": [[0, 1]], "exponent": -1.5}', "exponent is -1.5"),
     ('{"points": [[0, 1]], "outside": "1"}', "outside is '1'"),
     ('{"points": [[0, 1]], "outside": true}', "outside is True"),
-    ('{"points": [[0, 1]], "colour": "red"}', "'colour', which does not go with 'points'"),
+    ('{"points": [[0, 1]], "colour": "red"}', "'colour', which is not allowed with 'points'"),
     ('{"points": [[0, 1]], "models": "sd"}', "models is 'sd'"),
     ('{"points": [[0, 1]], "per_image": 2}', "per_image is 2"),
     ('{"points": [[0, 1]], "per_image": ["a"]}', "per_image is ['a']"),
@@ -320,7 +326,7 @@ def test_the_schedule_of_each_shape(shape):
 
 
 def test_factors_that_are_no_numbers():
-    with pytest.raises(ScheduleError, match="per_image is '1, x'; expected numbers with commas"):
+    with pytest.raises(ScheduleError, match="per_image is '1, x'; expected comma-separated"):
         schedule_of_shape("constant", **VALUES, per_image="1, x")
 
 
