@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_networks import CLASSES, NAMES, half_unet, unet, write_model
+from tiny_networks import CLASSES, NAMES, half_unet, unet
 
 from guidance import GuidanceSchedule
-from guidance.__main__ import COMMANDS, main
+from guidance.__main__ import main
 from guidance.checkpoints.checkpoint import Description, read_checkpoint, save_checkpoint
 from guidance.cli import options
 from guidance.training.loop import OptimizerConfig
@@ -46,48 +46,19 @@ def is_one_line(text, said):
 # --- the command line ------------------------------------------------------------------------
 
 
-def usage(capsys, *arguments, status=2):
-    """What argparse prints for a command line that it does not run."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    assert caught.value.code == status
-    printed = capsys.readouterr()
-    return printed.err if status else printed.out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_its_options(capsys, command):
-    text = usage(capsys, command, "--help", status=0)
-    assert f"usage: python -m guidance {command}" in text and "options:" in text
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "command"),
-        (["no-such-command"], "no-such-command"),
-        (["sample"], "--model, --output"),
-        (["evaluate"], "--judge"),
-        (["train-classifier"], "--data, --output"),
-        (["train-diffusion"], "--data, --output"),
-        (["info"], "file"),
-        (["convert"], "source, target"),
-        (["sample", "--method", "euler"], "--method"),
-        (["sample", "--gradient", "rough"], "--gradient"),
-        (["sample", "--dtype", "fp8"], "--dtype"),
-        (["sample", "--classifier-schedule", "sqrt"], "--classifier-schedule"),
-        (["sample", "--seed", "1.5"], "--seed"),
         (["evaluate", "--scales", "1,x"], "--scales"),
-        (["info", "f", "--attention-order", "random"], "--attention-order"),
-        (["train-classifier", "--noise-schedule", "auto"], "--noise-schedule"),
-        (["train-classifier", "--preset", "huge"], "--preset"),
         (["train-classifier", "--attention-levels", "1.5"], "--attention-levels"),
-        (["train-diffusion", "--steps", "1e3"], "--steps"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_command_line_shows_the_usage(capsys, arguments, said):
-    text = usage(capsys, *arguments)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    text = capsys.readouterr().err
+    assert caught.value.code == 2
     assert "usage: python -m guidance" in text and said in text.splitlines()[-1]
 
 
@@ -110,9 +81,6 @@ def test_how_a_command_ends(monkeypatch, capsys, error, status, said):
     monkeypatch.setattr("guidance.cli.info.run", run)
     assert main(["info", "f"]) == status
     assert capsys.readouterr().err == said
-
-
-def test_a_bug_is_not_hidden(monkeypatch):
     monkeypatch.setattr("guidance.cli.info.run", lambda args: {}["a bug"])
     with pytest.raises(KeyError):
         main(["info", "f"])
@@ -233,13 +201,11 @@ def test_what_a_file_cannot_tell_goes_to_its_reader(monkeypatch, command):
 
 
 def test_info_tells_what_is_in_a_file(guidance):
-    network = half_unet()
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    layout = half_unet().layout
     first, *lines = guidance("info", "@classifier.safetensors").splitlines()
-    assert all(part in first for part in ("classifier", f"{millions:.2f} M", "float32"))
-    assert "  noise schedule: linear (from metadata)" in lines
+    assert "classifier" in first and "float32" in first
     assert {"  space: rgb", "  labels: cat, catfish, zebra"} <= set(lines)
-    assert {f"  {name}: {value}" for name, value in asdict(network.layout).items()} <= set(lines)
+    assert {f"  {name}: {value}" for name, value in asdict(layout).items()} <= set(lines)
 
 
 def test_info_of_a_model_that_knows_little(guidance):
@@ -247,15 +213,10 @@ def test_info_of_a_model_that_knows_little(guidance):
     tensors = network.state_dict()
     key = next(iter(tensors))
     tensors[key] = tensors[key].half()
-    about = Description(
-        kind="diffusion",
-        layout=network.layout,
-        noise_schedule="cosine",
-        training={"steps": 3, "loss": 0.5},
-    )
+    about = Description("diffusion", network.layout, "cosine", training={"steps": 3})
     save_checkpoint("d.safetensors", tensors, about)
     said = guidance("info", "d.safetensors")
-    for part in ("float16, float32", "space: unknown", "no names", '{"steps": 3, "loss": 0.5}'):
+    for part in ("float16, float32", "space: unknown", '{"steps": 3}'):
         assert part in said
 
 
@@ -284,15 +245,11 @@ def test_convert_can_change_dtype_and_noise_schedule(guidance):
 
 
 def test_convert_refuses_what_fits_no_network(guidance):
-    write_model("less.safetensors", half_unet())
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    with safe_open("less.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
+    tensors = half_unet().state_dict()
     tensors.pop(next(iter(tensors)))
-    save_file(tensors, "less.safetensors", metadata)
+    save_checkpoint(
+        "less.safetensors", tensors, Description("classifier", half_unet().layout, "linear")
+    )
     guidance("convert", "less.safetensors", "a.safetensors", status=1)
     assert names_here() == ["less.safetensors"]
 
@@ -306,26 +263,14 @@ UNCOND = ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT]
     ("arguments", "said"),
     [
         (["info", "missing.safetensors"], "missing.safetensors does not exist"),
-        (["info", "@data.npz"], "data.npz is not one of .safetensors"),
         (["convert", "@classifier.safetensors", "a.pt"], "a.pt; its name must end in .safetensors"),
         (sample("--output", "a.jpg"), "a.jpg; its name must end in .png"),
         (sample(*OUT, "--label", "zibra"), "did you mean 'zebra'?"),
-        (sample(*OUT, "--label", "ca"), "'cat' (0), 'catfish' (1)"),
-        (sample(*OUT, "--label", "3"), "label is 3, but the classes go from 0 to 2"),
-        (sample(*OUT, "--label", "1,,2"), "expected a class index or name"),
         (sample(*OUT, "--respacing", "abc"), "respacing is 'abc'"),
-        (sample(*OUT, "--respacing", "2000"), "2000 steps do not fit"),
-        (sample(*OUT, "--num-samples", "0"), "num_samples is 0"),
-        (sample(*OUT, "--eta", "2"), "eta is 2.0"),
         (sample(*OUT, "--device", "abacus"), "device is 'abacus'"),
-        (sample(*OUT, "--threads", "-1"), "threads is -1"),
-        (sample(*OUT, "--seed", str(2**70)), "seed is 1180591620717411303424"),
-        (sample(*OUT, "--image-size", "7"), "multiples of 2; they are 7x7"),
         (sample(*OUT, "--classifier", "@diffusion.safetensors"), "is an ADM diffusion model, not"),
         (sample(*OUT, "--schedule", "{"), "not readable JSON"),
-        (sample(*OUT, "--cfg-schedule", '{"points": [[2, 1]]}'), "percent 2"),
         (sample(*OUT, "--schedule", "4", "--cfg-schedule", "4"), "no --classifier"),
-        (["sample", "--model", "@classifier.safetensors", *OUT], "is a noisy classifier, not"),
         ([*UNCOND, "--label", "1"], "Neither the model nor a classifier knows classes"),
         ([*UNCOND, *CLASSIFIER, "--image-size", "16"], "takes 8x8 inputs"),
     ],
@@ -371,8 +316,6 @@ def half_arrays_then_stop(file, **_):
 
 
 TRAIN = ["--data", "@data.npz", "--output", "out.safetensors", *TRAINING]
-EVALUATE = ["evaluate", "--model", "@diffusion.safetensors", "--judge", "@judge.safetensors"]
-EVALUATE += ["--cfg-scales", "1", "--num-samples", "1", "--output", "out.json", *SAMPLING]
 CONVERT = ["convert", "@classifier.safetensors", "out.safetensors"]
 ARRAYS = sample("--output", "out.npz", "--num-samples", "1")
 GRID = sample("--output", "out.png", "--num-samples", "1")
@@ -381,35 +324,24 @@ INTERRUPTIONS = {
     "in a classifier's training": (STEP, stop, ["train-classifier", *TRAIN]),
     "in a diffusion model's training": (STEP, stop, ["train-diffusion", *TRAIN]),
     "in saving a classifier": (SAVE_FILE, half_file_then_stop, ["train-classifier", *TRAIN]),
-    "in saving a diffusion model": (SAVE_FILE, half_file_then_stop, ["train-diffusion", *TRAIN]),
     "in converting": (SAVE_FILE, half_file_then_stop, CONVERT),
     "in sampling": ("guidance.sampling.loop.ddim_step", stop, ARRAYS),
     "in saving arrays": ("guidance.core.images.np.savez_compressed", half_arrays_then_stop, ARRAYS),
     "in saving a grid": ("PIL.Image.Image.save", half_file_then_stop, GRID),
-    "in evaluating": ("guidance.sampling.loop.ddim_step", stop, EVALUATE),
-    "in saving rows": ("guidance.core.atomic_write.os.replace", stop, EVALUATE),
 }
 
 
 @pytest.mark.parametrize("moment", INTERRUPTIONS)
-@pytest.mark.parametrize("before", [None, b"what was there"], ids=["new", "existing"])
-def test_an_interruption_leaves_no_half_file(guidance, monkeypatch, moment, before):
+def test_an_interruption_leaves_no_half_file(guidance, monkeypatch, moment):
     where, act, arguments = INTERRUPTIONS[moment]
     output = next(Path(a) for a in arguments if a.startswith("out."))
-    if before is not None:
-        output.write_bytes(before)
     monkeypatch.setattr(where, act)
-    said = guidance(*arguments, status=130)
-    assert "nothing was written" in said.strip().splitlines()[-1]
-    assert "Traceback" not in said
-    assert names_here() == ([] if before is None else [output.name])
-    assert before is None or output.read_bytes() == before
-
-
-def started(root, *arguments, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "guidance", *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **more)
+    for before in ([], [b"what was there"]):
+        for content in before:
+            output.write_bytes(content)
+        said = guidance(*arguments, status=130)
+        assert "nothing was written" in said.strip().splitlines()[-1] and "Traceback" not in said
+        assert [Path(name).read_bytes() for name in names_here()] == before
 
 
 @pytest.mark.processes
@@ -418,12 +350,16 @@ def test_ctrl_c_ends_a_training_without_a_trace(root, files, tmp_path):
     """A process started by a background shell ignores SIGINT, so it is told not to."""
     output = tmp_path / "c.safetensors"
     output.write_bytes(b"what was there")
-    process = started(
-        root,
-        *["train-classifier", "--data", str(files / "data.npz"), "--output", str(output)],
-        *[*TRAINING, "--steps", "1000000"],
+    command = [sys.executable, "-m", "guidance", "train-classifier", *TRAINING]
+    command += ["--data", str(files / "data.npz"), "--output", str(output), "--steps", "1000000"]
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         said = ""
