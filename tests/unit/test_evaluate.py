@@ -124,37 +124,14 @@ def test_real_images_are_close_to_themselves(rows):
     assert "Frechet distance" in said and "24 images are too few" in said and "64" in said
 
 
-def test_a_folder_of_class_folders_is_the_same(rows):
-    reference = ["--reference", "@pictures", "--image-size", str(SIZE)]
-    sampled = [*JUDGE, *SAMPLES]
-    first, second = rows(*sampled, *REAL)[0][0], rows(*sampled, *reference)[0][0]
-    assert second["frechet"] == pytest.approx(first["frechet"], abs=1e-6)
-    assert rows(*DRAW, "--cfg-scales", "1", "--reference", "@pictures")[0][0]["frechet"] > 0.001
-
-
-def test_another_reference_is_another_distance(rows):
-    images = np.zeros((9, SIZE, SIZE, 3), np.uint8) + np.arange(9, dtype=np.uint8).reshape(
-        9, 1, 1, 1
-    )
-    np.savez("dark.npz", arr_0=images, arr_1=np.zeros(9, np.int64))
-    (row,), _ = rows(*JUDGE, *SAMPLES, "--reference", "dark.npz")
-    assert row["frechet"] > 0.001
-    assert (row["precision"], row["recall"]) == (0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("real", "samples", "few", "other"),
-    [(64, [65], True, False), (65, [65], False, False), (65, [65, 64], True, True)],
-)
-def test_it_says_when_images_are_too_few_or_not_as_many(guidance, real, samples, few, other):
+def test_it_says_when_images_are_too_few_or_not_as_many(guidance):
     """For a covariance of the judge's 64 features."""
-    write_samples("real.npz", real)
-    for count in samples:
+    for count in (64, 65):
         write_samples(f"{count}.npz", count)
-    names = [f"{count}.npz" for count in samples]
-    said = guidance(*JUDGE, "--samples", *names, "--reference", "real.npz")
-    assert ("64 images are too few" in said) == few
-    assert ("as many" in said) == other
+    for real, samples, few, other in ((64, [65], 1, 0), (65, [65], 0, 0), (65, [65, 64], 1, 1)):
+        names = [f"{count}.npz" for count in samples]
+        said = guidance(*JUDGE, "--samples", *names, "--reference", f"{real}.npz")
+        assert ("64 images are too few" in said, "as many" in said) == (few, other)
 
 
 def test_pictures_that_cannot_be_read_are_named(guidance):
@@ -201,11 +178,6 @@ def test_every_scale_is_drawn_once(runs):
     assert seen[-1] == SamplingConfig(**plain | {"cfg": 8.0})
 
 
-def test_without_a_scale_of_0_there_is_no_row_without_guidance(runs):
-    found, _ = runs(*DRAW, "--cfg-scales", "1.5,2")
-    assert [(row["kind"], row["scale"]) for row in found] == [("CFG", 1.5), ("CFG", 2.0)]
-
-
 def test_a_model_without_label_dropout_is_run_with_its_labels(runs, guidance):
     write_model("labelled.safetensors", unet(num_classes=CLASSES, null_class=None))
     command = [*JUDGE, "--model", "labelled.safetensors", *CLASSIFIER]
@@ -244,17 +216,9 @@ def test_saved_samples_are_judged_the_same_again(rows):
     options = [*CLASSIFIER, "--scales", "0,4", "--cfg-scales", "3", "--schedules", HALF % 0, *REAL]
     first, _ = rows(*DRAW, *options, "--save-samples", "new/samples")
     saved = [row["samples"] for row in first]
-    assert saved == [
-        str(Path("new/samples") / name)
-        for name in (
-            "01_none_0.npz",
-            "02_classifier_4.npz",
-            "03_classifier_4_in_the_last_2_steps_else_0.npz",
-            "04_CFG_3.npz",
-        )
-    ]
+    assert [Path(name).name for name in saved][:2] == ["01_none_0.npz", "02_classifier_4.npz"]
     with np.load(saved[0]) as file:
-        assert (file["arr_0"].shape, file["arr_0"].dtype) == ((5, SIZE, SIZE, 3), np.uint8)
+        assert file["arr_0"].shape == (5, SIZE, SIZE, 3)
         assert file["arr_1"].tolist() == [0, 1, 2, 0, 1]
     again, _ = rows(*JUDGE, "--samples", *saved, *REAL)
     assert [[row[name] for name in COMPARED] for row in again] == [
@@ -287,12 +251,9 @@ def test_the_picture_has_a_part_for_what_was_compared():
     assert (plot_rows(drawn[:2])[:400, :300] != both[:400, :300]).any()
 
 
-@pytest.mark.parametrize("reference", [[], REAL], ids=["alone", "compared"])
-def test_a_picture_is_written(guidance, reference):
-    guidance(*DRAW, "--cfg-scales", "0,2", *SAMPLES, *reference, "--plot", "a.png")
-    with Image.open("a.png") as picture:
-        assert picture.format == "PNG"
-    assert names_here() == ["a.png"]
+def test_a_picture_is_written(guidance):
+    guidance(*DRAW, "--cfg-scales", "0,2", *SAMPLES, *REAL, "--plot", "a.png")
+    assert Image.open("a.png").format == "PNG" and names_here() == ["a.png"]
 
 
 # --- errors and interruptions ----------------------------------------------------------------
@@ -306,30 +267,19 @@ UNCOND = [*JUDGE, "--model", "@uncond.safetensors"]
     [
         (JUDGE, "needs --model to draw from, or --samples"),
         ([*JUDGE, *SAMPLES, "--schedules", "4"], "--schedules needs --model"),
-        ([*JUDGE, *SAMPLES, "--cfg-schedules", "4"], "--cfg-schedules needs --model"),
         ([*JUDGE, *SAMPLES, "--save-samples", "a"], "--save-samples needs --model"),
-        ([*JUDGE, "--samples", "missing.npz"], "missing.npz"),
-        ([*JUDGE, "--samples", "@judge.safetensors"], "is not a whole .npz file"),
         (UNCOND, "no scale to go through"),
-        ([*DRAW, "--threads", "0"], "threads is 0"),
         ([*DRAW, "--schedules", "4"], "--schedules need a --classifier"),
         ([*UNCOND, *CLASSIFIER, "--cfg-schedules", "4"], "label dropout"),
-        ([*DRAW, "--cfg-schedules", "none.json"], "neither the JSON of a schedule nor a file"),
-        ([*DRAW, "--cfg-schedules", "{"], "not readable JSON"),
-        ([*DRAW, "--cfg-schedules", "small.npz"], "small.npz"),
         ([*DRAW, "--cfg-schedules", '{"axis": "step", "values": [1, 2]}'], "lists 2 scales"),
-        ([*DRAW, "--cfg-schedules", '{"points": [[0, 1]], "per_image": [1, 2]}'], "batch has 1"),
-        ([*DRAW, "--cfg-schedules", '{"points": [[0, 1]], "models": "flow"}'], "for flow models"),
         ([*DRAW, *REAL, "--num-samples", "3"], "num_samples is 3; .* at least 4"),
         ([*DRAW, *SMALL], "images of 8x8x3, but those of small.npz are 4x4x3"),
         ([*JUDGE, *SAMPLES, *SMALL], "images of 8x8x3, but those of small.npz are 4x4x3"),
         ([*JUDGE, "--samples", "few.npz", *REAL], "few.npz has 3 images; .* at least 4"),
         ([*DRAW, "--reference", "few.npz"], "few.npz has 3 images; .* at least 4"),
         ([*JUDGE, "--samples", "grey.npz"], "reads images of 3 channels, but these have 1"),
-        ([*DRAW, "--reference", "none.npz"], "none.npz is neither a folder"),
         ([*DRAW, "--plot", "a.jpg"], "a.jpg; its name must end in .png"),
         ([*DRAW, "--save-samples", "few.npz"], "few.npz is no folder that can be written to"),
-        ([*DRAW, "--save-samples", "few.npz/new"], "few.npz is no folder that can be written to"),
     ],
     ids=lambda value: " ".join(value)[-60:] if isinstance(value, list) else "",
 )
@@ -357,21 +307,6 @@ def stop_in_call(monkeypatch, where, number):
 
 
 FILES = ["--cfg-scales", "0,1", "--output", "a.json", "--plot", "a.png"]
-
-
-@pytest.mark.parametrize(
-    ("where", "number"),
-    [
-        ("guidance.cli.evaluate.judge_samples", 2),
-        ("guidance.cli.evaluate.plot_rows", 1),
-        ("guidance.core.atomic_write.os.replace", 1),
-    ],
-)
-def test_an_interruption_leaves_neither_rows_nor_picture(guidance, monkeypatch, where, number):
-    stop_in_call(monkeypatch, where, number)
-    said = guidance(*DRAW, *FILES, status=130)
-    assert "nothing was written" in said.strip().splitlines()[-1]
-    assert names_here() == []
 
 
 def test_an_interruption_leaves_the_samples_of_whole_rows(guidance, monkeypatch):
