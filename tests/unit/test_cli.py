@@ -208,12 +208,15 @@ def test_info_tells_what_is_in_a_file(guidance):
     assert {f"  {name}: {value}" for name, value in asdict(layout).items()} <= set(lines)
 
 
+DIFFUSION = {"kind": "diffusion", "noise_schedule": "cosine"}
+
+
 def test_info_of_a_model_that_knows_little(guidance):
     network = unet(num_classes=None, null_class=None)
     tensors = network.state_dict()
     key = next(iter(tensors))
     tensors[key] = tensors[key].half()
-    about = Description("diffusion", network.layout, "cosine", training={"steps": 3})
+    about = Description(**DIFFUSION, layout=network.layout, training={"steps": 3})
     save_checkpoint("d.safetensors", tensors, about)
     said = guidance("info", "d.safetensors")
     for part in ("float16, float32", "space: unknown", '{"steps": 3}'):
@@ -245,11 +248,9 @@ def test_convert_can_change_dtype_and_noise_schedule(guidance):
 
 
 def test_convert_refuses_what_fits_no_network(guidance):
-    tensors = half_unet().state_dict()
+    tensors = unet().state_dict()
     tensors.pop(next(iter(tensors)))
-    save_checkpoint(
-        "less.safetensors", tensors, Description("classifier", half_unet().layout, "linear")
-    )
+    save_checkpoint("less.safetensors", tensors, Description(**DIFFUSION, layout=unet().layout))
     guidance("convert", "less.safetensors", "a.safetensors", status=1)
     assert names_here() == ["less.safetensors"]
 
@@ -271,7 +272,7 @@ UNCOND = ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT]
         (sample(*OUT, "--classifier", "@diffusion.safetensors"), "is an ADM diffusion model, not"),
         (sample(*OUT, "--schedule", "{"), "not readable JSON"),
         (sample(*OUT, "--schedule", "4", "--cfg-schedule", "4"), "no --classifier"),
-        ([*UNCOND, "--label", "1"], "Neither the model nor a classifier knows classes"),
+        ([*UNCOND, "--label", "1"], "Neither the model nor a classifier has classes"),
         ([*UNCOND, *CLASSIFIER, "--image-size", "16"], "takes 8x8 inputs"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",

@@ -319,6 +319,7 @@ def test_an_interruption_leaves_the_samples_of_whole_rows(guidance, monkeypatch)
         assert len(file["arr_0"]) == 5
 
 
+@pytest.mark.long
 def test_two_processes_evaluate_as_one(root, rows, files, tmp_path):
     command = [*DRAW, *CLASSIFIER, *REAL, "--scales", "4", "--cfg-scales", "3", "--threads", "1"]
     threads = torch.get_num_threads()

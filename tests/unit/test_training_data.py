@@ -65,24 +65,16 @@ def test_a_folder_loads_as_torchvisions_image_folder_does(tmp_path):
     assert len(got) == 9
 
 
-@pytest.mark.parametrize("tall", [False, True])
-def test_pictures_are_cropped_to_the_centre_square_and_resized(tmp_path, tall):
+def test_pictures_are_cropped_to_the_centre_square_and_resized(tmp_path):
     pixels = np.zeros((8, 24, 3), np.uint8)
     pixels[:, 8:16] = (255, 128, 0)
     pixels[:, 16:] = 255
     (tmp_path / "class").mkdir()
-    picture = Image.fromarray(pixels.transpose(1, 0, 2) if tall else pixels)
-    picture.save(tmp_path / "class" / "long.png")
-    data = load_images(tmp_path, 4)
-    assert data.images.shape == (1, 3, 4, 4)
-    assert data.images[0].flatten(1).unique(dim=1).flatten().tolist() == [255, 128, 0]
-
-
-def test_grey_and_palette_pictures_become_rgb(tmp_path):
-    (tmp_path / "class").mkdir()
-    for mode in ("L", "P", "RGBA", "1"):
-        Image.new(mode, (SIDE, SIDE), 1).save(tmp_path / "class" / f"{mode}.png")
-    assert load_images(tmp_path, SIDE).images.shape == (4, 3, SIDE, SIDE)
+    for axes in ((0, 1, 2), (1, 0, 2)):
+        Image.fromarray(pixels.transpose(axes)).save(tmp_path / "class" / "long.png")
+        data = load_images(tmp_path, 4)
+        assert data.images.shape == (1, 3, 4, 4)
+        assert data.images[0].flatten(1).unique(dim=1).flatten().tolist() == [255, 128, 0]
 
 
 def test_pictures_of_every_known_ending_are_read(tmp_path):
@@ -92,10 +84,12 @@ def test_pictures_of_every_known_ending_are_read(tmp_path):
         kind = {"jpg": "JPEG", "tif": "TIFF", "pgm": "PPM"}.get(ending, ending.upper())
         mode = "L" if ending == "pgm" else "RGB"
         Image.new(mode, (2, 2)).save(tmp_path / "a" / f"a.{ending}", format=kind)
+    for mode in ("L", "P", "RGBA", "1"):
+        Image.new(mode, (2, 2), 1).save(tmp_path / "a" / f"{mode}.png")
     announced = []
     data = load_images(tmp_path, 2, announced.append)
-    assert (len(data), data.skipped, data.names) == (9, (), ("a",))
-    assert announced == [9], "before they are read"
+    assert (len(data), data.skipped, data.names) == (13, (), ("a",))
+    assert announced == [13], "before they are read"
 
 
 def test_a_folder_that_cannot_be_used_says_why(tmp_path):
@@ -144,18 +138,11 @@ def test_an_npz_file_loads_in_its_order(tmp_path):
     [
         ({"arr_1": None}, r"holds \['arr_0'\]; expected arr_0"),
         ({"arr_0": None}, "expected arr_0"),
-        ({"arr_0": np.zeros((4, SIDE, SIDE), np.uint8)}, r"uint8 \(4, 8, 8\)"),
-        ({"arr_0": np.zeros((4, SIDE, SIDE, 3))}, "images float64"),
         ({"arr_0": np.zeros((0, SIDE, SIDE, 3), np.uint8), "arr_1": np.zeros(0, int)}, "from 0"),
-        ({"arr_1": np.array([0, 1])}, r"labels int64 \(2,\)"),
-        ({"arr_1": np.zeros((4, 3), int)}, r"labels int64 \(4, 3\)"),
-        ({"arr_1": np.array([0, 1, -1, 0])}, "class indices from 0"),
-        ({"arr_1": np.array([0.5, 1, 1, 0])}, "labels float64"),
         ({"arr_1": np.array(["a", "b", "c", "d"])}, "labels <U1"),
         ({"arr_1": np.array([{}, 1, 2, 3], dtype=object)}, "not a whole .npz file"),
         ({"names": np.array(["a", "b"])}, "has label 2, but names only 2 classes"),
     ],
-    ids=str,
 )
 def test_arrays_that_do_not_fit_are_refused(tmp_path, changes, said):
     path = tmp_path / "data.npz"
@@ -165,22 +152,17 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, changes, said):
     assert "data.npz" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04 and no more", None])
-def test_a_damaged_npz_file_is_refused(tmp_path, content):
-    path = tmp_path / "data.npz"
-    if content is None:
-        np.savez(path, **arrays())
-        content = path.read_bytes()[:-100]
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"data\.npz is not a whole \.npz file"):
-        load_images(path)
-
-
 def test_other_files_and_sizes_are_refused(tmp_path):
     (tmp_path / "data.csv").touch()
     for name in ("data.csv", "missing.npz", "missing"):
         with pytest.raises(ValueError, match=f"{name} is neither"):
             load_images(tmp_path / name)
+    whole = tmp_path / "data.npz"
+    np.savez(whole, **arrays())
+    for content in (b"", b"<html></html>", b"PK\x03\x04 and no more", whole.read_bytes()[:-100]):
+        whole.write_bytes(content)
+        with pytest.raises(ValueError, match=r"data\.npz is not a whole \.npz file"):
+            load_images(whole)
     np.savez(tmp_path / "data.npz", **arrays(arr_0=np.zeros((4, 2, 3, 1), np.uint8)))
     with pytest.raises(ValueError, match="has 3x2 images, not 16"):
         load_images(tmp_path / "data.npz", 16)
@@ -216,22 +198,15 @@ def test_latents_come_back_as_they_were_saved(tmp_path):
     ],
 )
 def test_latents_that_do_not_fit_are_refused(tmp_path, changes, said):
-    save_latents(tmp_path / "a.safetensors", some_latents(**changes))
+    path = tmp_path / "a.safetensors"
+    save_latents(path, some_latents(**changes))
     with pytest.raises(ValueError, match=said):
-        load_images(tmp_path / "a.safetensors")
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 64])
-def test_damaged_latents_are_refused(tmp_path, content):
-    (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.safetensors is no file of labelled latents"):
-        load_images(tmp_path / "a.safetensors")
-
-
-def test_a_model_file_is_no_file_of_latents(tmp_path):
-    save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match="expected the tensors latents"):
-        load_images(tmp_path / "a.safetensors")
+        load_images(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    for content in (path.read_bytes(), b"", b"nonsense", b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.safetensors is not a file of labelled latents"):
+            load_images(path)
 
 
 # --- what is done with them -----------------------------------------------------------------
@@ -262,17 +237,14 @@ def test_a_split_loses_nothing(count, share, held):
 
 def test_a_split_depends_on_its_seed_alone():
     """A larger share holds out the same images and more."""
+    for share in (1.0, -0.1):
+        with pytest.raises(ValueError, match=f"held_out is {share}"):
+            numbered(4).split(share, seed=0)
     data = numbered(20)
     few, more, other = (which(data.split(*how)[1]) for how in ((0.2, 3), (0.5, 3), (0.5, 4)))
     assert more[: len(few)] == few and len(few) == 4
     assert other != more
     assert which(data.first(2)) == [0, 1] and len(data.first(99)) == 20
-
-
-@pytest.mark.parametrize("share", [1.0, -0.1])
-def test_a_split_of_everything_or_less_than_nothing_is_refused(share):
-    with pytest.raises(ValueError, match=f"held_out is {share}"):
-        numbered(4).split(share, seed=0)
 
 
 def test_a_digest_tells_data_apart():
