@@ -114,16 +114,11 @@ def test_it_is_transformers(transformers, tmp_path, kind, options):
 @pytest.fixture
 def vit(transformers, tmp_path):
     """A folder of a tiny ViT, and the model itself."""
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: index for index, name in enumerate(NAMES)},
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    names = dict(enumerate(NAMES))
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    config = transformers.ViTConfig(**sizes, **labels)
     torch.manual_seed(0)
     model = transformers.ViTForImageClassification(config).eval()
     folder = tmp_path / "tiny vit"
@@ -173,6 +168,9 @@ def test_weights_in_parts(vit, no_network):
     assert torch.allclose(load_image_classifier(folder).image_log_probs(x), expected, atol=1e-5)
 
 
+PREPARING, WEIGHTS = "preprocessor_config.json", "model.safetensors"
+
+
 def changed(name="config.json", **values):
     def change(folder):
         path = folder / name
@@ -185,49 +183,47 @@ def written(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def without(name):
-    return lambda folder: (folder / name).unlink()
+def renamed(*names, index=None):
+    """The weights under these names instead, and an index of parts."""
+
+    def change(folder):
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).unlink()
+        for name in names:
+            (folder / name).write_bytes(content)
+        if index:
+            (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": index}))
+
+    return change
 
 
-def only_bin(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def weights(change):
+    def rewrite(folder):
+        tensors = change(load_file(folder / WEIGHTS))
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+    return rewrite
 
 
-def two_weights(folder):
-    weights = folder / "model.safetensors"
-    (folder / "a.safetensors").write_bytes(weights.read_bytes())
-    weights.rename(folder / "b.safetensors")
+def headless(tensors):
+    return {key: value for key, value in tensors.items() if not key.startswith("classifier")}
 
 
-def missing_part(folder):
-    (folder / "model.safetensors").rename(folder / "one.safetensors")
-    index = {"weight_map": {"a": "../../etc/passwd", "b": "one.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+def not_a_number(tensors):
+    return tensors | {"classifier.bias": tensors["classifier.bias"] / 0}
 
 
-def without_a_head(folder):
-    weights = load_file(folder / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if not key.startswith("classifier")}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-
-
-def not_a_number(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.bias"][0] = float("nan")
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-PREPARING = "preprocessor_config.json"
+PARTS = {"a": "../../etc/passwd", "b": "one.safetensors"}
 WRONG = [
-    (without("config.json"), "tiny vit has no config.json"),
+    (lambda folder: (folder / "config.json").unlink(), "tiny vit has no config.json"),
     (written("config.json", b"{"), "config.json in tiny vit cannot be read"),
-    (only_bin, "has only pytorch_model.bin, but model.safetensors is needed"),
-    (without("model.safetensors"), "has no weights, but model.safetensors is needed"),
-    (two_weights, "has a.safetensors, b.safetensors, but neither"),
-    (missing_part, "lacks '../../etc/passwd', a part of its weights"),
-    (written("model.safetensors", b"12345678910"), "is not a whole safetensors file"),
-    (without_a_head, "2 tensors are missing or do not fit, classifier"),
-    (not_a_number, "classifier.bias is not finite"),
+    (renamed("pytorch_model.bin"), "has only pytorch_model.bin, but model.safetensors is needed"),
+    (renamed(), "has no weights, but model.safetensors is needed"),
+    (renamed("a.safetensors", "b.safetensors"), "has a.safetensors, b.safetensors, but neither"),
+    (renamed("one.safetensors", index=PARTS), "lacks '../../etc/passwd', a part of its weights"),
+    (written(WEIGHTS, b"12345678910"), "is not a whole safetensors file"),
+    (weights(headless), "2 tensors are missing or do not fit, classifier"),
+    (weights(not_a_number), "classifier.bias is not finite"),
     (written("adapter_config.json", b'{"base_model_name_or_path": "x/y"}'), "is an adapter"),
     (changed(auto_map={"AutoConfig": "mine.Config"}), "needs code from its folder"),
     (changed(PREPARING, auto_map={"AutoImageProcessor": "x.Y"}), "needs code from its folder"),
@@ -280,11 +276,8 @@ def test_a_timm_folder(tmp_path, no_network):
     folder = timm_folder(tmp_path / "t", model.state_dict())
     loaded = load_image_classifier(folder)
     assert loaded.labels == NAMES
-    transform = timm.data.create_transform(
-        **timm.data.resolve_data_config(
-            pretrained_cfg=json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-        )
-    )
+    about = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=about))
     image, x = picture(60, 90)
     with torch.no_grad():
         expected = model(transform(image)[None]).log_softmax(dim=1)
@@ -322,6 +315,12 @@ def same_answers(loaded, model):
     assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-4
 
 
+def test_a_vision_transformer_of_another_size(models, tmp_path):
+    model = models.vit_b_16(num_classes=2, image_size=48)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    assert load_image_classifier(tmp_path / "vit.pth").preprocessing.crop == (48, 48)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "file"),
     [
@@ -356,14 +355,6 @@ def test_older_files(models, tmp_path):
     assert any(".norm.1." in key for key in old)
     torch.save(old, tmp_path / "densenet121.pth")
     same_answers(load_image_classifier(tmp_path / "densenet121.pth"), model)
-
-
-def test_a_vision_transformer_of_another_size(models, tmp_path):
-    model = models.vit_b_16(num_classes=2, image_size=48)
-    torch.save(model.state_dict(), tmp_path / "vit.pth")
-    loaded = load_image_classifier(tmp_path / "vit.pth")
-    assert loaded.preprocessing.crop == (48, 48)
-    assert loaded.image_log_probs(images()).shape == (2, 2)
 
 
 class Trap:
