@@ -32,19 +32,10 @@ from guidance.checkpoints.checkpoint import (
 )
 
 # Millions of parameters, as published or counted in the files.
-MILLIONS = {
-    "64x64_classifier": 65.4,
-    "128x128_classifier": 42.6,
-    "256x256_classifier": 54.1,
-    "512x512_classifier": 54.4,
-    "64x64_diffusion": 296,
-    "128x128_diffusion": 421,
-    "256x256_diffusion": 554,
-    "256x256_diffusion_uncond": 553,
-    "512x512_diffusion": 559,
-    "64_256_upsampler": 312,
-    "128_512_upsampler": 309,
-}
+MILLIONS = {"64x64_classifier": 65.4, "128x128_classifier": 42.6, "256x256_classifier": 54.1}
+MILLIONS |= {"512x512_classifier": 54.4, "64x64_diffusion": 296, "128x128_diffusion": 421}
+MILLIONS |= {"256x256_diffusion": 554, "256x256_diffusion_uncond": 553, "512x512_diffusion": 559}
+MILLIONS |= {"64_256_upsampler": 312, "128_512_upsampler": 309}
 RELEASED = {one.file.removesuffix(".pt"): one for one in released.RELEASED}
 
 
@@ -76,50 +67,44 @@ IMPROVED = {"resblock_updown": False, "num_heads": 4, "num_head_channels": None,
 SMALL = {"model_channels": 64, "num_head_channels": 64, "image_size": 64, "attention_levels": (1,)}
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"num_res_blocks": 2},
-        {"channel_mult": (1, 1, 2), "num_res_blocks": 3},
-        {"channel_mult": (2,), "attention_levels": (), "image_size": None},
-        {"attention_levels": (), "image_size": None},
-        {"channel_mult": (1, 1), "num_res_blocks": 3, "attention_levels": (), "image_size": None},
-        {"channel_mult": (1,), "num_res_blocks": 3, "attention_levels": (), "image_size": None},
-        {"attention_levels": (0,), "image_size": 32},
-        {"attention_levels": (0,), "image_size": 32, **NARROW},
-        IMPROVED,
-        {"scale_shift_norm": False},
-        {"scale_shift_norm": False, "num_res_blocks": 2, **IMPROVED},
-        {"in_channels": 4, "image_channels": 4, "out_channels": 4},
-        {"in_channels": 1, "image_channels": 1, "out_channels": 2},
-        {"num_classes": None},
-        {"in_channels": 6, "num_classes": None},
-        {"out_channels": 3},
-    ],
-    ids=str,
-)
-def test_small_diffusion_models_are_recognised(changes):
-    layout = unet_layout(**{**SMALL, "null_class": None, "num_classes": 10, **changes})
-    assert detect_layout(shapes_of(on_meta(layout))) == layout
+DIFFUSION = [
+    {},
+    {"num_res_blocks": 2},
+    {"channel_mult": (1, 1, 2), "num_res_blocks": 3},
+    {"channel_mult": (2,), "attention_levels": (), "image_size": None},
+    {"attention_levels": (), "image_size": None},
+    {"channel_mult": (1, 1), "num_res_blocks": 3, "attention_levels": (), "image_size": None},
+    {"channel_mult": (1,), "num_res_blocks": 3, "attention_levels": (), "image_size": None},
+    {"attention_levels": (0,), "image_size": 32},
+    {"attention_levels": (0,), "image_size": 32, **NARROW},
+    IMPROVED,
+    {"scale_shift_norm": False},
+    {"scale_shift_norm": False, "num_res_blocks": 2, **IMPROVED},
+    {"in_channels": 4, "image_channels": 4, "out_channels": 4},
+    {"in_channels": 1, "image_channels": 1, "out_channels": 2},
+    {"num_classes": None},
+    {"in_channels": 6, "num_classes": None},
+    {"out_channels": 3},
+]
+CLASSIFIERS = [
+    {},
+    {"image_size": 32},
+    {"channel_mult": (1, 2, 4), "num_res_blocks": 2, "attention_levels": (1, 2)},
+    {"in_channels": 4, "out_channels": 7},
+    {"scale_shift_norm": False},
+    {"resblock_updown": False},
+    {"attention_levels": (0,), **NARROW},
+]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"image_size": 32},
-        {"channel_mult": (1, 2, 4), "num_res_blocks": 2, "attention_levels": (1, 2)},
-        {"in_channels": 4, "out_channels": 7},
-        {"scale_shift_norm": False},
-        {"resblock_updown": False},
-        {"attention_levels": (0,), **NARROW},
-    ],
-    ids=str,
-)
-def test_small_classifiers_are_recognised(changes):
-    layout = classifier_layout(**{**SMALL, **changes})
-    assert detect_layout(shapes_of(on_meta(layout))) == layout
+@pytest.mark.parametrize("kind", ["diffusion", "classifier"])
+def test_small_models_are_recognised(kind):
+    plain = {**SMALL, "null_class": None, "num_classes": 10}
+    layouts = [unet_layout(**plain | changes) for changes in DIFFUSION]
+    if kind == "classifier":
+        layouts = [classifier_layout(**SMALL | changes) for changes in CLASSIFIERS]
+    for layout in layouts:
+        assert detect_layout(shapes_of(on_meta(layout))) == layout
 
 
 def test_other_networks_are_not_taken_for_adm():
@@ -163,19 +148,16 @@ def test_a_classifier_comes_back_whole(tmp_path, pool):
         {"num_classes": None, "null_class": None},
         {"null_class": None},
         {"num_head_channels": None, "num_heads": 4, "new_attention_order": True, "dropout": 0.25},
-        {"scale_shift_norm": False, "resblock_updown": False, "channel_mult": (1, 1.5)},
+        {"scale_shift_norm": False, "resblock_updown": False, "model_channels": 64},
     ],
     ids=str,
 )
 def test_a_diffusion_model_comes_back_whole(tmp_path, changes):
-    changes = {"attention_levels": (), **changes}
-    if changes.get("channel_mult") == (1, 1.5):
-        changes |= {"model_channels": 64}
-    network = unet(**changes)
+    mult = (1, 1.5) if "model_channels" in changes else (1, 2)
+    network = unet(**{"attention_levels": (), "channel_mult": mult} | changes)
     classes = network.layout.class_count
     names = tuple(f"class {n}" for n in range(classes)) or None
-    path = write_model(tmp_path / "d.safetensors", network, names, "cosine")
-    model = load_adm(path)
+    model = load_adm(write_model(tmp_path / "d.safetensors", network, names, "cosine"))
     assert model.layout == network.layout
     assert (model.labels, model.num_classes, model.schedule.name) == (names, classes, "cosine")
     assert same_weights(model.network, network)
@@ -254,19 +236,15 @@ def test_what_is_no_model_file(tmp_path):
 def test_a_diffusion_model_is_no_classifier_and_the_other_way_round(tmp_path):
     diffusion = write_model(tmp_path / "d.safetensors", unet())
     classifier = write_model(tmp_path / "c.safetensors", half_unet())
-    message = refused(diffusion, "classifier")
-    assert "is an ADM diffusion model, not a noisy classifier" in message
-    assert "other loader" in message
-    message = refused(classifier, "diffusion")
-    assert "is a noisy classifier, not an ADM diffusion model" in message
+    assert "is an ADM diffusion model, not a noisy" in refused(diffusion, "classifier")
+    assert "is a noisy classifier, not an ADM diff" in refused(classifier, "diffusion")
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_a_foreign_state_dict(tmp_path, suffix):
-    path = tmp_path / f"foreign{suffix}"
-    save = torch.save if suffix == ".pt" else save_file
-    save({"conv1.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(10, 8)}, path)
-    assert "neither an ADM diffusion model nor an ADM classifier" in refused(path)
+def test_a_foreign_state_dict(tmp_path):
+    tensors = {"conv1.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(10, 8)}
+    for name, save in (("a.pt", torch.save), ("a.safetensors", save_file)):
+        save(tensors, tmp_path / name)
+        assert "neither an ADM diffusion model nor an ADM classifier" in refused(tmp_path / name)
 
 
 KEY = "middle_block.0.in_layers.2.weight"

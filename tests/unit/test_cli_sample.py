@@ -100,23 +100,10 @@ def asked(guidance, monkeypatch):
 
 
 def test_every_option_is_handed_on(asked):
-    values = {
-        "num_samples": 3,
-        "batch_size": 2,
-        "label": "zebra",
-        "scale": 2.0,
-        "cfg": 3.0,
-        "method": "ddpm",
-        "eta": 0.5,
-        "respacing": "7",
-        "seed": 5,
-        "entropy_limit": 4.0,
-        "cap": 0.25,
-        "gradient_interval": 6,
-        "label_smoothing": 0.125,
-        "cfg_interval": 2,
-        "cfg_tolerance": 0.75,
-    }
+    values = {"num_samples": 3, "batch_size": 2, "label": "zebra", "scale": 2.0, "cfg": 3.0}
+    values |= {"method": "ddpm", "eta": 0.5, "respacing": "7", "seed": 5, "entropy_limit": 4.0}
+    values |= {"cap": 0.25, "gradient_interval": 6, "label_smoothing": 0.125}
+    values |= {"cfg_interval": 2, "cfg_tolerance": 0.75}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     seen = asked(*sample(*OUT, *options, "--no-clip", "--image-size", "16"))
     assert seen["job"] == SamplingConfig(**values, clip_denoised=False)
@@ -164,8 +151,8 @@ def test_models_are_loaded_as_the_options_say(asked, monkeypatch):
         monkeypatch.setattr(f"guidance.cli.sample.{name}", load)
 
     loader("load_adm", diffusion_model())
-    loader("load_classifier", noisy_classifier())
-    loader("load_image_classifier", noisy_classifier())
+    for name in ("load_classifier", "load_image_classifier"):
+        loader(name, noisy_classifier())
     Path("folder").mkdir()
 
     def loads(*more):

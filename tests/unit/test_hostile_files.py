@@ -117,13 +117,8 @@ TRAPS = {
     "open": lambda m: call("builtins", "open", str(m), "w"),
     "a profiler": lambda m: call("cProfile", "run", python(m)),
     "an attribute of a module": lambda m: (
-        b"cbuiltins\ngetattr\n(cos\n__dict__\n"
-        + text("get")
-        + b"tR"
-        + text("system")
-        + b"\x85R"
-        + text(shell(m))
-        + b"\x85R"
+        b"cbuiltins\ngetattr\n(cos\n__dict__\n%stR%s\x85R%s\x85R"
+        % (text("get"), text("system"), text(shell(m)))
     ),
     "a name from the stack": lambda m: (
         text("os") + text("system") + b"\x93" + text(shell(m)) + b"\x85R"
@@ -260,19 +255,10 @@ def parts(content: bytes) -> tuple[bytes, bytes]:
 GOOD = stored(64, (8, 8), (8, 1))
 WHOLE = holding(GOOD)
 HOLLOW = [
-    (64, (10**6, 10**6), (0, 0)),
-    (64, (65,), (0,)),
-    (64, (64,), (2,)),
-    (64, (64,), (1,), 1),
-    (64, (10**9, 8), (8, 1)),
-    (10**12, (10**12,), (1,)),
-    (65, (65,), (1,)),
-    (64, (64,), (-1,)),
-    (64, (-64,), (1,)),
-    (64, (2**46, 2**46), (0, 0)),
-    (64, (2, 2), (1,)),
-    (64, (1,) * 9, (1,) * 9),
-    (2**62, (4,), (1,)),
+    *[(64, (10**6, 10**6), (0, 0)), (64, (65,), (0,)), (64, (64,), (2,)), (64, (64,), (1,), 1)],
+    *[(64, (10**9, 8), (8, 1)), (10**12, (10**12,), (1,)), (65, (65,), (1,)), (64, (64,), (-1,))],
+    *[(64, (-64,), (1,)), (64, (2**46, 2**46), (0, 0)), (64, (2, 2), (1,))],
+    *[(64, (1,) * 9, (1,) * 9), (2**62, (4,), (1,))],
 ]
 
 
@@ -351,9 +337,7 @@ FILES = {
         item(b"cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R"),
     ],
     "of no known type": [
-        with_a_key(b"U\x02\xc3\xa9"),
-        with_a_key(b"X\x02\x00\x00\x00\xc3\xa9"),
-        with_a_key(b"ctorch\nFloatStorage\n"),
+        *map(with_a_key, (b"U\x02\xc3\xa9", text("\u00e9"), b"ctorch\nFloatStorage\n"))
     ],
     "two sizes or types": [holding(stored(64, (4,), (1,)), HALVES)],
     "more than": [short(b"}" * 10**6), short(b"(" * 10**6), short(b")" + b"\x85" * 10**6)],
@@ -567,13 +551,6 @@ def test_arrays_of_objects_are_not_unpickled(marker):
     assert not marker.exists()
     np.load(path, allow_pickle=True)["arr_0"]
     assert marker.exists()
-
-
-def test_blank_images_are_no_bomb(tmp_path):
-    path = tmp_path / "data.npz"
-    images = np.zeros((200, 32, 32, 3), np.uint8)
-    np.savez_compressed(path, arr_0=images, arr_1=np.zeros(200, int), names=np.array(["none"]))
-    assert len(load_images(path)) == 200
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(a) show\n"

@@ -257,10 +257,10 @@ def test_two_processes_train_as_one(root, npz, tmp_path):
     losses = []
     for count, run in ((1, main), (2, lambda command: run_processes(root, 2, command))):
         output = tmp_path / f"{count}.safetensors"
-        run(arguments(npz, output, 20))
+        run(arguments(npz, output, 10))
         losses.append(json.loads(output.with_suffix(".json").read_text())["losses"])
         assert not list(tmp_path.glob("*.resume"))
-    assert len(losses[0]) == 20
+    assert len(losses[0]) == 10
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     ours, theirs = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
