@@ -292,17 +292,13 @@ def test_a_timm_folder(tmp_path, no_network):
 def test_a_timm_config_that_asks_for_far_more_than_the_file_holds(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     made, create = [], timm.create_model
-
-    def created(*arguments, **options):
-        made.append(create(*arguments, **options))
-        return made[-1]
-
-    monkeypatch.setattr(timm, "create_model", created)
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **b: made.append(create(*a, **b)) or made[-1]
+    )
     folder = timm_folder(tmp_path / "t", {"a": torch.zeros(1000)})
     with pytest.raises(CheckpointError, match="far more weights than the files hold"):
         open_image_classifier(folder)
-    assert all(weight.is_meta for model in made for weight in model.parameters())
-    assert made
+    assert made and all(weight.is_meta for model in made for weight in model.parameters())
 
 
 # --- torchvision -----------------------------------------------------------------------------
@@ -357,37 +353,20 @@ def test_older_files(models, tmp_path):
     same_answers(load_image_classifier(tmp_path / "densenet121.pth"), model)
 
 
-class Trap:
-    """What a file that runs code when it is unpickled is made of."""
-
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def test_files_that_are_refused(models, tmp_path, capsys):
+def test_files_that_are_refused(models, tmp_path):
     model = models.resnet18(num_classes=3)
     whole = model.state_dict()
     model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    infinite = whole | {"fc.bias": whole["fc.bias"] / 0}
-    for said, content in (
+    for said, tensors in (
         ("fit none of torchvision's image classifiers", whole | {"more": torch.zeros(1)}),
         ("a.pth reads 1-channel images", model.state_dict()),
-        ("a weight that is not finite .* in 'fc.bias'", infinite),
-        ("holds more than tensors", {"a": Trap()}),
+        ("not finite .* in 'fc.bias'", whole | {"fc.bias": whole["fc.bias"] / 0}),
     ):
-        torch.save(content, tmp_path / "a.pth")
+        torch.save(tensors, tmp_path / "a.pth")
         with pytest.raises(CheckpointError, match=said):
             open_image_classifier(tmp_path / "a.pth")
-    (tmp_path / "cut.safetensors").write_bytes(b"12345678910")
-    (tmp_path / "name.txt").write_text("x")
-    for name, said in (
-        ("cut.safetensors", "not a whole safetensors file"),
-        ("name.txt", "is not one of .safetensors"),
-        ("nothing.pth", "does not exist"),
-    ):
-        with pytest.raises(CheckpointError, match=said):
-            open_image_classifier(tmp_path / name)
-    assert "code ran" not in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_image_classifier(tmp_path / "nothing.pth")
 
 
 # --- the pack's own --------------------------------------------------------------------------

@@ -12,13 +12,7 @@ from guidance.core.distributed import ALONE, Processes
 from guidance.evaluation import compute_cost, metrics
 from guidance.evaluation import judge as evaluation
 from guidance.evaluation.compute_cost import ComputeCost, count_compute
-from guidance.evaluation.judge import (
-    Reference,
-    check_judge,
-    diversity,
-    judge_samples,
-    judged,
-)
+from guidance.evaluation.judge import Reference, check_judge, diversity, judge_samples, judged
 from guidance.evaluation.metrics import check_enough, frechet_distance, precision_recall
 
 # --- the judge -------------------------------------------------------------------------------
@@ -83,19 +77,16 @@ def test_the_score_of_samples(judge):
     assert (score.precision, score.recall) == precision_recall(real, features)
 
 
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
+def test_diversity_is_the_mean_distance_within_a_class():
+    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [6.0, 8.0], [6.0, 8.0]])
+    for labels, expected in (
         ([0, 0, 1, 1, 2], (5 + 10) / 2),
         ([1, 0, 2, 1, 2], (10 + 10) / 2),
         ([0, 1, 0, 0, 2], (0 + 10 + 10) / 3),
         ([0, 0, 1, 1, 1], (5 + (10 + 10 + 0) / 3) / 2),  # each class counts equally
         ([0, 1, 2, 3, 4], 0.0),
-    ],
-)
-def test_diversity_is_the_mean_distance_within_a_class(labels, expected):
-    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [6.0, 8.0], [6.0, 8.0]])
-    assert diversity(features, torch.tensor(labels)) == pytest.approx(expected)
+    ):
+        assert diversity(features, torch.tensor(labels)) == pytest.approx(expected)
 
 
 def test_a_judge_has_to_be_of_this_pack_and_fit():
@@ -232,21 +223,19 @@ def test_an_image_is_no_neighbour_of_itself_but_its_copies_are():
 # --- errors ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda: frechet_distance(normal(1, 4), normal(9, 4)), "1 images in a set; .* at least 2"),
-        (lambda: precision_recall(normal(9, 4), normal(3, 4)), "3 images in a set; .* at least 4"),
-        (lambda: precision_recall(normal(9, 4), normal(9, 4), 0), "neighbours is 0"),
-        (lambda: frechet_distance(normal(9, 4), normal(9, 5)), r"\(9, 4\) and \(9, 5\)"),
-        (lambda: frechet_distance(normal(4), normal(9, 2)), r"\(4,\) and \(9, 2\)"),
-        (lambda: frechet_distance(normal(9, 4) / 0, normal(9, 4)), "not finite"),
-        (lambda: check_enough(3, "a.npz has 3 images"), "a.npz has 3 images; .* at least 4"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(call, said):
-    with pytest.raises(ValueError, match=said):
-        call()
+def test_what_cannot_be_compared_is_refused():
+    nine = normal(9, 4)
+    for said, call, *given in (
+        ("1 images in a set; .* at least 2", frechet_distance, normal(1, 4), nine),
+        ("3 images in a set; .* at least 4", precision_recall, nine, normal(3, 4)),
+        ("neighbours is 0", precision_recall, nine, nine, 0),
+        (r"\(9, 4\) and \(9, 5\)", frechet_distance, nine, normal(9, 5)),
+        (r"\(4,\) and \(9, 2\)", frechet_distance, normal(4), normal(9, 2)),
+        ("not finite", frechet_distance, nine / 0, nine),
+        ("a.npz has 3 images; .* at least 4", check_enough, 3, "a.npz has 3 images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call(*given)
 
 
 def test_the_smallest_sets_that_can_be_compared():

@@ -33,20 +33,14 @@ def read_yaml(path):
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def versions(root):
-    """The changelog's versions, newest first, each with its day."""
-    text = (root / "CHANGELOG.md").read_text("utf-8")
-    return re.findall(r"^## \[(.+?)\] - (\S+)$", text, re.M)
-
-
 # --- versions --------------------------------------------------------------------------------
 
 
 def test_version_is_semantic_and_the_changelogs_newest(root):
     version = project(root)["project"]["version"]
-    assert check_release.SEMANTIC.fullmatch(version)
-    assert versions(root)[0][0] == version
-    days = [day for _, day in versions(root)]
+    text = (root / "CHANGELOG.md").read_text("utf-8")
+    versions, days = zip(*re.findall(r"^## \[(.+?)\] - (\S+)$", text, re.M), strict=True)
+    assert check_release.SEMANTIC.fullmatch(version) and versions[0] == version
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", day) for day in days[1:])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d|unreleased", days[0])
 

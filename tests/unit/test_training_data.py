@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,8 @@ def write_folder(root, classes, size=(12, 8)):
     return root
 
 
-FOLDERS = {
-    "zebra": ["2.png", "10.png", "1.png"],
-    "Cat": ["a.bmp"],
-    "10": ["x.png", "sub/y.png"],
-    "9": ["p.tif", "q.ppm"],
-    "dog": ["d.PNG"],
-}
+FOLDERS = {"zebra": ["2.png", "10.png", "1.png"], "Cat": ["a.bmp"], "10": ["x.png", "sub/y.png"]}
+FOLDERS |= {"9": ["p.tif", "q.ppm"], "dog": ["d.PNG"]}
 
 
 def test_a_folder_loads_as_torchvisions_image_folder_does(tmp_path):
@@ -117,11 +113,9 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path):
 
 
 def arrays(**changes):
-    whole = {
-        "arr_0": np.arange(4 * SIDE * SIDE * 3, dtype=np.uint8).reshape(4, SIDE, SIDE, 3),
-        "arr_1": np.array([0, 2, 1, 2]),
-    }
-    return {k: v for k, v in {**whole, **changes}.items() if v is not None}
+    pixels = np.arange(4 * SIDE * SIDE * 3, dtype=np.uint8).reshape(4, SIDE, SIDE, 3)
+    whole = {"arr_0": pixels, "arr_1": np.array([0, 2, 1, 2])} | changes
+    return {name: values for name, values in whole.items() if values is not None}
 
 
 def test_an_npz_file_loads_in_its_order(tmp_path):
@@ -188,20 +182,17 @@ def test_latents_come_back_as_they_were_saved(tmp_path):
     assert again.split(0.5, 0)[0].space == "SD15"
 
 
-@pytest.mark.parametrize(
-    "changes, said",
-    [
+def test_latents_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for changes, said in (
         ({"images": torch.zeros(12, 4, 8)}, r"latents torch.float32 \(12, 4, 8\)"),
         ({"labels": torch.zeros(5)}, r"labels torch.int64 \(5,\)"),
         ({"labels": torch.arange(12)}, "labels from 0 to 11, but names 2 classes"),
         ({"images": torch.full((12, 4, 8, 8), float("nan"))}, "not finite"),
-    ],
-)
-def test_latents_that_do_not_fit_are_refused(tmp_path, changes, said):
-    path = tmp_path / "a.safetensors"
-    save_latents(path, some_latents(**changes))
-    with pytest.raises(ValueError, match=said):
-        load_images(path)
+    ):
+        save_latents(path, some_latents(**changes))
+        with pytest.raises(ValueError, match=said):
+            load_images(path)
     save_file({"weight": torch.zeros(2)}, path)
     for content in (path.read_bytes(), b"", b"nonsense", b"\xff" * 64):
         path.write_bytes(content)
@@ -223,10 +214,10 @@ def which(data):
     return data.images[:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize(
-    ("count", "share", "held"),
-    [(10, 0.0, 0), (10, 0.1, 1), (10, 0.14, 1), (10, 0.16, 2), (3, 0.99, 3), (4, 0.1, 0)],
-)
+HELD = [(10, 0.0, 0), (10, 0.1, 1), (10, 0.14, 1), (10, 0.16, 2), (3, 0.99, 3), (4, 0.1, 0)]
+
+
+@pytest.mark.parametrize(("count", "share", "held"), HELD)
 def test_a_split_loses_nothing(count, share, held):
     rest, out = numbered(count).split(share, 0)
     assert (len(out), len(rest)) == (held, count - held)
@@ -251,17 +242,12 @@ def test_a_digest_tells_data_apart():
     data = numbered(6)
     assert data.digest() == numbered(6).digest()
     assert len(data.digest()) == 32
-    images = data.images.clone()
+    images, labels = data.images.clone(), data.labels.clone()
     images[5, 0, 1, 1] += 1
-    labels = data.labels.clone()
     labels[0] = 1
-    others = [
-        LabelledImages(images, data.labels, data.names),
-        LabelledImages(data.images, labels, data.names),
-        LabelledImages(data.images, data.labels, ("a", "c")),
-        LabelledImages(data.images.view(6, 1, 1, 4), data.labels, data.names),
-    ]
-    assert len({one.digest() for one in (data, *others)}) == 5
+    changes = ({"images": images}, {"labels": labels}, {"names": ("a", "c")})
+    changes += ({"images": data.images.view(6, 1, 1, 4)},)
+    assert len({data.digest(), *(replace(data, **change).digest() for change in changes)}) == 5
 
 
 def test_of_large_data_a_part_is_looked_at(monkeypatch):
@@ -287,10 +273,8 @@ def test_grey_values_become_what_models_see():
 def test_mirror_images_are_mirrored_left_to_right():
     image = torch.arange(6.0).view(1, 1, 2, 3)
     chance = torch.Generator().manual_seed(0)
-    seen = [
-        tuple(one.flatten().tolist())
-        for one in Augment(flip=True)(image.expand(300, 1, 2, 3), chance)
-    ]
+    augmented = Augment(flip=True)(image.expand(300, 1, 2, 3), chance)
+    seen = [tuple(one.flatten().tolist()) for one in augmented]
     assert set(seen) == {(0, 1, 2, 3, 4, 5), (2, 1, 0, 5, 4, 3)}
     assert 0.4 < seen.count((0, 1, 2, 3, 4, 5)) / 300 < 0.6
     assert Augment()(image, chance) is image
@@ -327,13 +311,11 @@ def test_seeds_of_a_training_stay_what_they_were():
     assert seed_of(0) == 6569863346532939966
     assert seed_of(0, 1) == 5836529245451711556
     assert seed_of(-1, 3) == seed_of(2**64 - 1, 3) == 2691144761069918725
-    assert (draws.ORDER, draws.STEP, draws.WEIGHTS) == (0, 1, 2)
-    assert (draws.VALIDATION, draws.DROPOUT, draws.NETWORK) == (3, 4, 5)
+    words = ("ORDER", "STEP", "WEIGHTS", "VALIDATION", "DROPOUT", "NETWORK")
+    assert [getattr(draws, word) for word in words] == list(range(6))
     places = [seed_of(0, 1), seed_of(0, 2), seed_of(1, 1), seed_of(0, 1, 1), seed_of(0, 2, 1)]
     assert len(set(places)) == 5
     assert all(0 <= place < 2**63 for place in places)
     one, two = (torch.rand(3, generator=generator(4, 1, step)) for step in (0, 1))
-    assert not torch.equal(one, two)
-    assert torch.equal(
-        one, torch.rand(3, generator=torch.Generator().manual_seed(seed_of(4, 1, 0)))
-    )
+    same = torch.rand(3, generator=torch.Generator().manual_seed(seed_of(4, 1, 0)))
+    assert torch.equal(one, same) and not torch.equal(one, two)

@@ -69,9 +69,8 @@ def test_the_loop_reaches_the_minimum_and_returns_a_frozen_average():
 def test_the_learning_rate_falls_linearly():
     """AdamW goes by the rate where the gradient is always the same: 4/4, 3/4, 2/4 and 1/4 of it."""
     network, seen = Weight(), []
-    run = TrainingContext(
-        on_step=lambda step, loss: seen.append((step, network.value.item(), loss))
-    )
+    seeing = lambda step, loss: seen.append((step, network.value.item(), loss))  # noqa: E731
+    run = TrainingContext(on_step=seeing)
     trained = optimised(network, run=run, learning_rate=0.1)
     assert [step for step, _, _ in seen] == [1, 2, 3, 4]
     assert [value for _, value, _ in seen] == pytest.approx([0.9, 0.825, 0.775, 0.75], abs=1e-5)
@@ -79,10 +78,12 @@ def test_the_learning_rate_falls_linearly():
     assert [loss for _, _, loss in seen] == trained.losses
 
 
-def test_weights_decay_as_the_recipe_says():
-    network = Weight()
-    optimised(network, lambda step: (torch.zeros(2),), steps=1, learning_rate=0.5, weight_decay=0.5)
+def test_weights_decay_and_a_step_has_its_own_gradient():
+    decays, network = {"steps": 1, "learning_rate": 0.5, "weight_decay": 0.5}, Weight()
+    optimised(network, lambda step: (torch.zeros(2),), **decays)
     assert network.value.item() == pytest.approx(0.75)
+    optimised(network, lambda step: (torch.full((2,), step + 1.0),), steps=3)
+    assert network.value.grad.item() == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
@@ -113,12 +114,6 @@ def test_parts_of_a_batch_are_averaged(bf16):
     trained = optimise(network, lambda step: (values,), loss, recipe)
     assert seen == [([1.0, 2.0], bf16), ([3.0, 6.0], bf16)]
     assert trained.losses == [pytest.approx(6.0)]
-    assert network.value.grad.item() == pytest.approx(3.0)
-
-
-def test_gradients_of_the_step_before_are_forgotten():
-    network = Weight()
-    optimised(network, lambda step: (torch.full((2,), step + 1.0),), steps=3)
     assert network.value.grad.item() == pytest.approx(3.0)
 
 
@@ -224,10 +219,7 @@ def test_a_new_classifier_says_how_it_was_trained(monkeypatch):
     assert about.training == expected | {"seconds": 3, "loss": trained.loss}
 
 
-@pytest.mark.parametrize(
-    ("steps", "often"), [(1, 100), (1000, 100), (1009, 100), (1010, 101), (5000, 500)]
-)
-def test_a_classifier_is_validated_ten_times(monkeypatch, steps, often):
+def test_a_classifier_is_validated_ten_times(monkeypatch):
     seen = {}
 
     def train(data, layout, schedule, recipe, **options):
@@ -235,10 +227,12 @@ def test_a_classifier_is_validated_ten_times(monkeypatch, steps, often):
         return Trained(half_unet(), [1.0], [])
 
     monkeypatch.setattr(new_classifier, "train_classifier", train)
-    plans = plan(recipe={"steps": steps}, patience=4, held_out=0.0, clean=True, augment=Augment(1))
-    new_classifier.new_classifier(plans, TrainingContext(title="one"))
-    run = seen["run"]
-    assert (run.validate_every, run.patience, run.title) == (often, 4, "one")
+    given = {"patience": 4, "held_out": 0.0, "clean": True, "augment": Augment(1)}
+    for steps, often in ((1, 100), (1000, 100), (1009, 100), (1010, 101), (5000, 500)):
+        plans = plan(recipe={"steps": steps}, **given)
+        new_classifier.new_classifier(plans, TrainingContext(title="one"))
+        run = seen["run"]
+        assert (run.validate_every, run.patience, run.title) == (often, 4, "one")
     assert (seen["clean"], seen["augment"], len(seen["held_out"])) == (True, Augment(1), 0)
 
 
@@ -309,19 +303,16 @@ def test_a_step_sees_images_noise_time_and_label():
     assert not torch.equal(other[1], noise)
     flipped = train_classifier.drawing(data, recipe, 5, Augment(flip=True))(0)
     assert not torch.equal(flipped[1], noise), "chance is drawn for the mirror images first"
-
-
-def test_noise_is_added_as_the_schedule_says():
     x0, noise = torch.full((2, 1, 2, 2), 3.0), torch.full((2, 1, 2, 2), 5.0)
     got = train_classifier.diffuse(x0, torch.tensor([1.0, 0.36]), noise)
     assert got.flatten(1)[:, 0].tolist() == pytest.approx([3.0, 0.6 * 3 + 0.8 * 5])
 
 
-def striped(count=64, channels=3):
+def striped():
     """Two classes: rows or columns of stripes, under noise."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 2
-    noise = torch.randint(0, 60, (count, channels, SIZE, SIZE), generator=generator)
+    labels = torch.arange(64) % 2
+    noise = torch.randint(0, 60, (64, 3, SIZE, SIZE), generator=generator)
     rows = (190 * (torch.arange(SIZE) % 2)).view(-1, 1).expand(SIZE, SIZE)
     stripes = torch.stack([rows, rows.T])[labels]
     images = (noise + stripes[:, None]).to(torch.uint8)
@@ -331,14 +322,10 @@ def striped(count=64, channels=3):
 SMALL = {"channel_mult": (1,), "attention_levels": (), "image_size": SIZE}
 
 
-@pytest.fixture(scope="module")
-def trained():
+def test_a_classifier_learns_what_is_easy_to_tell_apart():
     layout = classifier_layout(**SMALL, out_channels=2)
     recipe = OptimizerConfig(steps=60, batch_size=16, learning_rate=2e-3, ema=0.9)
-    return train(striped(), layout, NoiseSchedule("cosine"), recipe)
-
-
-def test_a_classifier_learns_what_is_easy_to_tell_apart(trained):
+    trained = train(striped(), layout, NoiseSchedule("cosine"), recipe)
     network, losses = trained.network, trained.losses
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     data = striped()
