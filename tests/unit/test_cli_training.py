@@ -27,9 +27,6 @@ BOTH = pytest.mark.parametrize("command", ["train-classifier", "train-diffusion"
 DATA = ["--data", "@data.npz"]
 
 
-# --- trainings, with networks and data small enough for a test -------------------------------
-
-
 def test_a_classifier_says_what_it_is(guidance):
     said = guidance(
         "train-classifier", "--data", "@pictures", "--output", "new/c.safetensors",
@@ -93,9 +90,6 @@ def test_a_training_that_cannot_be_is_refused_before_it_starts(guidance, command
     is_one_line(error, said)
     assert len(error.strip().splitlines()) == 1
     assert names_here() == []
-
-
-# --- what the options lead to ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -172,16 +166,10 @@ def test_a_classifier_is_planned_as_the_options_say(training, files):
     more += ["--shift", "2", "--held-out", "0.25", "--patience", "3", "--image-size", "8"]
     seen = training("train-classifier", *more, "--steps", "7")
     plan = seen["plan"]
-    assert plan == TrainingConfig(
-        data=plan.data,
-        layout=classifier_layout(pool="spatial", norm_groups=8),
-        noise_schedule="cosine",
-        recipe=OptimizerConfig(steps=7),
-        clean=True,
-        augment=Augment(2, True),
-        held_out=0.25,
-        patience=3,
-    )
+    layout = classifier_layout(pool="spatial", norm_groups=8)
+    expected = {"clean": True, "augment": Augment(2, True), "held_out": 0.25, "patience": 3}
+    expected |= {"noise_schedule": "cosine", "recipe": OptimizerConfig(steps=7)}
+    assert plan == TrainingConfig(plan.data, layout, **expected)
     assert plan.data.digest() == load_images(files / "data.npz").digest()
     assert seen["run"].resume.settings == json.loads(json.dumps(plan.settings()))
 
@@ -199,32 +187,22 @@ def test_a_diffusion_model_is_trained_as_the_options_say(training):
     more = ["--p-uncond", "0.5", "--shift", "2", "--flip", "--noise-schedule", "cosine"]
     seen = training("train-diffusion", *NETWORK, *more)
     assert (seen["p_uncond"], seen["augment"]) == (0.5, Augment(2, True))
-    settings = {
-        **asdict(seen["recipe"]),
-        "layout": asdict(unet_layout(norm_groups=8)),
-        "noise_schedule": "cosine",
-        "p_uncond": 0.5,
-        "augment": {"shift": 2, "flip": True},
-        "init": None,
-        "data": seen["data"].digest(),
-    }
+    settings = {"layout": asdict(unet_layout(norm_groups=8)), "noise_schedule": "cosine"}
+    settings |= {"p_uncond": 0.5, "augment": {"shift": 2, "flip": True}, "init": None}
+    settings |= {"data": seen["data"].digest(), **asdict(seen["recipe"])}
     assert seen["run"].resume.settings == json.loads(json.dumps(settings))
 
 
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        (["--fixed-variance"], {"out_channels": 3}),
-        (["--unconditional"], {"num_classes": None, "null_class": None}),
-        (["--p-uncond", "0"], {"num_classes": 3, "null_class": None}),
-        (["--p-uncond", "0.01"], {"num_classes": 4, "null_class": 3}),
-    ],
-)
-def test_the_layout_of_a_diffusion_model(training, more, expected):
-    layout = training("train-diffusion", *NETWORK, *more)["layout"]
-    assert layout == unet_layout(**expected, norm_groups=8)
-    named = read_checkpoint("a.safetensors").description.labels
-    assert named == (None if "--unconditional" in more else NAMES)
+def test_the_layout_of_a_diffusion_model(training):
+    for more, labels, expected in (
+        (["--fixed-variance"], NAMES, {"out_channels": 3}),
+        (["--unconditional"], None, {"num_classes": None, "null_class": None}),
+        (["--p-uncond", "0"], NAMES, {"num_classes": 3, "null_class": None}),
+        (["--p-uncond", "0.01"], NAMES, {"num_classes": 4, "null_class": 3}),
+    ):
+        layout = training("train-diffusion", *NETWORK, *more)["layout"]
+        assert layout == unet_layout(**expected, norm_groups=8)
+        assert read_checkpoint("a.safetensors").description.labels == labels
 
 
 def test_models_of_latents(training):

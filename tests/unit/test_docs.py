@@ -17,14 +17,10 @@ DERIVATION = ROOT / "docs" / "derivation.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
 README = {"en": ROOT / "README.md", "zh": ROOT / "README.zh.md"}
 NOT_OURS = {".venv", "node_modules", "output", "build", "dist", "data"}
-MARKDOWN = sorted(
-    file.relative_to(ROOT)
-    for file in ROOT.rglob("*.md")
-    if not any(
-        part in NOT_OURS or part.startswith(".") and part != ".github"
-        for part in file.relative_to(ROOT).parts
-    )
-)
+MARKDOWN = sorted(file.relative_to(ROOT) for file in ROOT.rglob("*.md"))
+HIDDEN = re.compile(r"\.(?!github)")
+MARKDOWN = [file for file in MARKDOWN if not NOT_OURS & {*file.parts}]
+MARKDOWN = [file for file in MARKDOWN if not any(map(HIDDEN.match, file.parts))]
 
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
 CODE = re.compile(r"`[^`\n]+`")
@@ -55,11 +51,6 @@ def anchor(words: str) -> str:
     return "".join(kept).replace(" ", "-")
 
 
-def places(file: Path) -> list[str]:
-    """The anchors of a document."""
-    return [anchor(words) for _, words in headings(file.read_text("utf-8"))]
-
-
 def links(text: str) -> list[str]:
     """The targets that are not other sites'."""
     targets = LINK.findall(CODE.sub("", prose(text)))
@@ -78,7 +69,9 @@ def broken(file: Path) -> list[str]:
     for target in links(read(file)):
         path, _, place = unquote(target).partition("#")
         there = (ROOT / file).parent / path if path else ROOT / file
-        if not there.exists() or (place and place not in places(there)):
+        if not there.exists() or (
+            place and place not in [anchor(words) for _, words in headings(read(there))]
+        ):
             found.append(target)
     return found
 
@@ -100,9 +93,6 @@ def exists(name: str) -> bool:
     return False
 
 
-# --- links and names ------------------------------------------------------------------------
-
-
 def test_these_are_the_documents():
     """The search finds them: a test of nothing would pass, too."""
     assert {Path("README.md"), Path("README.zh.md"), Path("docs/derivation.md")} < set(MARKDOWN)
@@ -122,9 +112,6 @@ def test_a_document_names_what_exists(file):
     assert not [one for one in equations if re.search(r"\\[!-/:-@\[-`{-~]", one)]
 
 
-# --- the derivation -------------------------------------------------------------------------
-
-
 def test_every_equation_names_what_computes_it():
     """The paragraph below each equation; that on the score says that nothing does, and why."""
     text = read(DERIVATION)
@@ -136,15 +123,9 @@ def test_every_equation_names_what_computes_it():
         assert NAME.search(below), block[2]
 
 
-# --- the index ------------------------------------------------------------------------------
-
-
 def test_the_index_leads_to_every_page():
     pages = {file.name for file in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert pages <= set(links(read(ROOT / "docs" / "README.md")))
-
-
-# --- the two READMEs ------------------------------------------------------------------------
 
 
 def test_readmes_have_the_same_parts():
@@ -175,9 +156,6 @@ def test_every_node_has_a_line_and_its_name(language):
     pattern = rf"^\| \[([^\]]+)\]\(web/docs/(\w+)/{language}\.md\) \|"
     found = {node: name for name, node in re.findall(pattern, read(README[language]), re.M)}
     assert found == {node: texts["display_name"] for node, texts in names.items()}
-
-
-# --- the pictures ---------------------------------------------------------------------------
 
 
 def test_the_plot_reads_the_table_of_results():

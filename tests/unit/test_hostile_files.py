@@ -289,19 +289,13 @@ def ending_after_the_file() -> bytes:
     return bytes(content)
 
 
-def ends() -> list[bytes]:
-    """Ends of an archive that torch and zipfile could take for others."""
-    records, directory = parts(WHOLE)
-    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
-    end_64 = b"PK\x06\x06" + bytes(52)
-    return [
-        WHOLE + b"more",
-        WHOLE[:-2] + b"\x04\x00more",  # a comment
-        records + directory + locator + WHOLE[-22:],
-        records + directory + end_64 + locator + WHOLE[-22:],  # that begins elsewhere
-        b"PK" + WHOLE,
-        WHOLE[-22:],
-    ]
+RECORDS, DIRECTORY = parts(WHOLE)
+LOCATOR = struct.pack("<4sLQL", b"PK\x06\x07", 0, 0, 1)
+ENDS = [  # of an archive that torch and zipfile could take for others
+    *[WHOLE + b"more", WHOLE[:-2] + b"\x04\x00more", b"PK" + WHOLE, WHOLE[-22:]],
+    RECORDS + DIRECTORY + LOCATOR + WHOLE[-22:],
+    RECORDS + DIRECTORY + b"PK\x06\x06" + bytes(52) + LOCATOR + WHOLE[-22:],  # begins elsewhere
+]
 
 
 def short(body: bytes, **records: bytes) -> bytes:
@@ -341,11 +335,7 @@ FILES = {
     ],
     "two sizes or types": [holding(stored(64, (4,), (1,)), HALVES)],
     "more than": [short(b"}" * 10**6), short(b"(" * 10**6), short(b")" + b"\x85" * 10**6)],
-    "is not a whole torch file": [
-        short(b"j\xfe\xff\xff\xff"),
-        short(b"j\xff\xff\xff\xff"),
-        *ends(),
-    ],
+    "is not a whole torch": [short(b"j\xfe\xff\xff\xff"), short(b"j\xff\xff\xff\xff"), *ENDS],
     "a key that is a tuple": [short(b"})" + b"q\x00h\x00\x86" * 90 + b"Ns")],  # hashed forever
     f"more than {MOST_TENSORS}": [many_tensors()],
     "compressed, which torch never": [archive(program(bytes(100 << 20)), zipfile.ZIP_DEFLATED)],
@@ -637,20 +627,15 @@ CONFIGS = [
     '{"a":' * 10**5,
     "[]",
     " " * (17 << 20) + "{}",
-    *map(
-        json.dumps,
-        [
-            {"num_labels": 10**9, "model_type": "vit"},
-            {"num_classes": 10**9, "architecture": "resnet18"},
-            {"num_hidden_layers": 10**9, "model_type": "vit"},
-            {"vision_config": {"depths": [2, 10**9]}, "model_type": "swin"},
-            {"hidden_size": 10**30, "model_type": "vit"},
-            {"id2label": {"9" * 5000: "a"}, "architectures": 7},
-            {"id2label": 7, "architectures": [7]},
-            {"pretrained_cfg": 7, "architecture": "resnet18", "label_names": 7},
-            {"auto_map": {"AutoModel": "evil.Model"}},
-        ],
-    ),
+    {"num_labels": 10**9, "model_type": "vit"},
+    {"num_classes": 10**9, "architecture": "resnet18"},
+    {"num_hidden_layers": 10**9, "model_type": "vit"},
+    {"vision_config": {"depths": [2, 10**9]}, "model_type": "swin"},
+    {"hidden_size": 10**30, "model_type": "vit"},
+    {"id2label": {"9" * 5000: "a"}, "architectures": 7},
+    {"id2label": 7, "architectures": [7]},
+    {"pretrained_cfg": 7, "architecture": "resnet18", "label_names": 7},
+    {"auto_map": {"AutoModel": "evil.Model"}},
 ]
 
 
@@ -660,6 +645,7 @@ def test_a_hostile_hugging_face_folder(tmp_path, config):
     folder.mkdir()
     from transformers import AutoConfig, AutoModelForImageClassification  # noqa: F401 (memory)
 
+    config = config if isinstance(config, str) else json.dumps(config)
     (folder / "config.json").write_text(config)
     save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
     with peak_growth() as grown, pytest.raises(CheckpointError) as caught:

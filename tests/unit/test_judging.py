@@ -15,8 +15,6 @@ from guidance.evaluation.compute_cost import ComputeCost, count_compute
 from guidance.evaluation.judge import Reference, check_judge, diversity, judge_samples, judged
 from guidance.evaluation.metrics import check_enough, frechet_distance, precision_recall
 
-# --- the judge -------------------------------------------------------------------------------
-
 
 def pictures(count, seed=0):
     generator = np.random.default_rng(seed)
@@ -105,9 +103,6 @@ def test_a_judge_has_to_be_of_this_pack_and_fit():
         reference.check((8, 4, 1), "a.npz")
 
 
-# --- what a run costs ------------------------------------------------------------------------
-
-
 def test_only_what_runs_in_the_block_is_counted(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 12.5])
     monkeypatch.setattr(compute_cost.time, "perf_counter", lambda: next(clock))
@@ -148,9 +143,6 @@ def gaussian(mean, covariance, count=200, seed=0):
 def covariance(dimensions, seed):
     root = normal(dimensions, dimensions, seed=seed)
     return root @ root.T + 0.1 * torch.eye(dimensions, dtype=torch.float64)
-
-
-# --- Frechet distance ------------------------------------------------------------------------
 
 
 def test_the_distance_of_gaussians_whose_covariances_commute():
@@ -195,9 +187,6 @@ def test_single_precision_far_from_zero_is_enough():
     assert frechet_distance(first, second) == pytest.approx(exact, rel=1e-6)
 
 
-# --- precision and recall --------------------------------------------------------------------
-
-
 def test_some_of_the_modes_cost_recall_and_others_cost_precision():
     near, far = normal(30, 5), normal(30, 5, seed=1) + 1000
     assert precision_recall(torch.cat([near, far]), near) == (1.0, 0.5)
@@ -218,9 +207,6 @@ def test_an_image_is_no_neighbour_of_itself_but_its_copies_are():
     near = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
     assert precision_recall(real[:4], near)[0] == 0.0
     assert precision_recall(real[1:], near)[0] == 1.0
-
-
-# --- errors ----------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -52,13 +52,8 @@ def append(**values):
 
 
 def test_what_is_kept_of_a_node():
-    assert [one["name"] for one in NODE["inputs"]] == [
-        "model",
-        "shape",
-        "model_name",
-        "seed",
-        "cap",
-    ]
+    names = [one["name"] for one in NODE["inputs"]]
+    assert names == [*INFO["input"]["required"], *INFO["input"]["optional"]]
     assert NODE["inputs"][0] == {"name": "model", "type": "MODEL"}
     assert "options" not in NODE["inputs"][2]  # the files of a machine
     assert NODE["inputs"][3]["control_after_generate"]

@@ -32,9 +32,6 @@ def sentence(refused, *arguments):
     return str(error.value)
 
 
-# --- pixels ----------------------------------------------------------------------------------
-
-
 def test_pixels_are_rounded_down_and_clamped():
     values = torch.tensor([-1.5, -1.0, 0.0, 0.9999, 1.0, 1.5])
     assert to_uint8(values.view(1, 1, 1, 6)).ravel().tolist() == [0, 0, 127, 254, 255, 255]
@@ -49,9 +46,6 @@ def test_channels_go_last_on_the_way_out_and_first_on_the_way_in():
     assert (out == pixels).all() and out.flags["C_CONTIGUOUS"]
     pixels[:] = 0
     assert float(images[1, 4, 2, 3]) == pytest.approx(119 / 127.5 - 1), "a copy"
-
-
-# --- grids -----------------------------------------------------------------------------------
 
 
 def plain(count, height=2, width=3, channels=3):
@@ -106,9 +100,6 @@ def test_samples_are_written_by_their_names_ending(tmp_path):
     for columns, size in ((3, (34, 12)), (None, (24, 20))):
         save_samples(tmp_path / "a.png", images, labels, columns)
         assert Image.open(tmp_path / "a.png").size == size
-
-
-# --- .npz files ------------------------------------------------------------------------------
 
 
 def written(path, **arrays):
@@ -188,9 +179,6 @@ def test_arrays_of_no_use_count_for_nothing(path, monkeypatch):
         load_samples(path)
 
 
-# --- pictures --------------------------------------------------------------------------------
-
-
 def forged(path, width, height):
     """A picture of a few bytes that claims another size."""
     Image.new("1", (8, 8)).save(path, format="PNG")
@@ -209,9 +197,6 @@ def test_how_many_pixels_a_picture_may_have(tmp_path, monkeypatch):
             open_picture(forged(tmp_path / "a.png", 16384, height))
         said = str(error.value.__cause__)
         assert said == reason if reason else "pixels" not in said
-
-
-# --- the small image of an upsampler ---------------------------------------------------------
 
 
 def test_it_is_enlarged_bilinearly():

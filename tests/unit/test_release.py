@@ -33,9 +33,6 @@ def read_yaml(path):
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-# --- versions --------------------------------------------------------------------------------
-
-
 def test_version_is_semantic_and_the_changelogs_newest(root):
     version = project(root)["project"]["version"]
     text = (root / "CHANGELOG.md").read_text("utf-8")
@@ -89,9 +86,6 @@ def test_a_file_that_names_another_version_is_named(tmp_path, file, text, said):
     assert file in problem and said in problem
 
 
-# --- what the pack may not do ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("folder", ["nodes", "guidance"])
 def test_no_version_of_another_program_is_compared(root, folder):
     """Features are asked for instead; looked up in the syntax, not in comments."""
@@ -120,9 +114,6 @@ def test_every_node_id_is_a_literal(root):
     assert found >= 17
 
 
-# --- on GitHub and in the Registry -------------------------------------------------------------
-
-
 def test_publishing_waits_for_all_tests(root):
     workflow = read_yaml(root / ".github" / "workflows" / "publish.yml")
     assert workflow[True] == {"push": {"tags": ["v*.*.*"]}}
@@ -133,15 +124,6 @@ def test_publishing_waits_for_all_tests(root):
     assert "check_release.py" in steps[-2]
     assert steps[-1].startswith("Comfy-Org/publish-node-action@")
     assert "workflow_call" in read_yaml(root / ".github" / "workflows" / "tests.yml")[True]
-
-
-def test_issue_forms_are_complete(root):
-    forms = sorted((root / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
-    assert [form.stem for form in forms] == ["bug_report", "config", "feature_request"]
-    for about in (read_yaml(form) for form in forms if form.stem != "config"):
-        assert about["name"] and about["description"]
-        ids = [part["id"] for part in about["body"] if part["type"] != "markdown"]
-        assert len(ids) == len(set(ids)) >= 3
 
 
 @pytest.mark.parametrize("name, ratio, most", [("icon", 1, 400), ("banner", 21 / 9, 1260)])

@@ -20,7 +20,7 @@ from guidance.__main__ import main
 from guidance.training import loop
 from guidance.training import resume as resume_module
 from guidance.training.data import LabelledImages
-from guidance.training.loop import OptimizerConfig, TrainingContext, optimise
+from guidance.training.loop import OptimizerConfig, TrainingContext
 from guidance.training.resume import ResumeFile, TrainingState, prune
 from guidance.training.train_classifier import train_classifier
 
@@ -44,11 +44,9 @@ def trained(resume=None, stop_at=None, dropout=0.0, **recipe):
 
     recipe = {"steps": 12, "batch_size": 6, "ema": 0.9} | recipe
     run = TrainingContext(resume=resume, on_step=on_step)
-    layout = classifier_layout(**SMALL, dropout=dropout)
+    layout, steps = classifier_layout(**SMALL, dropout=dropout), OptimizerConfig(**recipe)
     schedule = NoiseSchedule("linear")
-    return train_classifier(
-        data(), layout, schedule, OptimizerConfig(**recipe), held_out=data(), run=run
-    )
+    return train_classifier(data(), layout, schedule, steps, held_out=data(), run=run)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -98,22 +96,6 @@ def test_a_damaged_state_and_a_full_disk(tmp_path, no_room):
             trained(resume)
 
 
-# --- when a state is saved, and when it goes -----------------------------------------------
-
-
-class Weight(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.value = torch.nn.Parameter(torch.tensor([1.0]))
-
-
-STEPS = OptimizerConfig(steps=4, batch_size=2)
-
-
-def slope(network, rows):
-    return (network.value * rows).mean()
-
-
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch, number):
     file = ResumeFile(tmp_path / "a.resume", {})
@@ -126,17 +108,15 @@ def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch, number):
 
     monkeypatch.setattr(loop, "_average", average)
     with pytest.raises(Stop):
-        optimise(
-            Weight(), lambda step: (torch.ones(2),), slope, STEPS, TrainingContext(resume=file)
-        )
+        trained(file)
     assert not file.path.exists()
 
 
 def test_a_state_is_saved_when_the_last_time_is_long_enough_ago(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    network = Weight()
-    state = TrainingState(network, Weight(), torch.optim.AdamW(network.parameters()))
+    network = torch.nn.Linear(1, 1)
+    state = TrainingState(network, torch.nn.Linear(1, 1), torch.optim.AdamW(network.parameters()))
     file = ResumeFile(tmp_path / "a.resume", {})
     for moment, saved in ((129.9, False), (130.0, True), (159.9, False), (160.0, True)):
         now[0] = moment
@@ -156,8 +136,6 @@ def test_states_of_abandoned_trainings_are_deleted(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ages.keys() - {"old.resume"})
     assert prune(tmp_path / "missing", 30, tmp_path / "own.resume") == []
 
-
-# --- processes that are killed, and several at once -----------------------------------------
 
 # Forks trainings that save after each step, and kills them; torch is imported once.
 KILLER = """

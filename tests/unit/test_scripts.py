@@ -79,9 +79,6 @@ def test_run_error_tells_rejected_from_failed():
     assert "no envelope" in str(comfy_run.run_error({}, "no envelope"))
 
 
-# --- the demo -------------------------------------------------------------------------------
-
-
 def test_grid_has_a_row_for_each_seed(tmp_path):
     """Images arrive seed by seed, and each takes its place enlarged and unblurred."""
     images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)

@@ -25,9 +25,6 @@ from guidance.training.rng import Batches, generator, seed_of
 SIDE = 8
 
 
-# --- folders --------------------------------------------------------------------------------
-
-
 def write_folder(root, classes, size=(12, 8)):
     """A folder of class folders; every picture has a grey of its own."""
     shade = 0
@@ -107,9 +104,6 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path):
     (root / "dog" / "whole.png").write_bytes(whole)
     data = load_images(root, SIDE)
     assert (len(data), data.skipped) == (2, (str(Path("dog") / "broken.png"),))
-
-
-# --- files ----------------------------------------------------------------------------------
 
 
 def arrays(**changes):
@@ -200,9 +194,6 @@ def test_latents_that_do_not_fit_are_refused(tmp_path):
             load_images(path)
 
 
-# --- what is done with them -----------------------------------------------------------------
-
-
 def numbered(count, channels=1, side=2, names=("a", "b")):
     """Image i is filled with i; even and odd ones are the classes."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None]
@@ -289,9 +280,6 @@ def test_a_shift_goes_both_ways_and_repeats_the_edge():
     assert (4, 5, 5, 7, 8, 8, 7, 8, 8) in seen
     moved = Augment(shift=1)(image, torch.Generator().manual_seed(0))
     assert torch.equal(moved, shifted(image, 1, torch.Generator().manual_seed(0)))
-
-
-# --- chance ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 4, 10, 25])
