@@ -105,34 +105,21 @@ def test_a_schedule_is_json_or_a_file_of_it(tmp_path):
         options.read_schedule("x" * 150)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "rank", "found"),
-    [
-        (True, True, None, "cuda:0"),
-        (True, False, "2", "cuda:2"),
-        (False, True, "2", "mps"),
-        (False, False, None, "cpu"),
-    ],
-)
-def test_the_fastest_device_is_taken_where_none_is_named(monkeypatch, cuda, mps, rank, found):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    assert options.device() == options.device("") == torch.device(found)
-    assert options.device("cpu") == torch.device("cpu")
+def test_the_fastest_device_is_taken_where_none_is_named(monkeypatch):
+    for cuda, mps, rank, found in (
+        (True, True, {}, "cuda:0"),
+        (True, False, {"LOCAL_RANK": "2"}, "cuda:2"),
+        (False, True, {"LOCAL_RANK": "2"}, "mps"),
+        (False, False, {}, "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        monkeypatch.setattr(os, "environ", rank)
+        assert options.device() == options.device("") == torch.device(found)
+        assert options.device("cpu") == torch.device("cpu")
 
 
-def test_a_device_that_cannot_be_used_is_refused_in_one_short_line(monkeypatch):
-    for error in (RuntimeError, AssertionError, NotImplementedError):
-        monkeypatch.setattr(torch, "empty", raising(error("no" * 150 + "\nand more")))
-        with pytest.raises(ValueError, match="device is 'abacus'") as caught:
-            options.device("abacus")
-        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
-
-
-def test_threads_are_set_where_a_number_is_given(monkeypatch):
+def test_devices_and_threads_that_cannot_be_used(monkeypatch):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     for threads in (None, 1):
@@ -140,6 +127,11 @@ def test_threads_are_set_where_a_number_is_given(monkeypatch):
     with pytest.raises(ValueError, match="threads is 0"):
         options.set_threads(SimpleNamespace(threads=0))
     assert given == [1]
+    for error in (RuntimeError, AssertionError, NotImplementedError):
+        monkeypatch.setattr(torch, "empty", raising(error("no" * 150 + "\nand more")))
+        with pytest.raises(ValueError, match="device is 'abacus'") as caught:
+            options.device("abacus")
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
 def test_the_optimizer_is_what_the_options_say(monkeypatch):
@@ -232,9 +224,8 @@ def test_an_error_is_one_line_and_leaves_nothing(guidance, arguments, said):
     assert names_here() == []
 
 
-@pytest.mark.parametrize("output", ["file/a{}", "file/new/a{}", "folder{}"])
 @pytest.mark.parametrize("command", ["sample", "train-classifier", "train-diffusion", "evaluate"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(guidance, command, output):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(guidance, command):
     suffix = {"sample": ".npz", "evaluate": ".json"}.get(command, ".safetensors")
     Path("file").touch()
     Path(f"folder{suffix}").mkdir()
@@ -242,9 +233,10 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(guidance, c
         "sample": sample(),
         "evaluate": ["evaluate", "--samples", "@data.npz", "--judge", "@judge.safetensors"],
     }.get(command, [command, "--data", "@data.npz", *TRAINING])
-    error = guidance(*arguments, "--output", output.format(suffix), status=1)
-    is_one_line(error, f"output is {output.format(suffix)}")
-    assert len(error.strip().splitlines()) == 1
+    for output in (f"file/a{suffix}", f"file/new/a{suffix}", f"folder{suffix}"):
+        error = guidance(*arguments, "--output", output, status=1)
+        is_one_line(error, f"output is {output}")
+        assert len(error.strip().splitlines()) == 1
     assert names_here() == ["file", f"folder{suffix}"]
 
 

@@ -169,7 +169,7 @@ def test_a_classifier_is_planned_as_the_options_say(training, files):
     layout = classifier_layout(pool="spatial", norm_groups=8)
     expected = {"clean": True, "augment": Augment(2, True), "held_out": 0.25, "patience": 3}
     expected |= {"noise_schedule": "cosine", "recipe": OptimizerConfig(steps=7)}
-    assert plan == TrainingConfig(plan.data, layout, **expected)
+    assert plan == TrainingConfig(data=plan.data, layout=layout, **expected)
     assert plan.data.digest() == load_images(files / "data.npz").digest()
     assert seen["run"].resume.settings == json.loads(json.dumps(plan.settings()))
 

@@ -165,17 +165,14 @@ def test_the_plot_reads_the_table_of_results():
     assert which_guidance.tradeoff(found).width > 600
 
 
-def test_a_picture_is_drawn():
+def test_pictures_are_small_and_can_be_drawn():
     """With few steps: every row of the schedules, from the same noise."""
+    folder = ROOT / "docs" / "which_guidance"
+    files = {file.stem: file.stat().st_size for file in folder.glob("*.png")}
+    assert files.keys() == {*which_guidance.PICTURES, "tradeoff"}
+    assert max(files.values()) < 150_000
     draw = which_guidance.drawer(steps="ddim2", labels=(3, 5))
     drawn = [(row.words, draw(row)) for row in which_guidance.PICTURES["schedule"]]
     assert [each.passes for _, each in drawn][0] == 4
     picture = which_guidance.grid(drawn, labels=(3, 5))
     assert picture.height > 6 * which_guidance.TILE
-
-
-def test_pictures_are_all_there_and_small():
-    folder = ROOT / "docs" / "which_guidance"
-    files = {file.stem: file.stat().st_size for file in folder.glob("*.png")}
-    assert files.keys() == {*which_guidance.PICTURES, "tradeoff"}
-    assert max(files.values()) < 150_000

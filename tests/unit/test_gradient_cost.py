@@ -41,19 +41,17 @@ def kept_by(compute):
     return sum(storage.nbytes() for storage in storages.values())
 
 
+LAYERS = [
+    *[(layers.Conv2d, 4, 6, size, stride, size // 2) for size, stride in ((3, 1), (3, 2), (1, 1))],
+    (layers.GroupNorm, 2, 4),
+]
+
+
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: layers.Conv2d(4, 6, 3, padding=1),
-        lambda: layers.Conv2d(4, 6, 3, stride=2, padding=1),
-        lambda: layers.Conv2d(4, 6, 1),
-        lambda: layers.GroupNorm(2, 4),
-    ],
-)
+@pytest.mark.parametrize("layer", LAYERS)
 def test_frozen_layers_have_torchs_gradient(layer, memory):
     torch.manual_seed(0)
-    layer = layer().double()
+    layer = layer[0](*layer[1:]).double()
     for weight in layer.parameters():
         torch.nn.init.normal_(weight)
     x = (torch.randn(3, 4, 6, 8, dtype=torch.float64) + 2).contiguous(memory_format=memory)

@@ -180,8 +180,6 @@ def test_a_pickle_that_runs_code_does_not(marker, kind):
     assert marker.exists(), "the trap works, so its absence above means something"
 
 
-# --- the modules that open files -------------------------------------------------------------
-
 OPENERS = {
     "guidance/core/bounded_read.py": {"open", "safe_open", "ZipFile", "loads"},
     "guidance/checkpoints/torch_format.py": {"open", "load"},  # of what was looked at
@@ -485,9 +483,6 @@ def test_a_pipe_is_not_waited_for(tmp_path, name):
         read_checkpoint(tmp_path / name)
 
 
-# --- training data ---------------------------------------------------------------------------
-
-
 def npz(path: Path, **records: bytes) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in records.items():
@@ -567,8 +562,6 @@ def test_hostile_latents(tmp_path):
         refused(load_latents, path)
 
 
-# --- states of trainings ---------------------------------------------------------------------
-
 SETTINGS = {"steps": 3}
 PROGRESS = {"settings": SETTINGS, "losses": [], "validations": []}
 
@@ -611,9 +604,6 @@ def test_hostile_states_of_a_training(tmp_path):
     file.path.write_bytes(program(system(tmp_path / "it_ran")))
     refused(lambda path: file.read_into(a_state()), file.path)
     assert not (tmp_path / "it_ran").exists()
-
-
-# --- JSON ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"[" * 10**5, b"\xff\xfe", b" " * (17 << 20) + b"1"])

@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from guidance import CheckpointError, load_classifier, load_image_classifier
+from guidance.checkpoints.hugging_face import _processing
 from guidance.checkpoints.image_classifiers import (
     classes_of_image_classifier,
     open_image_classifier,
 )
+from guidance.checkpoints.torchvision import _preprocessing
 
 NAMES = ("cat", "dog", "zebra")
 
@@ -65,14 +67,9 @@ def randomised(network, seed=0):
     return network.eval()
 
 
-# --- preprocessing ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [(48, 60), (300, 200), (224, 224)])
 @pytest.mark.parametrize("name", ["resnet18", "swin_v2_t", "efficientnet_b1"])
 def test_it_is_torchvisions(models, name, size):
-    from guidance.checkpoints.torchvision import _preprocessing
-
     preset = list(models.get_model_weights(name))[0].transforms()
     image, x = picture(*size)
     as_tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -94,8 +91,6 @@ PROCESSORS = [
 @pytest.mark.parametrize(("kind", "options"), PROCESSORS)
 def test_it_is_transformers(transformers, tmp_path, kind, options):
     """From the file that the image processor itself writes."""
-    from guidance.checkpoints.hugging_face import _processing
-
     processor = getattr(transformers, kind)(**options)
     processor.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -106,9 +101,6 @@ def test_it_is_transformers(transformers, tmp_path, kind, options):
     # theirs rounds to 256 levels after resizing
     level = (got - expected).abs() / (got.amax() - got.amin())
     assert level.max() < 0.01
-
-
-# --- Hugging Face ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -141,6 +133,10 @@ def test_a_folder_is_the_model_itself(vit, no_network):
     gradient, _ = loaded.image_gradient(images(), torch.tensor([0, 2]))
     assert gradient.shape == images().shape and gradient.abs().max() > 0
     assert classes_of_image_classifier(folder) == (3, NAMES)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("*.safetensors"))) > 1, "weights in parts"
+    assert torch.allclose(load_image_classifier(folder).image_log_probs(x), expected, atol=1e-5)
 
 
 def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
@@ -155,17 +151,6 @@ def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
     loaded = load_image_classifier(tmp_path, dtype="auto")  # fp32, on a CPU
     assert next(loaded.network.parameters()).dtype == torch.float32
     assert loaded.image_log_probs(images()).shape == (2, 4)
-
-
-def test_weights_in_parts(vit, no_network):
-    folder, model = vit
-    model.save_pretrained(folder, max_shard_size="40KB")
-    (folder / "model.safetensors").unlink()
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    x = images(1, 32)
-    with torch.no_grad():
-        expected = model(pixel_values=x).logits.log_softmax(dim=1)
-    assert torch.allclose(load_image_classifier(folder).image_log_probs(x), expected, atol=1e-5)
 
 
 PREPARING, WEIGHTS = "preprocessor_config.json", "model.safetensors"
@@ -248,9 +233,6 @@ def test_folders_that_are_refused(vit, no_network, break_it, said):
     assert "\n" not in str(caught.value)
 
 
-# --- timm ------------------------------------------------------------------------------------
-
-
 def timm_folder(folder, tensors, **config):
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
@@ -283,8 +265,7 @@ def test_a_timm_folder(tmp_path, no_network):
         expected = model(transform(image)[None]).log_softmax(dim=1)
     assert (loaded.image_log_probs(x) - expected).abs().max() < 0.05
     for refused in ({"architecture": "hf-hub:x/y"}, {"model_args": {"checkpoint_path": "x.pth"}}):
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | refused))
+        changed(**refused)(folder)
         with pytest.raises(CheckpointError, match="cannot be read as an image classifier of timm"):
             open_image_classifier(folder)
 
@@ -299,9 +280,6 @@ def test_a_timm_config_that_asks_for_far_more_than_the_file_holds(tmp_path, monk
     with pytest.raises(CheckpointError, match="far more weights than the files hold"):
         open_image_classifier(folder)
     assert made and all(weight.is_meta for model in made for weight in model.parameters())
-
-
-# --- torchvision -----------------------------------------------------------------------------
 
 
 def same_answers(loaded, model):
@@ -367,9 +345,6 @@ def test_files_that_are_refused(models, tmp_path):
             open_image_classifier(tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="does not exist"):
         open_image_classifier(tmp_path / "nothing.pth")
-
-
-# --- the pack's own --------------------------------------------------------------------------
 
 
 def test_the_packs_own_clean_classifier(root):

@@ -196,7 +196,7 @@ def arguments(npz, output, steps):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(3, 40), pytest.param(20, 600, marks=pytest.mark.long)]
+    ("kills", "steps"), [(3, 24), pytest.param(20, 600, marks=pytest.mark.long)]
 )
 def test_killed_many_times(root, npz, tmp_path, kills, steps):
     """It always goes on, and ends as a training that nobody killed."""

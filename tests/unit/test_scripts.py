@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import comfy_run
 import comfyui as tools
 import demo
 
@@ -66,17 +65,6 @@ while True:
     time.sleep(0.5)
     assert size > 0
     assert ticks.stat().st_size == size
-
-
-def test_run_error_tells_rejected_from_failed():
-    """Who reads the error needs to know whether the workflow or a node is at fault."""
-    rejected = {
-        "error": {"code": "prompt_rejected", "message": "m", "details": {"node_errors": []}}
-    }
-    failed = {"error": {"code": "execution_error", "message": "m", "details": {"node_id": "1"}}}
-    assert isinstance(comfy_run.run_error(rejected, ""), comfy_run.WorkflowRejected)
-    assert isinstance(comfy_run.run_error(failed, ""), comfy_run.WorkflowFailed)
-    assert "no envelope" in str(comfy_run.run_error({}, "no envelope"))
 
 
 def test_grid_has_a_row_for_each_seed(tmp_path):

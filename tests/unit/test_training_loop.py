@@ -20,8 +20,6 @@ from guidance.training.train_classifier import accuracy
 from guidance.training.train_classifier import train_classifier as train
 from guidance.training.train_diffusion import VarianceLoss, drop_labels, train_diffusion
 
-# --- the loop -------------------------------------------------------------------------------
-
 
 class Weight(torch.nn.Module):
     def __init__(self, value=1.0):
@@ -173,9 +171,6 @@ def test_too_little_memory_is_said_with_what_to_try():
             train(error)
     with pytest.raises(RuntimeError, match="a bug"):
         train(RuntimeError("a bug"))
-
-
-# --- classifiers ----------------------------------------------------------------------------
 
 
 def stripes(count=20):
@@ -343,9 +338,6 @@ def test_a_clean_classifier_sees_images_without_noise():
     assert accuracy(network, striped()) > 0.95
 
 
-# --- diffusion models -----------------------------------------------------------------------
-
-
 def test_the_share_of_dropped_labels():
     labels = torch.arange(3).repeat(4000)
     for share in (0.0, 0.1, 0.5, 1.0):
@@ -441,9 +433,6 @@ def test_the_variance_loss_is_least_at_the_right_variance(t):
     assert at(v_best) < min(at(-1.0), at(1.0))
     expected = 0.5 * float((best / low).log()) / np.log(2)
     assert at(v_best) == pytest.approx(expected, rel=0.02)
-
-
-# --- samples of a training ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
