@@ -13,7 +13,6 @@ from tiny_networks import (
     NAMES,
     SIZE,
     classifier_layout,
-    diffusion_model,
     half_unet,
     unet,
     unet_layout,
@@ -325,12 +324,6 @@ def test_a_description_of_an_impossible_network(tmp_path, key):
     path = write_model(tmp_path / "c.safetensors", half_unet(), labels=None)
     for value in IMPOSSIBLE[key]:
         refused(changed(path, of_layout={key: value} | more), use=True)
-
-
-def test_a_diffusion_model_says_which_sizes_it_can_halve():
-    model = diffusion_model(num_classes=None, null_class=None)
-    with pytest.raises(ValueError, match="halves its input 1 times.* multiples of 2; they are 7x8"):
-        model(torch.zeros(1, 3, 8, 7), torch.zeros(1), None)
 
 
 def test_a_file_can_be_saved_over_the_one_it_was_read_from(tmp_path):

@@ -66,22 +66,18 @@ def test_a_wrong_command_line_shows_the_usage(capsys, arguments, said):
     assert "usage: python -m guidance" in text and said in text.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
+def test_how_a_command_ends(monkeypatch, capsys):
+    for error, status, said in (
         (None, 0, ""),
         (ValueError("it is 3."), 1, "error: it is 3.\n"),
         (OSError("it is 3."), 1, "error: it is 3.\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted; nothing was written.\n"),
         (KeyboardInterrupt("kept: 2 rows."), 130, "\nkept: 2 rows.\n"),
-    ],
-    ids=repr,
-)
-def test_how_a_command_ends(monkeypatch, capsys, error, status, said):
-    monkeypatch.setattr("guidance.cli.info.run", raising(error) if error else print)
-    assert main(["info", "f"]) == status
-    assert capsys.readouterr().err == said
-    monkeypatch.setattr("guidance.cli.info.run", lambda args: {}["a bug"])
+    ):
+        monkeypatch.setattr("guidance.cli.info.run", raising(error) if error else print)
+        assert main(["info", "f"]) == status
+        assert capsys.readouterr().err == said
+    monkeypatch.setattr("guidance.cli.info.run", raising(KeyError("a bug")))
     with pytest.raises(KeyError):
         main(["info", "f"])
 

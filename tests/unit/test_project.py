@@ -19,7 +19,6 @@ else:
     import tomli as tomllib
 
 pytestmark = pytest.mark.processes
-OLDEST_PYTHON = (3, 10)
 OF_HOST = {"comfy", "comfy_extras", "folder_paths", "server"}
 COMFYUI = OF_HOST | {"comfy_api", "comfy_execution", "nodes"}  # comfy_api is for nodes/, too
 MOST_LINES = 400
@@ -147,12 +146,3 @@ def test_no_file_of_code_is_long(root):
     lines = {str(file.relative_to(root)): file.read_text("utf-8").count("\n") for file in files}
     assert len(lines) > 100
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
-
-
-def test_oldest_python_can_read_it(root):
-    """Everything that ships parses as the oldest Python that is supported."""
-    files = [root / "run.py", root / "__init__.py"]
-    for folder in ("guidance", "nodes", "scripts"):
-        files += python_files(root, folder)
-    for file in filter(Path.exists, files):
-        ast.parse(file.read_text("utf-8"), filename=str(file), feature_version=OLDEST_PYTHON)
