@@ -34,15 +34,10 @@ from guidance.core.images import load_samples, open_picture
 from guidance.training.data import load_images, load_latents
 from guidance.training.resume import ResumeFile, TrainingState
 
-# --- pickles that run code -------------------------------------------------------------------
 
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def data(value: bytes) -> bytes:
-    return b"B" + struct.pack("<I", len(value)) + value
+def text(value: str | bytes) -> bytes:
+    content = value if isinstance(value, bytes) else value.encode()
+    return (b"B" if content is value else b"X") + struct.pack("<I", len(content)) + content
 
 
 def call(module: str, name: str, *arguments: str) -> bytes:
@@ -130,9 +125,9 @@ TRAPS = {
     ),
     "a number of the registry": a_number_of_the_registry,
     "a module": a_module_that_runs_when_imported,
-    "a pickle in a pickle": lambda m: b"cpickle\nloads\n" + data(program(system(m))) + b"\x85R",
+    "a pickle in a pickle": lambda m: b"cpickle\nloads\n" + text(program(system(m))) + b"\x85R",
     "a torch file in a pickle": lambda m: (
-        b"ctorch.storage\n_load_from_bytes\n" + data(legacy(program(system(m)))) + b"\x85R"
+        b"ctorch.storage\n_load_from_bytes\n" + text(legacy(program(system(m)))) + b"\x85R"
     ),
     "a key": lambda m: b"}" + system(m) + b"K\x01s",
     "a value": lambda m: b"}" + text("weight") + system(m) + b"s",
@@ -206,9 +201,6 @@ def test_files_are_opened_in_the_reading_room_alone(root):
         name = file.relative_to(root).as_posix()
         found = opened_by(file) - {"read_text"}
         assert found <= OPENERS.get(name, set()), f"{name} calls {found}"
-
-
-# --- torch files that claim too much ---------------------------------------------------------
 
 
 def refused(read, path: Path, *arguments) -> str:
@@ -413,9 +405,6 @@ def test_every_cut_of_a_file(tmp_path, name, save):
     for size in range(0, len(content), 5):
         path.write_bytes(content[:size])
         assert "again" in outcome(path)
-
-
-# --- safetensors -----------------------------------------------------------------------------
 
 
 def headed(header: bytes | dict, numbers: bytes = b"") -> bytes:
