@@ -38,8 +38,7 @@ def test_arrays_for_the_evaluator(guidance):
 
 def test_a_grid(guidance):
     guidance(*sample("--output", "a.png", "--num-samples", "6", "--columns", "3"))
-    gap, step = 2 * 2, 2 * (SIZE + 2)
-    assert Image.open("a.png").size == (3 * step + gap, 2 * step + gap)
+    assert Image.open("a.png").size == tuple(2 * (n * (SIZE + 2) + 2) for n in (3, 2))
 
 
 def test_guidance_reaches_the_images(guidance):

@@ -32,12 +32,9 @@ def sentence(refused, *arguments):
     return str(error.value)
 
 
-def test_pixels_are_rounded_down_and_clamped():
+def test_pixels_are_rounded_down_and_clamped_and_their_channels_go_last():
     values = torch.tensor([-1.5, -1.0, 0.0, 0.9999, 1.0, 1.5])
     assert to_uint8(values.view(1, 1, 1, 6)).ravel().tolist() == [0, 0, 127, 254, 255, 255]
-
-
-def test_channels_go_last_on_the_way_out_and_first_on_the_way_in():
     pixels = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
     images = from_uint8(pixels)
     assert images.shape == (2, 5, 3, 4) and images.dtype == torch.float32

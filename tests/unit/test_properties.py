@@ -125,11 +125,11 @@ SMALL = half_unet(**{**LAYOUT, "channel_mult": (1,), "attention_levels": ()}).st
 
 
 fields = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=2)
-sizes = st.sampled_from([*LAYOUT, "image_size", "dropout"])
+layout_keys = st.sampled_from([*LAYOUT, "image_size", "dropout"])
 
 
 @PROFILE
-@given(changes=fields, layout=st.dictionaries(sizes, json_values, max_size=2))
+@given(changes=fields, layout=st.dictionaries(layout_keys, json_values, max_size=2))
 def test_any_description_ends_well(tmp_path, changes, layout):
     path = tmp_path / "a.safetensors"
     about = {"format": 1, "kind": "classifier", "noise_schedule": "linear"}

@@ -74,6 +74,8 @@ def test_the_learning_rate_falls_linearly():
     assert [value for _, value, _ in seen] == pytest.approx([0.9, 0.825, 0.775, 0.75], abs=1e-5)
     assert trained.losses == pytest.approx([1.0, 0.9, 0.825, 0.775], abs=1e-5)
     assert [loss for _, _, loss in seen] == trained.losses
+    last = Trained(None, [9.0] * 50 + [1.0, 3.0] * 100, []), Trained(None, [9.0, 1.0, 2.0], [])
+    assert [one.loss for one in last] == [2.0, 4.0], "of the last 200 steps"
 
 
 def test_weights_decay_and_a_step_has_its_own_gradient():
@@ -84,18 +86,15 @@ def test_weights_decay_and_a_step_has_its_own_gradient():
     assert network.value.grad.item() == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize(
-    ("ema", "expected"),
-    [
+def test_weights_are_averaged():
+    for ema, expected in (
         # at first the average follows within (1 + step) / (10 + step): 1/10, then 2/11
         (0.999, (0.1 * 1.0 + 0.9 * 0.9) * 2 / 11 + 0.85 * 9 / 11),
         (0.15, (0.1 * 1.0 + 0.9 * 0.9) * 0.15 + 0.85 * 0.85),
         (0.0, 0.85),
-    ],
-)
-def test_weights_are_averaged(ema, expected):
-    trained = optimised(steps=2, learning_rate=0.1, ema=ema)
-    assert trained.network.value.item() == pytest.approx(expected, abs=1e-5)
+    ):
+        trained = optimised(steps=2, learning_rate=0.1, ema=ema)
+        assert trained.network.value.item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -150,11 +149,6 @@ def test_a_training_stops_when_its_best_validation_is_so_old(losses, patience, s
     validate = lambda network: {"loss": next(seen)}  # noqa: E731
     run = TrainingContext(validate=validate, validate_every=1, patience=patience)
     assert len(optimised(steps=5, run=run).losses) == steps
-
-
-def test_the_loss_of_a_training_is_that_of_its_last_200_steps():
-    assert Trained(None, [9.0] * 50 + [1.0, 3.0] * 100, []).loss == 2.0
-    assert Trained(None, [9.0, 1.0, 2.0], []).loss == 4.0
 
 
 def test_too_little_memory_is_said_with_what_to_try():
