@@ -107,7 +107,13 @@ def _check_archive(file: BinaryIO) -> bool:
         raise Unsafe("a TorchScript program")
     if _content(file, records.get("byteorder"), 16) not in (b"", b"little"):
         raise ValueError("its numbers are big-endian")
-    storages = storages_of(_content(file, records["data.pkl"], MOST_PICKLE))
+    pickle = _content(file, records["data.pkl"], MOST_PICKLE)
+    if b"\x80\x04" <= pickle[:2] <= b"\x80\xff":
+        raise CheckpointError(
+            f"{Path(file.name).name} is pickled in protocol 4 or later, which torch's safe reader "
+            "does not take; save it again with torch.save's default protocol."
+        )
+    storages = storages_of(pickle)
     for key, (kind, count) in storages.items():
         _, size = records.get(f"data/{key}", (0, 0))
         if count * ITEM_SIZES[kind] > size:

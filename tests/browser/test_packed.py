@@ -17,6 +17,7 @@ from comfyui import comfy
 
 FIRST = "classifier_guided_digits"
 SAMPLER = "() => app.graph.nodes.find(n => n.type === 'KSampler')?.id"
+JUDGED = "() => app.graph.nodes.flatMap(n => n.widgets ?? []).find(w => w.name === 'seen')?.value"
 LEFT_OUT = {".ci", ".coverage", ".github", "scripts", "tests", "run.py"}
 MOST_BYTES = 20 * 2**20
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
@@ -152,4 +153,5 @@ def test_first_template_runs_in_the_page(page, server):
     assert run["status"]["status_str"] == "success", run["status"]
     images = [image for shown in run["outputs"].values() for image in shown.get("images", [])]
     assert len(images) == 10
+    page.wait(JUDGED)
     assert problems(server.log) == []

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_networks import CLASSES, NAMES, half_unet, unet, write_model
+from tiny_networks import CLASSES, NAMES, half_unet, unet
 
 from guidance import GuidanceSchedule
-from guidance.__main__ import COMMANDS, main
+from guidance.__main__ import main
 from guidance.checkpoints.checkpoint import Description, read_checkpoint, save_checkpoint
 from guidance.cli import options
 from guidance.training.loop import OptimizerConfig
@@ -32,6 +32,13 @@ def sample(*more):
     return ["sample", "--model", "@diffusion.safetensors", *SAMPLING, *more]
 
 
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
 def names_here():
     return sorted(path.name for path in Path.cwd().iterdir())
 
@@ -43,151 +50,65 @@ def is_one_line(text, said):
     assert all("|" in line for line in before)
 
 
-# --- the command line ------------------------------------------------------------------------
-
-
-def usage(capsys, *arguments, status=2):
-    """What argparse prints for a command line that it does not run."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    assert caught.value.code == status
-    printed = capsys.readouterr()
-    return printed.err if status else printed.out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_its_options(capsys, command):
-    text = usage(capsys, command, "--help", status=0)
-    assert f"usage: python -m guidance {command}" in text and "options:" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
+def test_a_wrong_command_line_shows_the_usage(capsys):
+    for arguments, said in (
         ([], "command"),
-        (["no-such-command"], "no-such-command"),
-        (["sample"], "--model, --output"),
-        (["evaluate"], "--judge"),
-        (["train-classifier"], "--data, --output"),
-        (["train-diffusion"], "--data, --output"),
-        (["info"], "file"),
-        (["convert"], "source, target"),
-        (["sample", "--method", "euler"], "--method"),
-        (["sample", "--gradient", "rough"], "--gradient"),
-        (["sample", "--dtype", "fp8"], "--dtype"),
-        (["sample", "--classifier-schedule", "sqrt"], "--classifier-schedule"),
-        (["sample", "--seed", "1.5"], "--seed"),
         (["evaluate", "--scales", "1,x"], "--scales"),
-        (["info", "f", "--attention-order", "random"], "--attention-order"),
-        (["train-classifier", "--noise-schedule", "auto"], "--noise-schedule"),
-        (["train-classifier", "--preset", "huge"], "--preset"),
         (["train-classifier", "--attention-levels", "1.5"], "--attention-levels"),
-        (["train-diffusion", "--steps", "1e3"], "--steps"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_wrong_command_line_shows_the_usage(capsys, arguments, said):
-    text = usage(capsys, *arguments)
-    assert "usage: python -m guidance" in text and said in text.splitlines()[-1]
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        text = capsys.readouterr().err
+        assert "usage: python -m guidance" in text and said in text.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
+def test_how_a_command_ends(monkeypatch, capsys):
+    for error, status, said in (
         (None, 0, ""),
         (ValueError("it is 3."), 1, "error: it is 3.\n"),
         (OSError("it is 3."), 1, "error: it is 3.\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted; nothing was written.\n"),
         (KeyboardInterrupt("kept: 2 rows."), 130, "\nkept: 2 rows.\n"),
-    ],
-    ids=repr,
-)
-def test_how_a_command_ends(monkeypatch, capsys, error, status, said):
-    def run(args):
-        if error is not None:
-            raise error
-
-    monkeypatch.setattr("guidance.cli.info.run", run)
-    assert main(["info", "f"]) == status
-    assert capsys.readouterr().err == said
-
-
-def test_a_bug_is_not_hidden(monkeypatch):
-    monkeypatch.setattr("guidance.cli.info.run", lambda args: {}["a bug"])
+    ):
+        monkeypatch.setattr("guidance.cli.info.run", raising(error) if error else print)
+        assert main(["info", "f"]) == status
+        assert capsys.readouterr().err == said
+    monkeypatch.setattr("guidance.cli.info.run", raising(KeyError("a bug")))
     with pytest.raises(KeyError):
         main(["info", "f"])
 
 
-# --- what options are made of ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("read", "text", "found"),
-    [
-        (options.numbers, "", ()),
-        (options.numbers, " 1, ,-2.5,", (1.0, -2.5)),
-        (options.integers, "", ()),
-        (options.integers, "1, ,2,", (1, 2)),
-    ],
-)
-def test_lists_of_numbers(read, text, found):
-    assert read(text) == found
-    assert all(type(a) is type(b) for a, b in zip(read(text), found, strict=True))
-
-
-@pytest.mark.parametrize("text", [" 2.5", '  {"points": [[0, 4]]}', "[[0, 4], [1, 1]]"])
-def test_a_schedule_is_json_or_a_file_of_it(tmp_path, text):
-    schedule = GuidanceSchedule.from_json(text)
-    assert options.read_schedule(text) == (None, schedule)
+def test_lists_of_numbers_and_schedules_as_json_or_a_file(tmp_path):
+    assert options.numbers("") == options.integers("") == ()
+    assert options.numbers(" 1, ,-2.5,") == (1.0, -2.5) and options.integers("1, ,2,") == (1, 2)
     file = tmp_path / "a.json"
-    file.write_text(text)
-    assert options.read_schedule(str(file)) == (file, schedule)
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(b"\xff\xfe", "cannot be read"), (b'{"points": [[2, 1]]}', "a.json: A point is at percent 2")],
-)
-def test_a_file_of_a_schedule_that_cannot_be_used_is_named(tmp_path, content, said):
-    file = tmp_path / "a.json"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    for text in (" 2.5", '  {"points": [[0, 4]]}', "[[0, 4], [1, 1]]"):
+        schedule = GuidanceSchedule.from_json(text)
+        file.write_text(text)
+        assert options.read_schedule(text) == (None, schedule)
+        assert options.read_schedule(str(file)) == (file, schedule)
+    file.write_text('{"points": [[2, 1]]}')
+    with pytest.raises(ValueError, match="a.json: A point is at percent 2"):
         options.read_schedule(str(file))
     with pytest.raises(ValueError, match="'x{100}'"):  # and no more of it
         options.read_schedule("x" * 150)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "rank", "found"),
-    [
-        (True, True, None, "cuda:0"),
-        (True, False, "2", "cuda:2"),
-        (False, True, "2", "mps"),
-        (False, False, None, "cpu"),
-    ],
-)
-def test_the_fastest_device_is_taken_where_none_is_named(monkeypatch, cuda, mps, rank, found):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("LOCAL_RANK", rank)
-    assert options.device() == options.device("") == torch.device(found)
-    assert options.device("cpu") == torch.device("cpu")
+def test_the_fastest_device_is_taken_where_none_is_named(monkeypatch):
+    for cuda, mps, rank, found in (
+        (True, True, {}, "cuda:0"),
+        (True, False, {"LOCAL_RANK": "2"}, "cuda:2"),
+        (False, True, {"LOCAL_RANK": "2"}, "mps"),
+        (False, False, {}, "cpu"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+        monkeypatch.setattr(os, "environ", rank)
+        assert options.device() == options.device("") == torch.device(found)
+        assert options.device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, AssertionError, NotImplementedError])
-def test_a_device_that_cannot_be_used_is_refused_in_one_short_line(monkeypatch, error):
-    def empty(*_, **__):
-        raise error("no" * 150 + "\nand more")
-
-    monkeypatch.setattr(torch, "empty", empty)
-    with pytest.raises(ValueError, match="device is 'abacus'") as caught:
-        options.device("abacus")
-    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
-
-
-def test_threads_are_set_where_a_number_is_given(monkeypatch):
+def test_devices_and_threads_that_cannot_be_used(monkeypatch):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     for threads in (None, 1):
@@ -195,6 +116,11 @@ def test_threads_are_set_where_a_number_is_given(monkeypatch):
     with pytest.raises(ValueError, match="threads is 0"):
         options.set_threads(SimpleNamespace(threads=0))
     assert given == [1]
+    for error in (RuntimeError, AssertionError, NotImplementedError):
+        monkeypatch.setattr(torch, "empty", raising(error("no" * 150 + "\nand more")))
+        with pytest.raises(ValueError, match="device is 'abacus'") as caught:
+            options.device("abacus")
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
 def test_the_optimizer_is_what_the_options_say(monkeypatch):
@@ -203,16 +129,9 @@ def test_the_optimizer_is_what_the_options_say(monkeypatch):
     seen = []
     monkeypatch.setattr("guidance.cli.train_diffusion.run", seen.append)
     main(["train-diffusion", "--data", "d", "--output", "o", *more])
-    assert options.recipe(seen[0]) == OptimizerConfig(
-        steps=7,
-        batch_size=4,
-        learning_rate=0.5,
-        weight_decay=0.25,
-        ema=0.125,
-        seed=3,
-        bf16=True,
-        accumulate=2,
-    )
+    expected = {"steps": 7, "batch_size": 4, "learning_rate": 0.5, "weight_decay": 0.25}
+    expected |= {"ema": 0.125, "seed": 3, "bf16": True, "accumulate": 2}
+    assert options.recipe(seen[0]) == OptimizerConfig(**expected)
 
 
 @pytest.mark.parametrize("command", ["info", "convert"])
@@ -221,42 +140,16 @@ def test_what_a_file_cannot_tell_goes_to_its_reader(monkeypatch, command):
     monkeypatch.setattr(f"guidance.cli.{command}.run", seen.append)
     told = ["--noise-schedule", "cosine", "--num-heads", "4", "--attention-order", "new"]
     main([command, *["f", "g"][: 1 + (command == "convert")], *told])
-    assert options.architecture_overrides(seen[0]) == {
-        "noise_schedule": "cosine",
-        "num_heads": 4,
-        "num_head_channels": 0,
-        "attention_order": "new",
-    }
-
-
-# --- info and convert ------------------------------------------------------------------------
+    expected = {"noise_schedule": "cosine", "num_heads": 4, "num_head_channels": 0}
+    assert options.architecture_overrides(seen[0]) == expected | {"attention_order": "new"}
 
 
 def test_info_tells_what_is_in_a_file(guidance):
-    network = half_unet()
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    layout = half_unet().layout
     first, *lines = guidance("info", "@classifier.safetensors").splitlines()
-    assert all(part in first for part in ("classifier", f"{millions:.2f} M", "float32"))
-    assert "  noise schedule: linear (from metadata)" in lines
+    assert "classifier" in first and "float32" in first
     assert {"  space: rgb", "  labels: cat, catfish, zebra"} <= set(lines)
-    assert {f"  {name}: {value}" for name, value in asdict(network.layout).items()} <= set(lines)
-
-
-def test_info_of_a_model_that_knows_little(guidance):
-    network = unet(num_classes=None, null_class=None)
-    tensors = network.state_dict()
-    key = next(iter(tensors))
-    tensors[key] = tensors[key].half()
-    about = Description(
-        kind="diffusion",
-        layout=network.layout,
-        noise_schedule="cosine",
-        training={"steps": 3, "loss": 0.5},
-    )
-    save_checkpoint("d.safetensors", tensors, about)
-    said = guidance("info", "d.safetensors")
-    for part in ("float16, float32", "space: unknown", "no names", '{"steps": 3, "loss": 0.5}'):
-        assert part in said
+    assert {f"  {name}: {value}" for name, value in asdict(layout).items()} <= set(lines)
 
 
 WIDE = {"model_channels": 64, "num_head_channels": 64, "image_size": 64, "null_class": None}
@@ -284,20 +177,16 @@ def test_convert_can_change_dtype_and_noise_schedule(guidance):
 
 
 def test_convert_refuses_what_fits_no_network(guidance):
-    write_model("less.safetensors", half_unet())
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    with safe_open("less.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
+    tensors = unet().state_dict()
     tensors.pop(next(iter(tensors)))
-    save_file(tensors, "less.safetensors", metadata)
+    save_checkpoint(
+        "less.safetensors",
+        tensors,
+        Description(kind="diffusion", layout=unet().layout, noise_schedule="linear"),
+    )
     guidance("convert", "less.safetensors", "a.safetensors", status=1)
     assert names_here() == ["less.safetensors"]
 
-
-# --- errors ----------------------------------------------------------------------------------
 
 UNCOND = ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT]
 
@@ -306,27 +195,15 @@ UNCOND = ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT]
     ("arguments", "said"),
     [
         (["info", "missing.safetensors"], "missing.safetensors does not exist"),
-        (["info", "@data.npz"], "data.npz is not one of .safetensors"),
         (["convert", "@classifier.safetensors", "a.pt"], "a.pt; its name must end in .safetensors"),
         (sample("--output", "a.jpg"), "a.jpg; its name must end in .png"),
         (sample(*OUT, "--label", "zibra"), "did you mean 'zebra'?"),
-        (sample(*OUT, "--label", "ca"), "'cat' (0), 'catfish' (1)"),
-        (sample(*OUT, "--label", "3"), "label is 3, but the classes go from 0 to 2"),
-        (sample(*OUT, "--label", "1,,2"), "expected a class index or name"),
         (sample(*OUT, "--respacing", "abc"), "respacing is 'abc'"),
-        (sample(*OUT, "--respacing", "2000"), "2000 steps do not fit"),
-        (sample(*OUT, "--num-samples", "0"), "num_samples is 0"),
-        (sample(*OUT, "--eta", "2"), "eta is 2.0"),
         (sample(*OUT, "--device", "abacus"), "device is 'abacus'"),
-        (sample(*OUT, "--threads", "-1"), "threads is -1"),
-        (sample(*OUT, "--seed", str(2**70)), "seed is 1180591620717411303424"),
-        (sample(*OUT, "--image-size", "7"), "multiples of 2; they are 7x7"),
         (sample(*OUT, "--classifier", "@diffusion.safetensors"), "is an ADM diffusion model, not"),
         (sample(*OUT, "--schedule", "{"), "not readable JSON"),
-        (sample(*OUT, "--cfg-schedule", '{"points": [[2, 1]]}'), "percent 2"),
         (sample(*OUT, "--schedule", "4", "--cfg-schedule", "4"), "no --classifier"),
-        (["sample", "--model", "@classifier.safetensors", *OUT], "is a noisy classifier, not"),
-        ([*UNCOND, "--label", "1"], "Neither the model nor a classifier knows classes"),
+        ([*UNCOND, "--label", "1"], "Neither the model nor a classifier has classes"),
         ([*UNCOND, *CLASSIFIER, "--image-size", "16"], "takes 8x8 inputs"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -336,9 +213,8 @@ def test_an_error_is_one_line_and_leaves_nothing(guidance, arguments, said):
     assert names_here() == []
 
 
-@pytest.mark.parametrize("output", ["file/a{}", "file/new/a{}", "folder{}"])
 @pytest.mark.parametrize("command", ["sample", "train-classifier", "train-diffusion", "evaluate"])
-def test_an_output_that_cannot_be_written_is_refused_before_the_work(guidance, command, output):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(guidance, command):
     suffix = {"sample": ".npz", "evaluate": ".json"}.get(command, ".safetensors")
     Path("file").touch()
     Path(f"folder{suffix}").mkdir()
@@ -346,17 +222,14 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(guidance, c
         "sample": sample(),
         "evaluate": ["evaluate", "--samples", "@data.npz", "--judge", "@judge.safetensors"],
     }.get(command, [command, "--data", "@data.npz", *TRAINING])
-    error = guidance(*arguments, "--output", output.format(suffix), status=1)
-    is_one_line(error, f"output is {output.format(suffix)}")
-    assert len(error.strip().splitlines()) == 1
+    for output in (f"file/a{suffix}", f"file/new/a{suffix}", f"folder{suffix}"):
+        error = guidance(*arguments, "--output", output, status=1)
+        is_one_line(error, f"output is {output}")
+        assert len(error.strip().splitlines()) == 1
     assert names_here() == ["file", f"folder{suffix}"]
 
 
-# --- interruptions ---------------------------------------------------------------------------
-
-
-def stop(*_, **__):
-    raise KeyboardInterrupt
+stop = raising(KeyboardInterrupt())
 
 
 def half_file_then_stop(_, target, *__, **___):
@@ -371,8 +244,6 @@ def half_arrays_then_stop(file, **_):
 
 
 TRAIN = ["--data", "@data.npz", "--output", "out.safetensors", *TRAINING]
-EVALUATE = ["evaluate", "--model", "@diffusion.safetensors", "--judge", "@judge.safetensors"]
-EVALUATE += ["--cfg-scales", "1", "--num-samples", "1", "--output", "out.json", *SAMPLING]
 CONVERT = ["convert", "@classifier.safetensors", "out.safetensors"]
 ARRAYS = sample("--output", "out.npz", "--num-samples", "1")
 GRID = sample("--output", "out.png", "--num-samples", "1")
@@ -381,35 +252,24 @@ INTERRUPTIONS = {
     "in a classifier's training": (STEP, stop, ["train-classifier", *TRAIN]),
     "in a diffusion model's training": (STEP, stop, ["train-diffusion", *TRAIN]),
     "in saving a classifier": (SAVE_FILE, half_file_then_stop, ["train-classifier", *TRAIN]),
-    "in saving a diffusion model": (SAVE_FILE, half_file_then_stop, ["train-diffusion", *TRAIN]),
     "in converting": (SAVE_FILE, half_file_then_stop, CONVERT),
     "in sampling": ("guidance.sampling.loop.ddim_step", stop, ARRAYS),
     "in saving arrays": ("guidance.core.images.np.savez_compressed", half_arrays_then_stop, ARRAYS),
     "in saving a grid": ("PIL.Image.Image.save", half_file_then_stop, GRID),
-    "in evaluating": ("guidance.sampling.loop.ddim_step", stop, EVALUATE),
-    "in saving rows": ("guidance.core.atomic_write.os.replace", stop, EVALUATE),
 }
 
 
 @pytest.mark.parametrize("moment", INTERRUPTIONS)
-@pytest.mark.parametrize("before", [None, b"what was there"], ids=["new", "existing"])
-def test_an_interruption_leaves_no_half_file(guidance, monkeypatch, moment, before):
+def test_an_interruption_leaves_no_half_file(guidance, monkeypatch, moment):
     where, act, arguments = INTERRUPTIONS[moment]
     output = next(Path(a) for a in arguments if a.startswith("out."))
-    if before is not None:
-        output.write_bytes(before)
     monkeypatch.setattr(where, act)
-    said = guidance(*arguments, status=130)
-    assert "nothing was written" in said.strip().splitlines()[-1]
-    assert "Traceback" not in said
-    assert names_here() == ([] if before is None else [output.name])
-    assert before is None or output.read_bytes() == before
-
-
-def started(root, *arguments, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "guidance", *arguments]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **more)
+    for before in ([], [b"what was there"]):
+        for content in before:
+            output.write_bytes(content)
+        said = guidance(*arguments, status=130)
+        assert "nothing was written" in said.strip().splitlines()[-1] and "Traceback" not in said
+        assert [Path(name).read_bytes() for name in names_here()] == before
 
 
 @pytest.mark.processes
@@ -418,12 +278,13 @@ def test_ctrl_c_ends_a_training_without_a_trace(root, files, tmp_path):
     """A process started by a background shell ignores SIGINT, so it is told not to."""
     output = tmp_path / "c.safetensors"
     output.write_bytes(b"what was there")
-    process = started(
-        root,
-        *["train-classifier", "--data", str(files / "data.npz"), "--output", str(output)],
-        *[*TRAINING, "--steps", "1000000"],
+    command = [sys.executable, "-m", "guidance", "train-classifier", *TRAINING]
+    command += ["--data", str(files / "data.npz"), "--output", str(output), "--steps", "1000000"]
+    process = subprocess.Popen(
+        command,
+        **{"cwd": root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        stdout=subprocess.DEVNULL,
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
     )
     try:
         said = ""
@@ -433,8 +294,7 @@ def test_ctrl_c_ends_a_training_without_a_trace(root, files, tmp_path):
         said += process.communicate(timeout=300)[1]
     finally:
         process.kill()
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    assert process.returncode == 130 and "Traceback" not in said, said
     assert "the same command goes on" in said.strip().splitlines()[-1]
     assert (tmp_path / "c.safetensors.resume").stat().st_size > 1000
     assert output.read_bytes() == b"what was there"

@@ -41,19 +41,17 @@ def kept_by(compute):
     return sum(storage.nbytes() for storage in storages.values())
 
 
+LAYERS = [
+    *[(layers.Conv2d, 4, 6, size, stride, size // 2) for size, stride in ((3, 1), (3, 2), (1, 1))],
+    (layers.GroupNorm, 2, 4),
+]
+
+
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(
-    "layer",
-    [
-        lambda: layers.Conv2d(4, 6, 3, padding=1),
-        lambda: layers.Conv2d(4, 6, 3, stride=2, padding=1),
-        lambda: layers.Conv2d(4, 6, 1),
-        lambda: layers.GroupNorm(2, 4),
-    ],
-)
+@pytest.mark.parametrize("layer", LAYERS)
 def test_frozen_layers_have_torchs_gradient(layer, memory):
     torch.manual_seed(0)
-    layer = layer().double()
+    layer = layer[0](*layer[1:]).double()
     for weight in layer.parameters():
         torch.nn.init.normal_(weight)
     x = (torch.randn(3, 4, 6, 8, dtype=torch.float64) + 2).contiguous(memory_format=memory)
@@ -119,23 +117,16 @@ def test_parts_of_a_batch_give_the_same_gradient(at_once, label):
             assert (one - other).abs().max() < 1e-5 * other.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("at_once", "batch", "parts"),
-    [
-        (0, 5, [(0, 5)]),
-        (2, 5, [(0, 2), (2, 4), (4, 6)]),
-        (2, 4, [(0, 2), (2, 4)]),
-        (9, 5, [(0, 9)]),
-        (1, 2, [(0, 1), (1, 2)]),
-        (0, 0, [(0, 1)]),  # one part that is empty
-        (3, 0, [(0, 3)]),
-    ],
-)
-def test_parts_of_a_batch(at_once, batch, parts):
-    assert list(GradientMemoryPlan(at_once).parts(batch)) == [slice(*part) for part in parts]
-
-
 def test_plans_that_cannot_be():
+    for at_once, batch, parts in (
+        (0, 5, [slice(0, 5)]),
+        (2, 5, [slice(0, 2), slice(2, 4), slice(4, 6)]),
+        (2, 4, [slice(0, 2), slice(2, 4)]),
+        (9, 5, [slice(0, 9)]),
+        (0, 0, [slice(0, 1)]),  # one part that is empty
+        (3, 0, [slice(0, 3)]),
+    ):
+        assert list(GradientMemoryPlan(at_once).parts(batch)) == parts
     assert GradientMemoryPlan() == GradientMemoryPlan(images=0, recompute=False) == WHOLE
     GradientMemoryPlan(images=1).check(SmoothClassifier())
     GradientMemoryPlan(recompute=True).check(half_unet())
@@ -171,14 +162,12 @@ def test_the_memory_of_a_gradient(dtype, width):
     assert recomputed == width * (reads + 4 * largest)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model_channels": 64, "num_res_blocks": 2, "channel_mult": (1, 2, 3), "norm_groups": 8},
-        {"attention_levels": (0, 1), "num_res_blocks": 3},
-        {"channel_mult": (1, 1, 2, 2), "attention_levels": (2, 3)},
-    ],
-)
+ESTIMATED = [{"attention_levels": (0, 1), "num_res_blocks": 3}]
+ESTIMATED += [{"channel_mult": (1, 1, 2, 2), "attention_levels": (2, 3)}]
+MORE = {"num_res_blocks": 2, "channel_mult": (1, 2, 3), "norm_groups": 8}
+
+
+@pytest.mark.parametrize("changes", [*ESTIMATED, {"model_channels": 64, **MORE}])
 def test_the_estimate_is_what_torch_keeps_and_some_more(changes):
     layout = classifier_layout(image_size=32, num_head_channels=16, **changes)
     network = randomised(EncoderUNet(layout))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,11 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from guidance import CheckpointError, load_image_classifier
+from guidance import CheckpointError, load_classifier, load_image_classifier
+from guidance.checkpoints.hugging_face import _processing
 from guidance.checkpoints.image_classifiers import (
     classes_of_image_classifier,
     open_image_classifier,
 )
+from guidance.checkpoints.torchvision import _preprocessing
 
 NAMES = ("cat", "dog", "zebra")
 
@@ -63,14 +67,9 @@ def randomised(network, seed=0):
     return network.eval()
 
 
-# --- preprocessing ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("size", [(48, 60), (300, 200), (224, 224)])
 @pytest.mark.parametrize("name", ["resnet18", "swin_v2_t", "efficientnet_b1"])
 def test_it_is_torchvisions(models, name, size):
-    from guidance.checkpoints.torchvision import _preprocessing
-
     preset = list(models.get_model_weights(name))[0].transforms()
     image, x = picture(*size)
     as_tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -92,8 +91,6 @@ PROCESSORS = [
 @pytest.mark.parametrize(("kind", "options"), PROCESSORS)
 def test_it_is_transformers(transformers, tmp_path, kind, options):
     """From the file that the image processor itself writes."""
-    from guidance.checkpoints.hugging_face import _processing
-
     processor = getattr(transformers, kind)(**options)
     processor.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -106,22 +103,14 @@ def test_it_is_transformers(transformers, tmp_path, kind, options):
     assert level.max() < 0.01
 
 
-# --- Hugging Face ----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def vit(transformers, tmp_path):
     """A folder of a tiny ViT, and the model itself."""
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=8,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: index for index, name in enumerate(NAMES)},
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "image_size": 32, "patch_size": 8}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    names = dict(enumerate(NAMES))
+    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    config = transformers.ViTConfig(**sizes, **labels)
     torch.manual_seed(0)
     model = transformers.ViTForImageClassification(config).eval()
     folder = tmp_path / "tiny vit"
@@ -144,6 +133,10 @@ def test_a_folder_is_the_model_itself(vit, no_network):
     gradient, _ = loaded.image_gradient(images(), torch.tensor([0, 2]))
     assert gradient.shape == images().shape and gradient.abs().max() > 0
     assert classes_of_image_classifier(folder) == (3, NAMES)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("*.safetensors"))) > 1, "weights in parts"
+    assert torch.allclose(load_image_classifier(folder).image_log_probs(x), expected, atol=1e-5)
 
 
 def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
@@ -160,15 +153,7 @@ def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
     assert loaded.image_log_probs(images()).shape == (2, 4)
 
 
-def test_weights_in_parts(vit, no_network):
-    folder, model = vit
-    model.save_pretrained(folder, max_shard_size="40KB")
-    (folder / "model.safetensors").unlink()
-    assert len(list(folder.glob("*.safetensors"))) > 1
-    x = images(1, 32)
-    with torch.no_grad():
-        expected = model(pixel_values=x).logits.log_softmax(dim=1)
-    assert torch.allclose(load_image_classifier(folder).image_log_probs(x), expected, atol=1e-5)
+PREPARING, WEIGHTS = "preprocessor_config.json", "model.safetensors"
 
 
 def changed(name="config.json", **values):
@@ -183,52 +168,46 @@ def written(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
-def without(name):
-    return lambda folder: (folder / name).unlink()
+def renamed(*names, index=None):
+    """The weights under these names instead, and an index of parts."""
+
+    def change(folder):
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).unlink()
+        for name in names:
+            (folder / name).write_bytes(content)
+        if index:
+            (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": index}))
+
+    return change
 
 
-def only_bin(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+def weights(change):
+    def rewrite(folder):
+        tensors = change(load_file(folder / WEIGHTS))
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+    return rewrite
 
 
-def two_weights(folder):
-    weights = folder / "model.safetensors"
-    (folder / "a.safetensors").write_bytes(weights.read_bytes())
-    weights.rename(folder / "b.safetensors")
+def headless(tensors):
+    return {key: value for key, value in tensors.items() if "classifier" not in key}
 
 
-def missing_part(folder):
-    (folder / "model.safetensors").rename(folder / "one.safetensors")
-    index = {"weight_map": {"a": "../../etc/passwd", "b": "one.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def without_a_head(folder):
-    weights = load_file(folder / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if not key.startswith("classifier")}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-
-
-def not_a_number(folder):
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.bias"][0] = float("nan")
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-PREPARING = "preprocessor_config.json"
+PARTS = {"a": "../../etc/passwd", "b": "one.safetensors"}
 WRONG = [
-    (without("config.json"), "tiny vit has no config.json"),
+    (lambda folder: (folder / "config.json").unlink(), "tiny vit has no config.json"),
     (written("config.json", b"{"), "config.json in tiny vit cannot be read"),
-    (only_bin, "has only pytorch_model.bin, but model.safetensors is needed"),
-    (without("model.safetensors"), "has no weights, but model.safetensors is needed"),
-    (two_weights, "has a.safetensors, b.safetensors, but neither"),
-    (missing_part, "lacks '../../etc/passwd', a part of its weights"),
-    (written("model.safetensors", b"12345678910"), "is not a whole safetensors file"),
-    (without_a_head, "2 tensors are missing or do not fit, classifier"),
-    (not_a_number, "classifier.bias is not finite"),
+    (renamed("pytorch_model.bin"), "has only pytorch_model.bin, but model.safetensors is needed"),
+    (renamed(), "has no weights, but model.safetensors is needed"),
+    (renamed("a.safetensors", "b.safetensors"), "has a.safetensors, b.safetensors, but neither"),
+    (renamed("one.safetensors", index=PARTS), "lacks '../../etc/passwd', a part of its weights"),
+    (written(WEIGHTS, b"12345678910"), "is not a whole safetensors file"),
+    (weights(headless), "2 tensors are missing or do not fit, classifier"),
+    (weights(lambda old: old | {"classifier.bias": old["classifier.bias"] / 0}), "is not finite"),
     (written("adapter_config.json", b'{"base_model_name_or_path": "x/y"}'), "is an adapter"),
-    (changed(auto_map={"AutoConfig": "mine.Config"}), "wants code of its own"),
-    (changed(PREPARING, auto_map={"AutoImageProcessor": "x.Y"}), "wants code of its own"),
+    (changed(auto_map={"AutoConfig": "mine.Config"}), "needs code from its folder"),
+    (changed(PREPARING, auto_map={"AutoImageProcessor": "x.Y"}), "needs code from its folder"),
     (changed(quantization_config={"quant_method": "x"}), "is quantised"),
     (changed(architectures=["ViTModel"]), r"is not an image classifier .*ViTModel"),
     (changed(architectures=None), "is not an image classifier .*none"),
@@ -250,9 +229,6 @@ def test_folders_that_are_refused(vit, no_network, break_it, said):
     assert "\n" not in str(caught.value)
 
 
-# --- timm ------------------------------------------------------------------------------------
-
-
 def timm_folder(folder, tensors, **config):
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
@@ -264,7 +240,7 @@ def timm_folder(folder, tensors, **config):
 
 
 def test_timm_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    monkeypatch.setitem(sys.modules, "timm", None)
     folder = timm_folder(tmp_path / "t", {"a": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"model of timm \('resnet18'\).*pip install timm"):
         open_image_classifier(folder)
@@ -278,18 +254,14 @@ def test_a_timm_folder(tmp_path, no_network):
     folder = timm_folder(tmp_path / "t", model.state_dict())
     loaded = load_image_classifier(folder)
     assert loaded.labels == NAMES
-    transform = timm.data.create_transform(
-        **timm.data.resolve_data_config(
-            pretrained_cfg=json.loads((folder / "config.json").read_text())["pretrained_cfg"]
-        )
-    )
+    about = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=about))
     image, x = picture(60, 90)
     with torch.no_grad():
         expected = model(transform(image)[None]).log_softmax(dim=1)
     assert (loaded.image_log_probs(x) - expected).abs().max() < 0.05
     for refused in ({"architecture": "hf-hub:x/y"}, {"model_args": {"checkpoint_path": "x.pth"}}):
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | refused))
+        changed(**refused)(folder)
         with pytest.raises(CheckpointError, match="cannot be read as an image classifier of timm"):
             open_image_classifier(folder)
 
@@ -297,46 +269,41 @@ def test_a_timm_folder(tmp_path, no_network):
 def test_a_timm_config_that_asks_for_far_more_than_the_file_holds(tmp_path, monkeypatch):
     timm = pytest.importorskip("timm")
     made, create = [], timm.create_model
-
-    def created(*arguments, **options):
-        made.append(create(*arguments, **options))
-        return made[-1]
-
-    monkeypatch.setattr(timm, "create_model", created)
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **b: made.append(create(*a, **b)) or made[-1]
+    )
     folder = timm_folder(tmp_path / "t", {"a": torch.zeros(1000)})
     with pytest.raises(CheckpointError, match="far more weights than the files hold"):
         open_image_classifier(folder)
-    assert all(weight.is_meta for model in made for weight in model.parameters())
-    assert made
+    assert made and all(weight.is_meta for model in made for weight in model.parameters())
 
 
-# --- torchvision -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "file"),
-    [
-        ("resnet18", {"num_classes": 3}, "mine.pth"),
-        ("resnet18", {}, "resnet18-f37072fd.pth"),
-        ("mobilenet_v3_small", {"num_classes": 2}, "any.safetensors"),
-        ("squeezenet1_1", {"num_classes": 5}, "any.pt"),
-        ("shufflenet_v2_x0_5", {"num_classes": 5}, "any.pth"),
-    ],
-)
-def test_a_state_dict_is_recognised(models, tmp_path, no_network, name, options, file):
-    model = randomised(models.get_model_builder(name)(weights=None, **options))
-    path = tmp_path / file
-    if path.suffix == ".safetensors":
-        save_file(model.state_dict(), path)
-    else:
-        torch.save(model.state_dict(), path)
-    loaded = load_image_classifier(path)
-    assert type(loaded.network) is type(model)
-    assert loaded.num_classes == options.get("num_classes", 1000)
+def same_answers(loaded, model):
     x = images()
     with torch.no_grad():
         expected = model(loaded.preprocessing(x)).log_softmax(dim=1)
     assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-4
+
+
+def test_a_vision_transformer_of_another_size(models, tmp_path):
+    model = models.vit_b_16(num_classes=2, image_size=48)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    assert load_image_classifier(tmp_path / "vit.pth").preprocessing.crop == (48, 48)
+
+
+STATES = [("resnet18", {}, "resnet18-f37072fd.pth")]
+STATES += [("mobilenet_v3_small", {"num_classes": 2}, "any.safetensors")]
+STATES += [("shufflenet_v2_x0_5", {"num_classes": 5}, "any.pth")]
+
+
+@pytest.mark.parametrize(("name", "options", "file"), STATES)
+def test_a_state_dict_is_recognised(models, tmp_path, no_network, name, options, file):
+    model = randomised(models.get_model_builder(name)(weights=None, **options))
+    (save_file if ".safe" in file else torch.save)(model.state_dict(), tmp_path / file)
+    loaded = load_image_classifier(tmp_path / file)
+    assert type(loaded.network) is type(model)
+    assert loaded.num_classes == options.get("num_classes", 1000)
+    same_answers(loaded, model)
     if not options:
         assert loaded.labels[207] == "golden retriever"
         assert loaded.preprocessing.resize == 256  # of these weights
@@ -355,66 +322,26 @@ def test_older_files(models, tmp_path):
     }
     assert any(".norm.1." in key for key in old)
     torch.save(old, tmp_path / "densenet121.pth")
-    x = images()
-    loaded = load_image_classifier(tmp_path / "densenet121.pth")
-    with torch.no_grad():
-        expected = model(loaded.preprocessing(x)).log_softmax(dim=1)
-    assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-4
+    same_answers(load_image_classifier(tmp_path / "densenet121.pth"), model)
 
 
-def test_a_vision_transformer_of_another_size(models, tmp_path):
-    model = models.vit_b_16(num_classes=2, image_size=48)
-    torch.save(model.state_dict(), tmp_path / "vit.pth")
-    loaded = load_image_classifier(tmp_path / "vit.pth")
-    assert loaded.preprocessing.crop == (48, 48)
-    assert loaded.image_log_probs(images()).shape == (2, 2)
-
-
-class Trap:
-    """What a file that runs code when it is unpickled is made of."""
-
-    def __reduce__(self):
-        return (print, ("code ran",))
-
-
-def write_files(models, folder):
+def test_files_that_are_refused(models, tmp_path):
     model = models.resnet18(num_classes=3)
-    torch.save(model.state_dict() | {"more": torch.zeros(1)}, folder / "more.pth")
+    whole = model.state_dict()
     model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    torch.save(model.state_dict(), folder / "grey.pth")
-    broken = models.resnet18(num_classes=3)
-    broken.fc.bias.data[0] = float("inf")
-    torch.save(broken.state_dict(), folder / "broken.pth")
-    torch.save({"a": Trap()}, folder / "trap.pth")
-    (folder / "cut.safetensors").write_bytes(b"12345678910")
-    (folder / "name.txt").write_text("x")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("more.pth", "tensors fit none of torchvision's image classifiers"),
-        ("grey.pth", "grey.pth reads 1-channel images"),
-        ("broken.pth", "a weight that is not finite .* in 'fc.bias'"),
-        ("trap.pth", "holds more than tensors"),
-        ("cut.safetensors", "not a whole safetensors file"),
-        ("name.txt", "is not one of .safetensors"),
-        ("nothing.pth", "does not exist"),
-    ],
-)
-def test_files_that_are_refused(models, tmp_path, capsys, name, said):
-    write_files(models, tmp_path)
-    with pytest.raises(CheckpointError, match=said):
-        open_image_classifier(tmp_path / name)
-    assert "code ran" not in capsys.readouterr().out
-
-
-# --- the pack's own --------------------------------------------------------------------------
+    for said, tensors in (
+        ("fit none of torchvision's image classifiers", whole | {"more": torch.zeros(1)}),
+        ("a.pth reads 1-channel images", model.state_dict()),
+        ("not finite .* in 'fc.bias'", whole | {"fc.bias": whole["fc.bias"] / 0}),
+    ):
+        torch.save(tensors, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=said):
+            open_image_classifier(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        open_image_classifier(tmp_path / "nothing.pth")
 
 
 def test_the_packs_own_clean_classifier(root):
-    from guidance import load_classifier
-
     path = root / "models" / "classifiers" / "digits_judge.safetensors"
     loaded = load_image_classifier(path)
     x = images(2, 32)
@@ -423,19 +350,13 @@ def test_the_packs_own_clean_classifier(root):
     assert loaded.labels == tuple("0123456789")
     # its attention pool takes one size: others are resized to it
     assert loaded.image_log_probs(images(2, 50)).shape == (2, 10)
-
-
-def test_a_noisy_classifier_is_sent_to_its_own_loader(root):
-    path = root / "models" / "classifiers" / "digits_classifier.safetensors"
+    path = path.with_name("digits_classifier.safetensors")
     with pytest.raises(CheckpointError, match="trained on noisy images; load it with Load Noisy"):
         open_image_classifier(path)
 
 
 @pytest.mark.processes
 def test_starting_imports_nothing_heavy(root):
-    import subprocess
-    import sys
-
     script = "import sys, guidance; print([m for m in sys.modules if m.split('.')[0] in "
     script += "('transformers', 'torchvision', 'timm')])"
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)

@@ -12,21 +12,17 @@ from guidance.core.distributed import ALONE, Processes
 from guidance.evaluation import compute_cost, metrics
 from guidance.evaluation import judge as evaluation
 from guidance.evaluation.compute_cost import ComputeCost, count_compute
-from guidance.evaluation.judge import (
-    Reference,
-    check_judge,
-    diversity,
-    judge_samples,
-    judged,
-)
+from guidance.evaluation.judge import Reference, check_judge, diversity, judge_samples, judged
 from guidance.evaluation.metrics import check_enough, frechet_distance, precision_recall
-
-# --- the judge -------------------------------------------------------------------------------
 
 
 def pictures(count, seed=0):
     generator = np.random.default_rng(seed)
     return generator.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def seen(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def judge():
 
 def test_an_image_is_judged_as_it_is_at_timestep_0(judge):
     images = pictures(5)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
+    x = seen(images)
     maps = judge.network.features(x, torch.zeros(5))
     guesses, features = judged(judge, images)
     torch.testing.assert_close(features, maps.mean(dim=(2, 3)))
@@ -44,23 +40,21 @@ def test_an_image_is_judged_as_it_is_at_timestep_0(judge):
     assert not features.requires_grad
     later = judge.network.features(x, torch.ones(5)).mean(dim=(2, 3))
     assert not torch.allclose(features, later)
-
-
-def test_features_that_are_means_already_are_taken_as_they_are():
-    judge = noisy_classifier(pool="spatial")
-    images = pictures(2)
-    x = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-    expected = judge.network.features(x, torch.zeros(2))
+    spatial = noisy_classifier(pool="spatial")  # its features are means already
+    expected = spatial.network.features(x, torch.zeros(5))
     assert expected.ndim == 2
-    torch.testing.assert_close(judged(judge, images)[1], expected)
+    torch.testing.assert_close(judged(spatial, images)[1], expected)
 
 
-def test_parts_make_no_difference_to_the_judge(judge, monkeypatch):
-    whole = judged(judge, pictures(5))
+def test_parts_make_no_difference(judge, monkeypatch):
+    real, generated = normal(50, 4), normal(40, 4, seed=1)
+    whole, compared = judged(judge, pictures(5)), precision_recall(real, generated)
     monkeypatch.setattr(evaluation, "BATCH", 2)
+    monkeypatch.setattr(metrics, "CHUNK", 7)
     parts = judged(judge, pictures(5))
     assert torch.equal(parts[0], whole[0])
     torch.testing.assert_close(parts[1], whole[1])
+    assert precision_recall(real, generated) == compared and 0 < compared[0] < 1
 
 
 def test_the_score_of_samples(judge):
@@ -78,23 +72,16 @@ def test_the_score_of_samples(judge):
     assert (score.precision, score.recall) == precision_recall(real, features)
 
 
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
+def test_diversity_is_the_mean_distance_within_a_class():
+    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [6.0, 8.0], [6.0, 8.0]])
+    for labels, expected in (
         ([0, 0, 1, 1, 2], (5 + 10) / 2),
         ([1, 0, 2, 1, 2], (10 + 10) / 2),
         ([0, 1, 0, 0, 2], (0 + 10 + 10) / 3),
+        ([0, 0, 1, 1, 1], (5 + (10 + 10 + 0) / 3) / 2),  # each class counts equally
         ([0, 1, 2, 3, 4], 0.0),
-    ],
-)
-def test_diversity_is_the_mean_distance_within_a_class(labels, expected):
-    features = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [6.0, 8.0], [6.0, 8.0]])
-    assert diversity(features, torch.tensor(labels)) == pytest.approx(expected)
-
-
-def test_each_class_counts_equally():
-    features = torch.tensor([[0.0], [1.0], [0.0], [0.0], [0.0]])
-    assert diversity(features, torch.tensor([0, 0, 1, 1, 1])) == 0.5
+    ):
+        assert diversity(features, torch.tensor(labels)) == pytest.approx(expected)
 
 
 def test_a_judge_has_to_be_of_this_pack_and_fit():
@@ -107,23 +94,19 @@ def test_a_judge_has_to_be_of_this_pack_and_fit():
     judge.network = torch.nn.Linear(1, 1)
     with pytest.raises(ValueError, match="train-classifier"):
         check_judge(judge, (SIZE, SIZE, 3))
-
-
-def test_real_images_have_to_be_of_the_same_size():
     reference = Reference(torch.zeros(1, 1), (4, 8, 3), "real.npz")
     reference.check([4, 8, 3], "a.npz")
     with pytest.raises(ValueError, match="a.npz has images of 4x8x1, .* real.npz are 8x4x3"):
         reference.check((8, 4, 1), "a.npz")
 
 
-# --- what a run costs ------------------------------------------------------------------------
-
-
 def test_only_what_runs_in_the_block_is_counted(monkeypatch):
-    clock = iter([10.0, 12.5])
+    clock = iter([0.0, 1.0, 10.0, 12.5])
     monkeypatch.setattr(compute_cost.time, "perf_counter", lambda: next(clock))
     model, classifier = diffusion_model(), noisy_classifier()
     x, t = torch.zeros(3, 3, SIZE, SIZE), torch.zeros(3)
+    with pytest.raises(ValueError), count_compute(model, classifier):
+        raise ValueError
     with count_compute(model, classifier) as work:
         model(x, t, torch.tensor([0, 1, 2]))
         model(x[:1], t[:1], torch.tensor([0]))
@@ -143,13 +126,6 @@ def test_cost_is_shared_out_and_added_up(monkeypatch):
     assert shares[0].of_all(Processes(0, 2)) == ComputeCost(9, 6, 3.0)
 
 
-def test_a_block_that_fails_leaves_no_counters_behind():
-    model, classifier = diffusion_model(), noisy_classifier()
-    with pytest.raises(ValueError), count_compute(model, classifier):
-        raise ValueError
-    assert not model.network._forward_hooks and not classifier.network._forward_hooks
-
-
 def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -164,9 +140,6 @@ def gaussian(mean, covariance, count=200, seed=0):
 def covariance(dimensions, seed):
     root = normal(dimensions, dimensions, seed=seed)
     return root @ root.T + 0.1 * torch.eye(dimensions, dtype=torch.float64)
-
-
-# --- Frechet distance ------------------------------------------------------------------------
 
 
 def test_the_distance_of_gaussians_whose_covariances_commute():
@@ -211,19 +184,6 @@ def test_single_precision_far_from_zero_is_enough():
     assert frechet_distance(first, second) == pytest.approx(exact, rel=1e-6)
 
 
-# --- precision and recall --------------------------------------------------------------------
-
-
-def test_equal_sets_cover_each_other():
-    features = normal(60, 5).float()
-    assert precision_recall(features, features.flip(0)) == (1.0, 1.0)
-
-
-def test_sets_far_apart_have_nothing_in_common():
-    features = normal(60, 5)
-    assert precision_recall(features, features + 1000) == (0.0, 0.0)
-
-
 def test_some_of_the_modes_cost_recall_and_others_cost_precision():
     near, far = normal(30, 5), normal(30, 5, seed=1) + 1000
     assert precision_recall(torch.cat([near, far]), near) == (1.0, 0.5)
@@ -246,45 +206,23 @@ def test_an_image_is_no_neighbour_of_itself_but_its_copies_are():
     assert precision_recall(real[1:], near)[0] == 1.0
 
 
-def test_more_neighbours_reach_farther():
-    real, generated = normal(100, 10), normal(100, 10, seed=1) * 1.3
-    found = [precision_recall(real, generated, k) for k in (1, 3, 10)]
-    assert found[0][0] < found[1][0] < found[2][0]
-    assert found[0][1] < found[2][1]
-
-
-def test_parts_make_no_difference(monkeypatch):
-    real, generated = normal(50, 4), normal(40, 4, seed=1)
-    whole = precision_recall(real, generated)
-    monkeypatch.setattr(metrics, "CHUNK", 7)
-    assert precision_recall(real, generated) == whole
-    assert 0 < whole[0] < 1
-
-
-# --- errors ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("call", "said"),
-    [
-        (lambda: frechet_distance(normal(1, 4), normal(9, 4)), "1 images in a set; .* at least 2"),
-        (lambda: precision_recall(normal(9, 4), normal(3, 4)), "3 images in a set; .* at least 4"),
-        (lambda: precision_recall(normal(9, 4), normal(9, 4), 0), "neighbours is 0"),
-        (lambda: frechet_distance(normal(9, 4), normal(9, 5)), r"\(9, 4\) and \(9, 5\)"),
-        (lambda: frechet_distance(normal(4), normal(9, 2)), r"\(4,\) and \(9, 2\)"),
-        (lambda: frechet_distance(normal(9, 4) / 0, normal(9, 4)), "not finite"),
-        (lambda: check_enough(3, "a.npz has 3 images"), "a.npz has 3 images; .* at least 4"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused(call, said):
-    with pytest.raises(ValueError, match=said):
-        call()
+def test_what_cannot_be_compared_is_refused():
+    nine = normal(9, 4)
+    for said, call, *given in (
+        ("1 images in a set; .* at least 2", frechet_distance, normal(1, 4), nine),
+        ("3 images in a set; .* at least 4", precision_recall, nine, normal(3, 4)),
+        ("neighbours is 0", precision_recall, nine, nine, 0),
+        (r"\(9, 4\) and \(9, 5\)", frechet_distance, nine, normal(9, 5)),
+        (r"\(4,\) and \(9, 2\)", frechet_distance, normal(4), normal(9, 2)),
+        ("not finite", frechet_distance, nine / 0, nine),
+        ("a.npz has 3 images; .* at least 4", check_enough, 3, "a.npz has 3 images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call(*given)
 
 
 def test_the_smallest_sets_that_can_be_compared():
-    def line(*values):
-        return torch.tensor([[float(value)] for value in values])
-
+    line = lambda *values: torch.tensor([[float(value)] for value in values])  # noqa: E731
     check_enough(4, "a.npz has 4 images")
     assert frechet_distance(line(0, 2), line(1, 5)) == pytest.approx(4 + 2 + 8 - 2 * 4)
     assert precision_recall(line(0, 1, 2, 3), line(1, 2, 6, 7)) == (0.75, 1.0)

@@ -24,22 +24,15 @@ from guidance.checkpoints.checkpoint import (
 )
 
 # the same examples each time, and as many however slow the machine
-settings.register_profile(
-    "same",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    max_examples=40,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-PROFILE = settings.get_profile("same")
+SAME = {"derandomize": True, "deadline": None, "database": None, "max_examples": 40}
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+PROFILE = settings(**SAME, suppress_health_check=SLOW)
 
 READ = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32]
 READ += [torch.int16, torch.int8, torch.uint8, torch.bool]
 NOT_READ = [torch.complex64, torch.float8_e4m3fn, torch.uint16]
-names = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(
-    lambda name: name != "__metadata__"
-)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+names = texts.filter(lambda name: name != "__metadata__")
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 
@@ -79,9 +72,7 @@ def test_any_state_dict_comes_back(tmp_path, tensors, mmap):
 def test_any_safetensors_file_comes_back(tmp_path, tensors, about):
     assume(tensors)  # safetensors writes what it cannot read itself for metadata alone
     path = tmp_path / "a.safetensors"
-    tensors = {
-        name: value.contiguous() for name, value in tensors.items() if name != "__metadata__"
-    }
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     save_file(tensors, path, about)
     found, metadata = read_tensors(path)
     assert same(found, tensors) and metadata == about
@@ -91,9 +82,7 @@ def test_any_safetensors_file_comes_back(tmp_path, tensors, about):
 @given(tensors=state_dicts([*READ, *NOT_READ]), suffix=st.sampled_from([".pt", ".safetensors"]))
 def test_any_dtype_ends_well(tmp_path, tensors, suffix):
     path = tmp_path / f"a{suffix}"
-    tensors = {
-        name: value.contiguous() for name, value in tensors.items() if name != "__metadata__"
-    }
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
     (torch.save if suffix == ".pt" else save_file)(tensors, path)
     dtypes = {value.dtype for value in tensors.values()}
     try:
@@ -106,12 +95,8 @@ def test_any_dtype_ends_well(tmp_path, tensors, suffix):
 
 SHAPES = shapes_of(half_unet(model_channels=64, num_head_channels=64))
 sizes = st.one_of(st.integers(0, 3), st.integers(0, 2**40))
-changed = st.dictionaries(
-    st.sampled_from(sorted(SHAPES)),
-    st.one_of(st.none(), st.lists(sizes, max_size=4).map(tuple)),
-    min_size=1,
-    max_size=3,
-)
+new_shapes = st.one_of(st.none(), st.lists(sizes, max_size=4).map(tuple))
+changed = st.dictionaries(st.sampled_from(sorted(SHAPES)), new_shapes, min_size=1, max_size=3)
 
 
 @PROFILE
@@ -128,14 +113,8 @@ def test_any_shapes_are_a_layout_or_none(changes, more):
 
 
 json_values = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(),
-        st.floats(allow_nan=True),
-        names,
-        st.sampled_from([-1, 0, 10**9, 10**30]),
-    ),
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=True), names)
+    | st.sampled_from([-1, 0, 10**9, 10**30]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
     max_leaves=6,
 )
@@ -145,21 +124,16 @@ LAYOUT |= {"num_res_blocks": 1, "channel_mult": [1], "attention_levels": [], "po
 SMALL = half_unet(**{**LAYOUT, "channel_mult": (1,), "attention_levels": ()}).state_dict()
 
 
+fields = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=2)
+layout_keys = st.sampled_from([*LAYOUT, "image_size", "dropout"])
+
+
 @PROFILE
-@given(
-    changes=st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=2),
-    layout=st.dictionaries(
-        st.sampled_from([*LAYOUT, "image_size", "dropout"]), json_values, max_size=2
-    ),
-)
+@given(changes=fields, layout=st.dictionaries(layout_keys, json_values, max_size=2))
 def test_any_description_ends_well(tmp_path, changes, layout):
     path = tmp_path / "a.safetensors"
-    about = {
-        "format": 1,
-        "kind": "classifier",
-        "noise_schedule": "linear",
-        "layout": LAYOUT | layout,
-    }
+    about = {"format": 1, "kind": "classifier", "noise_schedule": "linear"}
+    about["layout"] = LAYOUT | layout
     save_file(SMALL, path, {METADATA_KEY: json.dumps(about | changes)})
     said = outcome(path)
     if not layout and not changes:

@@ -7,19 +7,20 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_networks import classifier_layout
 
 from guidance import NoiseSchedule
+from guidance.__main__ import main
 from guidance.training import loop
 from guidance.training import resume as resume_module
 from guidance.training.data import LabelledImages
-from guidance.training.loop import OptimizerConfig, TrainingContext, optimise
+from guidance.training.loop import OptimizerConfig, TrainingContext
 from guidance.training.resume import ResumeFile, TrainingState, prune
 from guidance.training.train_classifier import train_classifier
 
@@ -43,11 +44,9 @@ def trained(resume=None, stop_at=None, dropout=0.0, **recipe):
 
     recipe = {"steps": 12, "batch_size": 6, "ema": 0.9} | recipe
     run = TrainingContext(resume=resume, on_step=on_step)
-    layout = classifier_layout(**SMALL, dropout=dropout)
+    layout, steps = classifier_layout(**SMALL, dropout=dropout), OptimizerConfig(**recipe)
     schedule = NoiseSchedule("linear")
-    return train_classifier(
-        data(), layout, schedule, OptimizerConfig(**recipe), held_out=data(), run=run
-    )
+    return train_classifier(data(), layout, schedule, steps, held_out=data(), run=run)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -82,18 +81,7 @@ def test_a_state_of_another_training_is_refused(tmp_path):
     assert (tmp_path / "c.safetensors.resume").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"no state", None])
-def test_a_damaged_state_is_refused(tmp_path, content):
-    resume = ResumeFile(tmp_path / "c.resume", {})
-    with pytest.raises(Stop):
-        trained(resume, 3)
-    whole = resume.path.read_bytes()
-    resume.path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(ValueError, match=r"c\.resume is not a state that this training can resume"):
-        trained(resume)
-
-
-def test_the_disk_is_full_while_a_state_is_saved(tmp_path, no_room):
+def test_a_damaged_state_and_a_full_disk(tmp_path, no_room):
     resume = ResumeFile(tmp_path / "c.resume", {}, seconds=0)
     with pytest.raises(Stop):
         trained(resume, 3)
@@ -102,69 +90,33 @@ def test_the_disk_is_full_while_a_state_is_saved(tmp_path, no_room):
         trained(resume)
     assert resume.path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [resume.path]
+    for content in (b"", b"no state", before[: len(before) // 2]):
+        resume.path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"c\.resume is not a state that this training can"):
+            trained(resume)
 
 
-# --- when a state is saved, and when it goes -----------------------------------------------
-
-
-class Weight(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.value = torch.nn.Parameter(torch.tensor([1.0]))
-
-
-def optimised(file, draw=lambda step: (torch.ones(2),), stop_at=None):
-    """Four steps; a cancelled run raises Stop after its step."""
-
-    def on_step(step, loss):
-        if step == stop_at:
-            raise Stop
-
-    run = TrainingContext(title="one", resume=file, on_step=on_step)
-    steps = OptimizerConfig(steps=4, batch_size=2)
-    return optimise(Weight(), draw, lambda net, rows: (net.value * rows).mean(), steps, run)
-
-
-def test_a_training_says_from_where_it_goes_on(tmp_path, capsys):
-    file = ResumeFile(tmp_path / "a.resume", {"seed": 0})
-    with pytest.raises(Stop):
-        optimised(file, stop_at=3)
-    assert capsys.readouterr().out == ""
-    optimised(file)
-    assert "one goes on from step 3" in capsys.readouterr().out
-
-
-def test_a_training_that_fails_before_its_first_step_keeps_no_state(tmp_path):
-    file = ResumeFile(tmp_path / "a.resume", {})
-
-    def draw(step):
-        raise Stop
-
-    with pytest.raises(Stop):
-        optimised(file, draw)
-    assert not file.path.exists()
-
-
-def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch, number):
     file = ResumeFile(tmp_path / "a.resume", {})
     real, calls = loop._average, iter(range(9))
 
     def average(*arguments):
-        if next(calls) == 2:
+        if next(calls) == number:
             raise Stop
         real(*arguments)
 
     monkeypatch.setattr(loop, "_average", average)
     with pytest.raises(Stop):
-        optimised(file)
+        trained(file)
     assert not file.path.exists()
 
 
 def test_a_state_is_saved_when_the_last_time_is_long_enough_ago(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    network = Weight()
-    state = TrainingState(network, Weight(), torch.optim.AdamW(network.parameters()))
+    network = torch.nn.Linear(1, 1)
+    state = TrainingState(network, torch.nn.Linear(1, 1), torch.optim.AdamW(network.parameters()))
     file = ResumeFile(tmp_path / "a.resume", {})
     for moment, saved in ((129.9, False), (130.0, True), (159.9, False), (160.0, True)):
         now[0] = moment
@@ -184,8 +136,6 @@ def test_states_of_abandoned_trainings_are_deleted(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(ages.keys() - {"old.resume"})
     assert prune(tmp_path / "missing", 30, tmp_path / "own.resume") == []
 
-
-# --- processes that are killed, and several at once -----------------------------------------
 
 # Forks trainings that save after each step, and kills them; torch is imported once.
 KILLER = """
@@ -228,8 +178,6 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(train(), 0)[1]))
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory):
     """The data as a file."""
-    import numpy as np
-
     path = tmp_path_factory.mktemp("data") / "data.npz"
     images = data().images.permute(0, 2, 3, 1).numpy()
     np.savez(path, arr_0=images, arr_1=data().labels.numpy())
@@ -247,26 +195,24 @@ def arguments(npz, output, steps):
 @pytest.mark.processes
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
 @pytest.mark.timeout(900)
-def test_killed_twenty_times(root, npz, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(3, 24), pytest.param(20, 600, marks=pytest.mark.long)]
+)
+def test_killed_many_times(root, npz, tmp_path, kills, steps):
     """It always goes on, and ends as a training that nobody killed."""
-
     killed, whole = tmp_path / "killed.safetensors", tmp_path / "whole.safetensors"
-    command = [sys.executable, "-c", KILLER, str(root)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    reached = []
-    for output, kills in ((killed, 20), (whole, 0)):
-        state = Path(f"{output}.resume")
-        done = subprocess.run(
-            [*command, str(state), str(kills), *arguments(npz, output, 600)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert not state.exists()
-        reached.append([int(line) for line in done.stdout.splitlines() if line.isdigit()])
-    steps = reached[0]
-    assert len(steps) == 20 and steps == sorted(steps) and steps[-1] > steps[0]
+    command = [sys.executable, "-c", KILLER, str(root), f"{killed}.resume", str(kills)]
+    done = subprocess.run(
+        [*command, *arguments(npz, killed, steps)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(tmp_path.glob("*.resume"))
+    main(arguments(npz, whole, steps))
+    at = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert len(at) == kills and at == sorted(at) and at[-1] > at[0]
     one, other = (json.loads(p.with_suffix(".json").read_text()) for p in (killed, whole))
     assert one == other
     assert all(
@@ -287,34 +233,29 @@ def run_processes(root, count, command):
 @pytest.mark.processes
 def test_two_processes_train_as_one(root, npz, tmp_path):
     losses = []
-    for count in (1, 2):
+    for count, run in ((1, main), (2, lambda command: run_processes(root, 2, command))):
         output = tmp_path / f"{count}.safetensors"
-        run_processes(root, count, arguments(npz, output, 20))
+        run(arguments(npz, output, 10))
         losses.append(json.loads(output.with_suffix(".json").read_text())["losses"])
         assert not list(tmp_path.glob("*.resume"))
-    assert len(losses[0]) == 20
+    assert len(losses[0]) == 10
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     ours, theirs = (load_file(tmp_path / f"{count}.safetensors") for count in (1, 2))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
-def test_two_processes_draw_the_images_of_one(root, tmp_path, method):
-    import numpy as np
-
+@pytest.mark.long
+def test_two_processes_draw_the_images_of_one(root, tmp_path):
     models = root / "models"
     command = [
         *["sample", "--model", str(models / "diffusion_models" / "digits_adm.safetensors")],
         *["--classifier", str(models / "classifiers" / "digits_classifier.safetensors")],
-        *["--num-samples", "5", "--batch-size", "2", "--method", method, "--device", "cpu"],
-        *["--respacing", "ddim3" if method == "ddim" else "3", "--output"],
+        *["--num-samples", "5", "--batch-size", "2", "--method", "ddpm", "--device", "cpu"],
+        *["--respacing", "3", "--output"],
     ]
-    drawn = []
-    for count in (1, 2):
-        output = tmp_path / f"{count}.npz"
-        run_processes(root, count, [*command, str(output)])
-        with np.load(output) as file:
-            drawn.append((file["arr_0"], file["arr_1"]))
-    assert len(drawn[0][0]) == 5
-    assert all((one == two).all() for one, two in zip(*drawn, strict=True))
+    main([*command, str(tmp_path / "1.npz")])
+    run_processes(root, 2, [*command, str(tmp_path / "2.npz")])
+    one, two = (np.load(tmp_path / f"{count}.npz") for count in (1, 2))
+    assert len(one["arr_0"]) == 5
+    assert all((one[key] == two[key]).all() for key in ("arr_0", "arr_1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import comfy_run
 import comfyui as tools
 import demo
 
@@ -20,30 +20,21 @@ def checkout(folder, version="1.2.3"):
     """A folder that looks like a ComfyUI."""
     (folder / "main.py").write_text("")
     (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
-    return folder
 
 
-def test_comfyui_path_is_used(monkeypatch, tmp_path):
-    monkeypatch.setenv("COMFYUI_PATH", str(checkout(tmp_path)))
-    found = tools.find_comfyui()
-    assert (found.path, found.version, found.found_by) == (tmp_path, "1.2.3", "COMFYUI_PATH")
-
-
-def test_comfyui_path_without_a_comfyui(monkeypatch, tmp_path):
+def test_the_comfyui_of_a_path_is_used_or_refused(monkeypatch, tmp_path):
     """A name that is wrong is an error, not a reason to look elsewhere."""
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(tools.ComfyUIError, match="main.py"):
         tools.find_comfyui()
-
-
-def test_old_comfyui_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("COMFYUI_PATH", str(checkout(tmp_path, version="0.18.9")))
+    checkout(tmp_path)
+    found = tools.find_comfyui()
+    assert (found.path, found.version, found.found_by) == (tmp_path, "1.2.3", "COMFYUI_PATH")
+    checkout(tmp_path, version="0.18.9")
     with pytest.raises(tools.NoComfyUI, match=r"0\.18\.9.*0\.19\.0"):
         tools.find_comfyui()
-
-
-def test_comfy_cli_workspace_without_a_comfyui(monkeypatch, tmp_path):
-    monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    (tmp_path / "main.py").unlink()
+    monkeypatch.delenv("COMFYUI_PATH")
     monkeypatch.setattr(tools, "comfy_cli_workspace", lambda: tmp_path)
     with pytest.raises(tools.NoComfyUI, match="comfy install"):
         tools.find_comfyui()
@@ -60,10 +51,10 @@ while True:
     time.sleep(0.05)
 """
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    process = subprocess.Popen(
-        [sys.executable, str(root / "scripts" / "leash.py"), sys.executable, "-c", parent],
-        stdin=subprocess.PIPE,
-    )
+    leash = [sys.executable, str(root / "scripts" / "leash.py"), sys.executable, "-c"]
+    with subprocess.Popen([*leash, "exit(7)"], stdin=subprocess.PIPE) as process:
+        assert process.wait(timeout=30) == 7, "it passes the exit status on"
+    process = subprocess.Popen([*leash, parent], stdin=subprocess.PIPE)
     deadline = time.monotonic() + 30
     while not ticks.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -74,27 +65,6 @@ while True:
     time.sleep(0.5)
     assert size > 0
     assert ticks.stat().st_size == size
-
-
-@pytest.mark.processes
-def test_leash_passes_the_exit_status_on(root):
-    command = [sys.executable, str(root / "scripts" / "leash.py"), sys.executable, "-c", "exit(7)"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        assert process.wait(timeout=30) == 7
-
-
-def test_run_error_tells_rejected_from_failed():
-    """Who reads the error needs to know whether the workflow or a node is at fault."""
-    rejected = {
-        "error": {"code": "prompt_rejected", "message": "m", "details": {"node_errors": []}}
-    }
-    failed = {"error": {"code": "execution_error", "message": "m", "details": {"node_id": "1"}}}
-    assert isinstance(comfy_run.run_error(rejected, ""), comfy_run.WorkflowRejected)
-    assert isinstance(comfy_run.run_error(failed, ""), comfy_run.WorkflowFailed)
-    assert "no envelope" in str(comfy_run.run_error({}, "no envelope"))
-
-
-# --- the demo -------------------------------------------------------------------------------
 
 
 def test_grid_has_a_row_for_each_seed(tmp_path):
@@ -115,29 +85,15 @@ def test_every_seed_is_sampled(monkeypatch, tmp_path):
     Image.new("RGB", (4, 4)).save(picture)
     seeds = []
 
-    class Server:
-        def __init__(self, comfyui):
-            pass
+    def run(workflow, progress):
+        progress("KSampler", 10, 20)
+        seed, after, *_ = demo.widgets(workflow, "KSampler")
+        seeds.append((seed, after))
+        return SimpleNamespace(images=[picture] * 2)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            pass
-
-        def run(self, workflow, progress):
-            progress("KSampler", 10, 20)
-            seed, after, *_ = demo.widgets(workflow, "KSampler")
-            seeds.append((seed, after))
-            return SimpleNamespace(images=[picture] * 2)
-
-    monkeypatch.setattr(demo, "ComfyServer", Server)
+    server = contextlib.nullcontext(SimpleNamespace(run=run))
+    monkeypatch.setattr(demo, "ComfyServer", lambda comfyui: server)
     node = {"type": "KSampler", "widgets_values": [77, "randomize", 20, 1.0, "euler", "normal", 1]}
     images = demo.sample_in_comfyui(None, {"nodes": [node]})
     assert seeds == [(seed, "fixed") for seed in demo.SEEDS]
     assert images.shape == (2 * len(demo.SEEDS), 4, 4, 3)
-
-
-def test_template_without_a_node_is_named():
-    with pytest.raises(ValueError, match="ClassifierGuidance"):
-        demo.widgets({"nodes": []}, "ClassifierGuidance")
