@@ -227,14 +227,11 @@ def test_what_is_no_model_file(tmp_path):
     assert "before version 1.6" in refused(tmp_path / "old.pt")
 
 
-def test_a_diffusion_model_is_no_classifier_and_the_other_way_round(tmp_path):
+def test_another_kind_of_model(tmp_path):
     diffusion = write_model(tmp_path / "d.safetensors", unet())
     classifier = write_model(tmp_path / "c.safetensors", half_unet())
     assert "is an ADM diffusion model, not a noisy" in refused(diffusion, "classifier")
     assert "is a noisy classifier, not an ADM diff" in refused(classifier, "diffusion")
-
-
-def test_a_foreign_state_dict(tmp_path):
     tensors = {"conv1.weight": torch.zeros(8, 3, 3, 3), "fc.weight": torch.zeros(10, 8)}
     for name, save in (("a.pt", torch.save), ("a.safetensors", save_file)):
         save(tensors, tmp_path / name)

@@ -198,7 +198,6 @@ UNCOND = ["sample", "--model", "@uncond.safetensors", *SAMPLING, *OUT]
         (["convert", "@classifier.safetensors", "a.pt"], "a.pt; its name must end in .safetensors"),
         (sample("--output", "a.jpg"), "a.jpg; its name must end in .png"),
         (sample(*OUT, "--label", "zibra"), "did you mean 'zebra'?"),
-        (sample(*OUT, "--respacing", "abc"), "respacing is 'abc'"),
         (sample(*OUT, "--device", "abacus"), "device is 'abacus'"),
         (sample(*OUT, "--classifier", "@diffusion.safetensors"), "is an ADM diffusion model, not"),
         (sample(*OUT, "--schedule", "{"), "not readable JSON"),
