@@ -69,11 +69,18 @@ function labelElements(name, options) {
   return { element, field, list };
 }
 
-/** Offers every class in the place after the last comma. */
+/** Offers every class in the place after the last comma, a name with commas there in quotes. */
 function fillOptions(list, text, classes) {
-  const comma = text.lastIndexOf(",");
+  const comma = lastComma(text);
   const before = comma < 0 ? "" : `${text.slice(0, comma + 1)} `;
-  list.replaceChildren(...classes.map((name) => new Option("", before + name)));
+  const offered = (name) => (before && name.includes(",") ? `${before}"${name}"` : before + name);
+  list.replaceChildren(...classes.map((name) => new Option("", offered(name))));
+}
+
+/** The place of the last comma that no quotes hold; -1 without one. */
+function lastComma(text) {
+  const blanked = text.replace(/"[^"]*"?/g, (quoted) => " ".repeat(quoted.length));
+  return blanked.lastIndexOf(",");
 }
 
 async function classesFor(node) {

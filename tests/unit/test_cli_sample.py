@@ -149,9 +149,12 @@ def test_models_are_loaded_as_the_options_say(asked, monkeypatch):
         return [seen.pop(0) for _ in list(seen)]
 
     where = {"dtype": "bf16", "device": torch.device("cpu")}
-    options = ["--dtype", "bf16", "--noise-schedule", "linear", "--classifier-schedule", "cosine"]
-    model = ("load_adm", "m", {"noise_schedule": "linear", **where})
-    noisy = ("load_classifier", "c", {"noise_schedule": "cosine", **where})
+    options = ["--dtype", "bf16", "--noise-schedule", "linear", "--num-heads", "2"]
+    options += ["--classifier-noise-schedule", "cosine", "--classifier-num-head-channels", "64"]
+    told = {"num_heads": 2, "num_head_channels": 0, "attention_order": "auto"}
+    model = ("load_adm", "m", {"noise_schedule": "linear", **told, **where})
+    told = {"num_heads": 0, "num_head_channels": 64, "attention_order": "auto"}
+    noisy = ("load_classifier", "c", {"noise_schedule": "cosine", **told, **where})
     exact = ("load_image_classifier", "c", {"gradient": "exact", **where})
     cheap = ("load_image_classifier", "folder", {"gradient": "cheap", **where})
     assert loads(*options) == [model]

@@ -22,9 +22,9 @@ def broken(index, value=torch.nan):
 
 def test_finite_gradients_pass():
     guard = NaNGuard()
-    guard.check(GOOD, GOOD, SIGMA)
-    guard.check(GOOD * 1e38, GOOD, SIGMA)
-    guard.check(GOOD, broken(1), SIGMA)  # an image alone is no reason to stop
+    guard.check(GOOD, GOOD, SIGMA, GOOD)
+    guard.check(GOOD * 1e38, GOOD, SIGMA, GOOD)
+    guard.check(GOOD, broken(1), SIGMA, GOOD)  # an image alone is no reason to stop
     guard.finish()
 
 
@@ -33,15 +33,20 @@ def test_finite_gradients_pass():
 def test_a_gradient_that_is_not_finite(value, index, sigma):
     said = f"gradient is not finite at sigma {sigma} in image {index} .*fp32 or bf16"
     with pytest.raises(ValueError, match=said):
-        NaNGuard().check(broken(index, value), GOOD, SIGMA)
+        NaNGuard().check(broken(index, value), GOOD, SIGMA, GOOD)
 
 
 def test_an_image_that_was_not_finite_before():
     said = "image itself is not finite at sigma 2.5 in image 1 .*before guidance; lower the scale"
     with pytest.raises(ValueError, match=said):
-        NaNGuard().check(broken(1), broken(1), SIGMA)
+        NaNGuard().check(broken(1), broken(1), SIGMA, GOOD)
     with pytest.raises(ValueError, match="gradient is not finite at sigma 1 in image 0 "):
-        NaNGuard().check(broken(0) + broken(1), broken(1), SIGMA)
+        NaNGuard().check(broken(0) + broken(1), broken(1), SIGMA, GOOD)
+
+
+def test_a_prediction_that_is_not_finite():
+    with pytest.raises(ValueError, match="diffusion model's prediction .* sigma 2.5 in image 1 "):
+        NaNGuard().check(broken(1), GOOD, SIGMA, broken(1))
 
 
 class Slow(HostCopy):
@@ -68,12 +73,12 @@ def slow(monkeypatch):
 
 def test_what_was_found_is_an_error_when_it_has_arrived(slow):
     guard = NaNGuard()
-    guard.check(broken(1), GOOD, SIGMA)
-    guard.check(GOOD, GOOD, SIGMA)
+    guard.check(broken(1), GOOD, SIGMA, GOOD)
+    guard.check(GOOD, GOOD, SIGMA, GOOD)
     assert slow.waited == 0
     slow.here = True
     with pytest.raises(ValueError, match="not finite at sigma 2.5"):
-        guard.check(GOOD, GOOD, SIGMA)
+        guard.check(GOOD, GOOD, SIGMA, GOOD)
     guard.finish()
     assert slow.waited == 3, "each once, in their order"
 
@@ -81,7 +86,7 @@ def test_what_was_found_is_an_error_when_it_has_arrived(slow):
 def test_the_end_waits_for_all(slow):
     guard = NaNGuard()
     for gradient in (GOOD, broken(0)):
-        guard.check(gradient, GOOD, SIGMA)
+        guard.check(gradient, GOOD, SIGMA, GOOD)
     with pytest.raises(ValueError, match="not finite at sigma 1 "):
         guard.finish()
     assert slow.waited == 2
@@ -90,7 +95,7 @@ def test_the_end_waits_for_all(slow):
 def test_at_most_a_hundred_looks_are_pending(slow):
     guard = NaNGuard()
     for looks in range(1, 102):
-        guard.check(GOOD, GOOD, SIGMA)
+        guard.check(GOOD, GOOD, SIGMA, GOOD)
         assert slow.waited == (0 if looks < 100 else 100)
 
 
