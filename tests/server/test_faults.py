@@ -127,7 +127,7 @@ def composed():
     links = {name: [name, 0] for name in ("positive", "negative", "schedule")}
     return prompt | {
         "faulty": node("TestsFault", model=["model", 0], nonce=next(numbers)),
-        "first": guidance("1", 30.0, "faulty", every=2),
+        "first": guidance("1", 30.0, "faulty", gradient_interval=2),
         "second": guidance("2", 20.0, "first", entropy_limit=4.0),
         "traced": node("GuidanceTrace", model=["second", 0]),
         "schedule": node("GuidanceSchedule", **SCHEDULE_INPUTS | {"end": 0.6}),

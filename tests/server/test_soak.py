@@ -15,7 +15,7 @@ EARLY, ALL = 50, 300
 def guided(seed):
     """Another label, scale and seed each time."""
     prompt = guided_run(batch=2, steps=3, seed=seed)
-    options = {"entropy_limit": 4.0, "cap": 0.5, "every": 1 + seed % 2}
+    options = {"entropy_limit": 4.0, "cap": 0.5, "gradient_interval": 1 + seed % 2}
     return prompt | {"guided": guidance(str(seed % 4), 1.0 + seed % 7, **options)}
 
 
