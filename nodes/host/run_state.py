@@ -98,7 +98,7 @@ class RunState:
     """The state of one run. nan_guard: checks the gradients of all classifiers."""
 
     def __init__(self) -> None:
-        self.nan_guard: NaNGuard | None = NaNGuard()
+        self.nan_guard = NaNGuard()
         self.cfg_function: Any = None  # that the guider's evaluations use, where it is not core's
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
@@ -130,8 +130,7 @@ class RunState:
 
     def end(self) -> None:
         """The run has ended; raises ValueError for a gradient that was not finite."""
-        if self.nan_guard is not None:
-            self.nan_guard.finish()
+        self.nan_guard.finish()
         for call in self._at_end.values():
             call()
 
@@ -170,12 +169,8 @@ def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def run_state(model_options: dict) -> RunState:
-    """The run state stored in these options; outside of a run a new one, which nobody ends."""
-    options = hooks.options_of(model_options)
-    if hooks.RUN_STATE not in options:
-        state = options[hooks.RUN_STATE] = RunState()
-        state.nan_guard = None  # each gradient is checked at once
-    return options[hooks.RUN_STATE]
+    """The run state stored in these options."""
+    return hooks.options_of(model_options).setdefault(hooks.RUN_STATE, RunState())
 
 
 def run_position(guider: Any, sigma: Tensor, model_options: dict) -> RunPosition:

@@ -97,13 +97,6 @@ def test_evaluations_count_and_not_steps(run, conditional, sampler):
     assert seen["passes"] == count + -(-count // 4)
 
 
-def test_three_conditionings_are_left_alone(run, conditional):
-    """Perp-Neg's third one has a term of its own."""
-    plain, seen = run(conditional, kind="perp-neg")
-    cached, same = run(conditional, kind="perp-neg", cfg_interval=4)
-    assert torch.equal(plain, cached) and seen["passes"] == same["passes"]
-
-
 @pytest.mark.parametrize("kind", ["areas", "masks"])
 def test_with_regions(run, conditional, kind):
     samples, seen = run(conditional, kind=kind, cfg_interval=4)
