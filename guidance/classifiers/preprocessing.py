@@ -77,8 +77,8 @@ def _cropped(pixels: Tensor, size: tuple[int, int] | None, down: bool) -> Tensor
         max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
     ]
     if any(missing):
-        (top, left), (down, right) = zip(*((m // 2, (m + 1) // 2) for m in missing), strict=True)
-        pixels = F.pad(pixels, (left, right, top, down))
+        (top, left), (bottom, right) = zip(*((m // 2, (m + 1) // 2) for m in missing), strict=True)
+        pixels = F.pad(pixels, (left, right, top, bottom))
     top, left = (
         (found - wanted) // 2 if down else round((found - wanted) / 2)
         for wanted, found in zip(size, pixels.shape[-2:], strict=True)

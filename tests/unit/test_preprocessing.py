@@ -99,6 +99,14 @@ def test_the_middle_is_taken_and_what_is_missing_is_black(width, found):
     assert output(Preprocessing(crop=(width, 1), **PLAIN), pixels.transpose(2, 3)) == expected
 
 
+@pytest.mark.parametrize(("down", "place"), [(False, 2), (True, 1)])
+def test_an_odd_difference_beside_a_side_that_is_padded(down, place):
+    pixels, expected = row(0.1, 0.2, 0.3, 0.4), pytest.approx([(place + 1) / 10, 0], abs=1e-6)
+    assert output(Preprocessing(crop=(2, 1), crop_down=down, **PLAIN), pixels) == expected
+    tall = Preprocessing(crop=(1, 2), crop_down=down, **PLAIN)
+    assert output(tall, pixels.transpose(2, 3)) == expected
+
+
 def test_an_image_is_resized_before_it_is_cropped():
     chain = Preprocessing(resize=2, crop=(2, 2), interpolation="nearest", **PLAIN)
     x = torch.arange(32.0).view(1, 1, 4, 8) * 2 - 1
