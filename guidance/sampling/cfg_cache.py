@@ -8,6 +8,7 @@ Models", where it is skipped from some step on).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,7 @@ class CFGCache:
 
     def store(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
         """Stores the term (B, ...) that was computed at sigma, alpha (B,)."""
-        if self.matches_shape(term) and self.config.tolerance > 0:
+        if self.matches_shape(term.shape) and self.config.tolerance > 0:
             self._adapt(self.term_at(sigma, alpha), term)
         self._term = term / per_image(_share(sigma, alpha).to(term), term)
         self._age = 0
@@ -80,9 +81,9 @@ class CFGCache:
         assert self._term is not None
         return self._term * per_image(_share(sigma, alpha).to(self._term), self._term)
 
-    def matches_shape(self, x: Tensor) -> bool:
-        """Whether the term has the shape of x."""
-        return self._term is not None and self._term.shape == x.shape
+    def matches_shape(self, shape: Sequence[int]) -> bool:
+        """Whether the term has this shape."""
+        return self._term is not None and tuple(self._term.shape) == tuple(shape)
 
     def _adapt(self, predicted: Tensor, term: Tensor) -> None:
         """A longer interval after a good prediction, a shorter one after a bad one."""

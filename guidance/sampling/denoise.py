@@ -39,7 +39,7 @@ class Denoiser:
             eps, v = self._one_pass(x, step, conditional=cfg == 1)
             return predict_x0(x, eps, step.alpha_bar), v
         levels = levels_like(x, (1 - step.alpha_bar) ** 0.5, step.alpha_bar**0.5)
-        if due or not self.cache.matches_shape(x):
+        if due or not self.cache.matches_shape(x.shape):
             cond, uncond, v = self._two_passes(x, step)
             term = (uncond - cond).detach() * (1 / step.alpha_bar - 1) ** 0.5
             self.cache.store(term, *levels)
