@@ -64,10 +64,15 @@ class CFGCache:
         self._age = 0
         self._largest = 0.0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no term was stored yet."""
+        return self._term is None
+
     def due(self) -> bool:
         """Whether this evaluation computes the term; call it once per evaluation."""
         self._age += 1
-        return self._term is None or self._age >= self._interval
+        return self.is_empty or self._age >= self._interval
 
     def store(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
         """Stores the term (B, ...) that was computed at sigma, alpha (B,)."""

@@ -79,8 +79,8 @@ class Points(Curve):
         check_finite("exponent", self.exponent)
         if self.exponent <= 0:
             raise ScheduleError(f"exponent is {self.exponent:g}; it must be above 0.")
-        if self.interpolation == "exponential" and min(s for _, s in self.points) <= 0:
-            low = min(s for _, s in self.points)
+        low = min(scale for _, scale in self.points)
+        if self.interpolation == "exponential" and low <= 0:
             raise ScheduleError(
                 f"interpolation is exponential, but a scale is {low:g}; all scales must be above 0."
             )

@@ -55,6 +55,11 @@ def latent_dimensions(patcher: Any) -> int:
     return getattr(patcher.get_model_object("latent_format"), "latent_dimensions", 2)
 
 
+def is_single_frame(x: Tensor) -> bool:
+    """Whether a latent is an image in a video model's shape, (B, C, 1, H, W)."""
+    return x.ndim == 5 and x.shape[2] == 1
+
+
 def space_of(patcher: Any) -> str:
     """The name of the sampler's space: "rgb", or the latent format."""
     found = patcher.get_model_object("latent_format")

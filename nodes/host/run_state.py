@@ -120,13 +120,9 @@ class RunState:
         self._values[key] = value
         return before != value
 
-    def at_end(self, key: Any, call: Callable[[], None], unless_known: bool = False) -> None:
-        """Calls call() when the run has ended; the last one that was given for a key.
-
-        unless_known: the first one stays.
-        """
-        if not unless_known or key not in self._at_end:
-            self._at_end[key] = call
+    def at_end(self, key: Any, call: Callable[[], None]) -> None:
+        """Calls call() when the run has ended; the first one that was given for a key."""
+        self._at_end.setdefault(key, call)
 
     def end(self) -> None:
         """The run has ended; raises ValueError for a gradient that was not finite."""

@@ -45,12 +45,12 @@ class CFGCacheWrapper:
         self, executor: Any, model: Any, conds: list, x: Tensor, sigma: Tensor, options: dict
     ) -> Any:
         """The denoised images of cond and the others (B, ...) at x and sigma (B,)."""
-        # the windows of a long video are parts of one evaluation; each would need its own term
-        if len(conds) not in (2, 3) or conds[0] is None or "context_handler" in options:
-            run_state(options).at_end(self, self._say_no_effect, unless_known=True)
-            return executor(model, conds, x, sigma, options)
         state = run_state(options)
         cache = state.cache(id(self), lambda: CFGCache(self.config))
+        # the windows of a long video are parts of one evaluation; each would need its own term
+        if len(conds) not in (2, 3) or conds[0] is None or "context_handler" in options:
+            state.at_end(id(self), lambda: self._warn_if_unused(cache))
+            return executor(model, conds, x, sigma, options)
         due = cache.due()
         if any(cond is None for cond in conds):
             return executor(model, conds, x, sigma, options)
@@ -61,16 +61,12 @@ class CFGCacheWrapper:
             output = executor(model, conds, x, sigma, options)
             terms = torch.cat([output[0] - other for other in output[1:]])
             cache.store(terms.detach(), *levels)
-            state.at_end(self, _say_nothing)
             return output
         for trace in hooks.options_of(options).get(hooks.TRACES, ()):
             trace.saved(sum(map(len, conds[1:])))
         cond = executor(model, [conds[0], *[None] * others], x, sigma, options)[0]
         return [cond, *(cond - term for term in cache.term_at(*levels).chunk(others))]
 
-    def _say_no_effect(self) -> None:
-        show_on_node(NO_EFFECT, self.node)
-
-
-def _say_nothing() -> None:
-    """It had an effect."""
+    def _warn_if_unused(self, cache: CFGCache) -> None:
+        if cache.is_empty:
+            show_on_node(NO_EFFECT, self.node)

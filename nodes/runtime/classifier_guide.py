@@ -112,7 +112,7 @@ class ClassifierGuide:
         # looked up by key, because cloning a MODEL also clones the attached models
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
         classifier = self.placed.bind(patchers, guider.inner_model)
-        if is_single_frame(x) and isinstance(classifier, NoisyClassifier):
+        if model_info.is_single_frame(x) and isinstance(classifier, NoisyClassifier):
             classifier = classifier.with_network(SingleFrame(classifier.network))
         return Guide(
             classifier,
@@ -128,7 +128,7 @@ class ClassifierGuide:
         return guide.term(point, state.nan_guard, report).detach()
 
     def _check_shape(self, x: Tensor) -> None:
-        if x.ndim != 4 and not is_single_frame(x):
+        if x.ndim != 4 and not model_info.is_single_frame(x):
             raise ValueError(
                 f"Classifier Guidance steers images (B, C, H, W), but this latent is {_kind(x)}, "
                 f"{tuple(x.shape)}; remove Classifier Guidance, or sample an image."
@@ -136,11 +136,6 @@ class ClassifierGuide:
         network = self.placed.classifier.network
         if isinstance(network, EncoderUNet):
             network.check_size(x.shape[-2:])
-
-
-def is_single_frame(x: Tensor) -> bool:
-    """Whether the latent is an image in a video model's shape, (B, C, 1, H, W)."""
-    return x.ndim == 5 and x.shape[2] == 1
 
 
 class SingleFrame(torch.nn.Module):

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..host.model_info import PIXELS, latent_channels, space_of, to_model_space
+from ..host.model_info import (
+    PIXELS,
+    is_single_frame,
+    latent_channels,
+    space_of,
+    to_model_space,
+)
 from ..host.training import prepare_training, training_progress, training_resume
 
 if TYPE_CHECKING:  # loaded when something is trained, not with ComfyUI
@@ -63,7 +69,7 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
             "latents are connected, but no model; connect the model that the classifier will steer."
         )
     samples = latents["samples"]
-    single_frame = samples.ndim == 5 and samples.shape[2] == 1  # an image of a video VAE
+    single_frame = is_single_frame(samples)
     if samples.ndim != 4 and not single_frame:
         raise ValueError(
             f"latents have the shape {tuple(samples.shape)}; a classifier is trained on images, "

@@ -129,7 +129,8 @@ def test_one_frame_in_a_video_models_shape_is_an_image(pack_module):
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected = classifier.gradient(x, 1.5, 1)
     assert torch.equal(framed.gradient(x.unsqueeze(2), 1.5, 1), expected.unsqueeze(2))
-    assert guide.is_single_frame(x.unsqueeze(2)) and not guide.is_single_frame(x)
+    model_info = pack_module("nodes.host.model_info")
+    assert model_info.is_single_frame(x.unsqueeze(2)) and not model_info.is_single_frame(x)
 
 
 def test_a_trace_keeps_the_runs_of_two_samplers(call, conditional, wiring):
