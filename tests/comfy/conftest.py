@@ -139,6 +139,17 @@ def load_classifier(call, files):
 
 
 @pytest.fixture(scope="session")
+def load_image(call, files):
+    """A NOISY_CLASSIFIER of clean images: the pack's own judge, unless another is named."""
+
+    def run(gradient="cheap", name="digits_judge.safetensors", vae=None, dtype="fp32"):
+        inputs = {"classifier_name": name, "gradient": gradient, "dtype": dtype}
+        return call("ImageClassifierLoader", vae=vae, **inputs)[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def label_of(call):
     """The CONDITIONING of a label."""
     return lambda model, label: call("ADMClassLabel", model=model, label=label)[0]

@@ -23,17 +23,6 @@ SIZE = 32
 LABELS = [3, 8]
 
 
-@pytest.fixture(scope="module")
-def load_image(call, files):
-    """A NOISY_CLASSIFIER of clean images: the pack's own judge, unless another is named."""
-
-    def run(gradient="cheap", name=JUDGE, vae=None, dtype="fp32"):
-        inputs = {"classifier_name": name, "gradient": gradient, "dtype": dtype}
-        return call("ImageClassifierLoader", vae=vae, **inputs)[0]
-
-    return run
-
-
 @pytest.fixture
 def digits_model(load_model):
     """The demo MODEL, in fp32."""
