@@ -90,8 +90,10 @@ def server(comfyui):
 
 
 def pytest_addoption(parser):
-    """--all: the long tests, too."""
+    """--all: the long tests, too. --write-tables: the tables of docs/models.md."""
     parser.addoption("--all", action="store_true", help="also the tests that take minutes")
+    words = "write what tests/comfy/test_zoo.py finds to docs/models.md"
+    parser.addoption("--write-tables", action="store_true", help=words)
 
 
 # They take longest, in one of two processes: the other tests go on beside them.
