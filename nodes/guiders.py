@@ -8,24 +8,27 @@ from ..guidance.core.labels import parse_labels
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.sampling.strength import Strength
 from .host.samplers import cfg_guider
-from .inputs import ADVANCED, cfg_cache_inputs, label_input, number, schedule_input
 from .runtime.cfg_cache import cache_cfg
 from .runtime.cfg_schedule import schedule_cfg
 from .runtime.classifier_guide import guided
-from .sockets import CATEGORY, NoisyClassifierType
-from .texts import described
+from .schema import (
+    ADVANCED,
+    NoisyClassifierType,
+    cfg_cache_inputs,
+    label_input,
+    node_schema,
+    number,
+    schedule_input,
+)
 
 
 class ClassifierGuidance(io.ComfyNode):
     """Follows the gradient of a noisy classifier at every step."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ClassifierGuidance",
-            display_name="Classifier Guidance",
-            category=CATEGORY,
+        return node_schema(
+            "ClassifierGuidance",
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
                 io.Model.Input("model"),
@@ -67,12 +70,9 @@ class ClassifierFreeGuidance(io.ComfyNode):
     """Standard classifier-free guidance as a guider."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ClassifierFreeGuidance",
-            display_name="Classifier-Free Guidance",
-            category=CATEGORY,
+        return node_schema(
+            "ClassifierFreeGuidance",
             search_aliases=["CFG", "CFG guider", "classifier free"],
             inputs=[
                 io.Model.Input("model"),

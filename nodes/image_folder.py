@@ -6,20 +6,16 @@ from comfy_api.latest import io
 
 from .host.paths import class_folder_fingerprint, class_folder_names, class_folder_path
 from .host.training import check_room, warn
-from .inputs import number
-from .sockets import TRAINING
-from .texts import described
+from .schema import TRAINING, node_schema, number
 
 
 class LabelledImageFolder(io.ComfyNode):
     """The images in a folder of class folders, with their labels."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LabelledImageFolder",
-            display_name="Load Labelled Image Folder",
+        return node_schema(
+            "LabelledImageFolder",
             category=TRAINING,
             search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
             inputs=[

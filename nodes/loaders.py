@@ -17,9 +17,7 @@ from .host.paths import (
     image_classifier_names,
     model_names,
 )
-from .inputs import ADVANCED, number
-from .sockets import CATEGORY, NoisyClassifierType
-from .texts import described
+from .schema import ADVANCED, NoisyClassifierType, node_schema, number
 
 SCHEDULES = ["auto", "linear", "cosine"]
 
@@ -39,12 +37,9 @@ class NoisyClassifierLoader(io.ComfyNode):
     """A noisy classifier from models/classifiers."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="NoisyClassifierLoader",
-            display_name="Load Noisy Classifier",
-            category=CATEGORY,
+        return node_schema(
+            "NoisyClassifierLoader",
             search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
             inputs=[
                 io.Combo.Input("classifier_name", options=model_names(CLASSIFIERS)),
@@ -70,12 +65,9 @@ class ImageClassifierLoader(io.ComfyNode):
     """A classifier of clean images from models/classifiers."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ImageClassifierLoader",
-            display_name="Load Image Classifier",
-            category=CATEGORY,
+        return node_schema(
+            "ImageClassifierLoader",
             search_aliases=[
                 "clean classifier",
                 "universal guidance",
@@ -107,12 +99,9 @@ class ADMModelLoader(io.ComfyNode):
     """An ADM diffusion model from models/diffusion_models, as a core MODEL."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMModelLoader",
-            display_name="Load ADM Model",
-            category=CATEGORY,
+        return node_schema(
+            "ADMModelLoader",
             search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
             inputs=[
                 io.Combo.Input("model_name", options=model_names(DIFFUSION_MODELS)),

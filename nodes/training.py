@@ -12,21 +12,17 @@ from ..guidance.checkpoints.checkpoint import Description, save_checkpoint
 from .host.classifiers import place_trained
 from .host.paths import new_output_path
 from .host.training import train_in_bf16
-from .inputs import ADVANCED, number
 from .runtime.training import train, training_data
-from .sockets import TRAINING, NoisyClassifierType
-from .texts import described
+from .schema import ADVANCED, TRAINING, NoisyClassifierType, node_schema, number
 
 
 class TrainNoisyClassifier(io.ComfyNode):
     """Trains a noisy classifier on labelled images or latents."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TrainNoisyClassifier",
-            display_name="Train Noisy Classifier",
+        return node_schema(
+            "TrainNoisyClassifier",
             category=TRAINING,
             search_aliases=["train classifier", "noisy classifier", "classifier training"],
             inputs=[
@@ -123,11 +119,9 @@ class SaveNoisyClassifier(io.ComfyNode):
     """Saves a noisy classifier to a file for Load Noisy Classifier."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SaveNoisyClassifier",
-            display_name="Save Noisy Classifier",
+        return node_schema(
+            "SaveNoisyClassifier",
             category=TRAINING,
             search_aliases=["save classifier", "export classifier"],
             is_output_node=True,
@@ -135,7 +129,6 @@ class SaveNoisyClassifier(io.ComfyNode):
                 NoisyClassifierType.Input("classifier"),
                 io.String.Input("filename_prefix", default="classifiers/noisy_classifier"),
             ],
-            outputs=[],
         )
 
     @classmethod
