@@ -13,12 +13,12 @@ from .runtime.cfg_schedule import schedule_cfg
 from .runtime.classifier_guide import guided
 from .schema import (
     ADVANCED,
+    GuidanceScheduleType,
     NoisyClassifierType,
     cfg_cache_inputs,
     label_input,
     node_schema,
     number,
-    schedule_input,
 )
 
 
@@ -38,7 +38,7 @@ class ClassifierGuidance(io.ComfyNode):
                 number("entropy_limit", 1.0, 1.0, 1000.0, step=0.5, round=0.01, **ADVANCED),
                 number("cap", 0.0, 0.0, 100.0, step=0.05, round=0.001, **ADVANCED),
                 number("label_smoothing", 0.0, 0.0, 0.99, step=0.01, round=0.001, **ADVANCED),
-                schedule_input(),
+                GuidanceScheduleType.Input("schedule", optional=True),
                 number("gradient_interval", 1, 1, 100, **ADVANCED),
             ],
             outputs=[io.Model.Output()],
@@ -46,23 +46,13 @@ class ClassifierGuidance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        classifier,
-        label,
-        scale,
-        entropy_limit=1.0,
-        cap=0.0,
-        label_smoothing=0.0,
-        schedule=None,
-        gradient_interval=1,
+        cls, model, classifier, label, schedule=None, gradient_interval=1, **strength
     ) -> io.NodeOutput:
-        strength = Strength(
-            scale=scale, entropy_limit=entropy_limit, cap=cap, label_smoothing=label_smoothing
-        )
         inner = classifier.classifier
         labels = parse_labels(label, inner.num_classes, inner.labels)
-        steered = guided(model, classifier, labels, strength, schedule, gradient_interval)
+        steered = guided(
+            model, classifier, labels, Strength(**strength), schedule, gradient_interval
+        )
         return io.NodeOutput(steered)
 
 
@@ -79,7 +69,7 @@ class ClassifierFreeGuidance(io.ComfyNode):
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 number("cfg", 4.0, 0.0, 100.0, step=0.1, round=0.01),
-                schedule_input(),
+                GuidanceScheduleType.Input("schedule", optional=True),
                 *cfg_cache_inputs(),
             ],
             hidden=[io.Hidden.unique_id],

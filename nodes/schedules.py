@@ -74,9 +74,6 @@ class CFGScaleScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, schedule, cfg_interval=1, tolerance=0.0) -> io.NodeOutput:
+        node = getattr(cls.hidden, "unique_id", None)
         scheduled = schedule_cfg(model, schedule)
-        config, node = (
-            CFGCacheConfig(cfg_interval, tolerance),
-            getattr(cls.hidden, "unique_id", None),
-        )
-        return io.NodeOutput(cache_cfg(scheduled, config, node))
+        return io.NodeOutput(cache_cfg(scheduled, CFGCacheConfig(cfg_interval, tolerance), node))

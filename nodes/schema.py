@@ -46,11 +46,6 @@ def label_input(default: str) -> io.Input:
     return io.String.Input("label", default=default, extra_dict={"widgetType": "GUIDANCE_LABEL"})
 
 
-def schedule_input() -> io.Input:
-    """schedule: replaces a scale."""
-    return GuidanceScheduleType.Input("schedule", optional=True)
-
-
 def cfg_cache_inputs() -> list[io.Input]:
     """How often CFG's term is computed."""
     return [

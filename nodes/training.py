@@ -57,12 +57,8 @@ class TrainNoisyClassifier(io.ComfyNode):
         cls,
         labels,
         preset,
-        steps,
-        batch_size,
-        learning_rate,
         noise_schedule,
         pool,
-        seed,
         images=None,
         latents=None,
         model=None,
@@ -70,10 +66,9 @@ class TrainNoisyClassifier(io.ComfyNode):
         flip=False,
         precision="auto",
         held_out=0.1,
-        accumulate=1,
         ema=0.995,
-        weight_decay=0.05,
         patience=0,
+        **recipe,
     ) -> io.NodeOutput:
         from ..guidance.training.data import Augment
         from ..guidance.training.loop import OptimizerConfig
@@ -90,20 +85,10 @@ class TrainNoisyClassifier(io.ComfyNode):
                 classes=len(data.names),
                 pool=pool,
             )
-            recipe = OptimizerConfig(
-                steps=steps,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                ema=ema,
-                seed=seed,
-                bf16=train_in_bf16(precision),
-                accumulate=accumulate,
-            )
             plan = TrainingConfig(
                 data=data,
                 layout=layout,
-                recipe=recipe,
+                recipe=OptimizerConfig(ema=ema, bf16=train_in_bf16(precision), **recipe),
                 noise_schedule=noise_schedule,
                 augment=Augment(shift, flip),
                 held_out=held_out,
