@@ -42,7 +42,7 @@ class ClassifyImage(io.ComfyNode):
         x = image.movedim(-1, 1) * 2 - 1
         if isinstance(inner.network, EncoderUNet):
             inner.network.check_size(x.shape[-2:])
-        log_probs = classifier.on_device().image_log_probs(x.to(classifier.device))
+        log_probs = classifier.on_device().image_log_probs(x.to(classifier.patcher.load_device))
         text = describe(inner, log_probs.exp().cpu(), top_k)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 

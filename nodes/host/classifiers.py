@@ -55,11 +55,6 @@ class PlacedClassifier:
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         return self.classifier
 
-    @property
-    def device(self) -> torch.device:
-        """The device on which it computes."""
-        return self.patcher.load_device
-
 
 def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier:
     """The classifier of this name, in main memory until it is used."""
@@ -77,8 +72,9 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
 
 def place_trained(network: Any, description: Description) -> PlacedClassifier:
     """A classifier that has just been trained."""
-    about = description
-    classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
+    classifier = NoisyClassifier(
+        network, description.noise_schedule, description.labels, description.space
+    )
     network.to(comfy.model_management.unet_offload_device())
     return PlacedClassifier(classifier, placed(network), "The trained classifier", description)
 

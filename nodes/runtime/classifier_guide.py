@@ -26,7 +26,6 @@ from ..host.classifiers import PlacedClassifier
 from ..host.memory import reserve_gradient_memory
 from ..host.patcher import attach
 from ..host.run_state import keep_run_state, run_position, run_state
-from ..host.side_outputs import requested
 from .fit import check_fit
 
 KEY = "classifier_guidance"
@@ -97,7 +96,7 @@ class ClassifierGuide:
                 term = guide.term(point, state.nan_guard, report).detach()
             # an outer wrapper that differentiates needs the graph; otherwise it is freed here
             denoised = denoised if x.requires_grad else denoised.detach()
-            side_outputs = requested(options)
+            side_outputs = options.get(hooks.SIDE_OUTPUTS)
             if side_outputs is not None:
                 # the gradient of this term: algorithm 1 weights it with another variance
                 side_outputs.gradients.append(term * per_image(alpha / level**2, term))
