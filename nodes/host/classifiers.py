@@ -48,7 +48,8 @@ class PlacedClassifier:
             return saving.with_memory_plan(functools.partial(memory_plan, network))
         if self.vae is None or not vae:
             return self.classifier.with_network(network)
-        return self.classifier.with_network(network, self.vae.decoder(vae[0], model))
+        decode = functools.partial(self.vae.decode, vae[0], model)
+        return self.classifier.with_network(network, decode)
 
     def on_device(self) -> NoisyClassifier | ImageClassifier:
         """Loads the network onto the compute device; for use outside a sampling run."""
