@@ -141,8 +141,9 @@ class RunState:
         if self._sum is not None:
             yield self._sum
             return
-        with hooks.replaced(self, "_sum", GuidanceSum()):
-            yield self._sum
+        total = GuidanceSum()
+        with hooks.replaced(self, "_sum", total):
+            yield total
 
 
 def keep_run_state(model: Any) -> None:
