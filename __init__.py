@@ -5,9 +5,9 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint():
     """Called by ComfyUI once, when it starts."""
-    from .nodes import extension
+    from .nodes import ClassifierGuidanceExtension
 
-    return extension()
+    return ClassifierGuidanceExtension()
 
 
 __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

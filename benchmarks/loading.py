@@ -88,7 +88,7 @@ def _through_comfyui(kind: str, comfyui: str):
         folder_paths.add_model_folder_path(folder, str(file.parent))
         if kind == "classifier":
             return host("classifiers").load_classifier(file.name, "auto")
-        return host("adm_model").load_adm(file.name, True, "auto")
+        return host("adm_model").load_adm(file.name, True, "auto", {})
 
     return load
 

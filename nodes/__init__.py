@@ -49,8 +49,3 @@ class ClassifierGuidanceExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The pack's nodes."""
         return NODES
-
-
-def extension() -> ComfyExtension:
-    """The extension that the entry point returns to ComfyUI."""
-    return ClassifierGuidanceExtension()

@@ -8,21 +8,16 @@ from comfy_api.latest import io, ui
 from ..guidance.adm import EncoderUNet
 from ..guidance.classifiers.image import ImageClassifier
 from ..guidance.classifiers.noisy import NoisyClassifier
-from .inputs import number
-from .sockets import CATEGORY, NoisyClassifierType
-from .texts import described
+from .schema import NoisyClassifierType, node_schema, number
 
 
 class ClassifyImage(io.ComfyNode):
     """What a classifier sees in finished images."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ClassifyImage",
-            display_name="Classify Image",
-            category=CATEGORY,
+        return node_schema(
+            "ClassifyImage",
             search_aliases=["classifier", "recognize", "predict class", "image classification"],
             is_output_node=True,
             inputs=[
@@ -47,7 +42,7 @@ class ClassifyImage(io.ComfyNode):
         x = image.movedim(-1, 1) * 2 - 1
         if isinstance(inner.network, EncoderUNet):
             inner.network.check_size(x.shape[-2:])
-        log_probs = classifier.on_device().image_log_probs(x.to(classifier.device))
+        log_probs = classifier.on_device().image_log_probs(x.to(classifier.patcher.load_device))
         text = describe(inner, log_probs.exp().cpu(), top_k)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 

@@ -7,21 +7,16 @@ from comfy_api.latest import io
 
 from ..guidance.core.labels import parse_labels
 from .host.adm_model import adm_model
-from .inputs import label_input
-from .sockets import CATEGORY
-from .texts import described
+from .schema import label_input, node_schema
 
 
 class ADMClassLabel(io.ComfyNode):
     """The class that a conditional ADM model should draw."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMClassLabel",
-            display_name="ADM Class Label",
-            category=CATEGORY,
+        return node_schema(
+            "ADMClassLabel",
             search_aliases=["class label", "class conditioning", "ImageNet class"],
             inputs=[
                 io.Model.Input("model"),
@@ -64,12 +59,9 @@ class ADMUpscaleConditioning(io.ComfyNode):
     """The small image that an ADM upsampler enlarges."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMUpscaleConditioning",
-            display_name="ADM Upscale Conditioning",
-            category=CATEGORY,
+        return node_schema(
+            "ADMUpscaleConditioning",
             search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
             inputs=[
                 io.Conditioning.Input("conditioning"),

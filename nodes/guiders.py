@@ -8,24 +8,27 @@ from ..guidance.core.labels import parse_labels
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.sampling.strength import Strength
 from .host.samplers import cfg_guider
-from .inputs import ADVANCED, cfg_cache_inputs, label_input, number, schedule_input
 from .runtime.cfg_cache import cache_cfg
 from .runtime.cfg_schedule import schedule_cfg
 from .runtime.classifier_guide import guided
-from .sockets import CATEGORY, NoisyClassifierType
-from .texts import described
+from .schema import (
+    ADVANCED,
+    GuidanceScheduleType,
+    NoisyClassifierType,
+    cfg_cache_inputs,
+    label_input,
+    node_schema,
+    number,
+)
 
 
 class ClassifierGuidance(io.ComfyNode):
     """Follows the gradient of a noisy classifier at every step."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ClassifierGuidance",
-            display_name="Classifier Guidance",
-            category=CATEGORY,
+        return node_schema(
+            "ClassifierGuidance",
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
                 io.Model.Input("model"),
@@ -35,7 +38,7 @@ class ClassifierGuidance(io.ComfyNode):
                 number("entropy_limit", 1.0, 1.0, 1000.0, step=0.5, round=0.01, **ADVANCED),
                 number("cap", 0.0, 0.0, 100.0, step=0.05, round=0.001, **ADVANCED),
                 number("label_smoothing", 0.0, 0.0, 0.99, step=0.01, round=0.001, **ADVANCED),
-                schedule_input(),
+                GuidanceScheduleType.Input("schedule", optional=True),
                 number("gradient_interval", 1, 1, 100, **ADVANCED),
             ],
             outputs=[io.Model.Output()],
@@ -43,23 +46,13 @@ class ClassifierGuidance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        classifier,
-        label,
-        scale,
-        entropy_limit=1.0,
-        cap=0.0,
-        label_smoothing=0.0,
-        schedule=None,
-        gradient_interval=1,
+        cls, model, classifier, label, schedule=None, gradient_interval=1, **strength
     ) -> io.NodeOutput:
-        strength = Strength(
-            scale=scale, entropy_limit=entropy_limit, cap=cap, label_smoothing=label_smoothing
-        )
         inner = classifier.classifier
         labels = parse_labels(label, inner.num_classes, inner.labels)
-        steered = guided(model, classifier, labels, strength, schedule, gradient_interval)
+        steered = guided(
+            model, classifier, labels, Strength(**strength), schedule, gradient_interval
+        )
         return io.NodeOutput(steered)
 
 
@@ -67,19 +60,16 @@ class ClassifierFreeGuidance(io.ComfyNode):
     """Standard classifier-free guidance as a guider."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ClassifierFreeGuidance",
-            display_name="Classifier-Free Guidance",
-            category=CATEGORY,
+        return node_schema(
+            "ClassifierFreeGuidance",
             search_aliases=["CFG", "CFG guider", "classifier free"],
             inputs=[
                 io.Model.Input("model"),
                 io.Conditioning.Input("positive"),
                 io.Conditioning.Input("negative"),
                 number("cfg", 4.0, 0.0, 100.0, step=0.1, round=0.01),
-                schedule_input(),
+                GuidanceScheduleType.Input("schedule", optional=True),
                 *cfg_cache_inputs(),
             ],
             hidden=[io.Hidden.unique_id],

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from .host.paths import class_folder_fingerprint, class_folder_names, class_folder_path
-from .host.training import check_room, warn
-from .inputs import number
-from .sockets import TRAINING
-from .texts import described
+from .host.paths import class_folder_names, class_folder_path, fingerprint
+from .host.training import check_room
+from .schema import TRAINING, node_schema, number
 
 
 class LabelledImageFolder(io.ComfyNode):
     """The images in a folder of class folders, with their labels."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LabelledImageFolder",
-            display_name="Load Labelled Image Folder",
+        return node_schema(
+            "LabelledImageFolder",
             category=TRAINING,
             search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
             inputs=[
@@ -34,7 +32,7 @@ class LabelledImageFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
-        return class_folder_fingerprint(folder)
+        return fingerprint(class_folder_path, folder)
 
     @classmethod
     def execute(cls, folder, size) -> io.NodeOutput:
@@ -47,9 +45,11 @@ class LabelledImageFolder(io.ComfyNode):
 
         data = load_images(class_folder_path(folder), size, check_count)
         if data.skipped:
-            warn(
-                f"{folder}: left out {len(data.skipped)} unreadable pictures: "
-                + ", ".join(data.skipped[:5])
+            logging.warning(
+                "Classifier Guidance: %s: left out %d unreadable pictures: %s",
+                folder,
+                len(data.skipped),
+                ", ".join(data.skipped[:5]),
             )
         images = data.images.permute(0, 2, 3, 1).float() / 255
         labels = "\n".join(data.names[index] for index in data.labels.tolist())

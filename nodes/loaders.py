@@ -6,20 +6,19 @@ from comfy_api.latest import io
 
 from ..guidance.checkpoints.checkpoint import ATTENTION_ORDERS
 from ..guidance.classifiers.image import GRADIENTS
-from .host.adm_model import load_adm
+from .host.adm_model import load_adm, pixel_vae
 from .host.classifiers import load_classifier, load_image_classifier
 from .host.files import DTYPE_NAMES
 from .host.paths import (
     CLASSIFIERS,
     DIFFUSION_MODELS,
-    file_fingerprint,
-    image_classifier_fingerprint,
+    fingerprint,
     image_classifier_names,
+    image_classifier_path,
     model_names,
+    model_path,
 )
-from .inputs import ADVANCED, number
-from .sockets import CATEGORY, NoisyClassifierType
-from .texts import described
+from .schema import ADVANCED, NoisyClassifierType, node_schema, number
 
 SCHEDULES = ["auto", "linear", "cosine"]
 
@@ -39,12 +38,9 @@ class NoisyClassifierLoader(io.ComfyNode):
     """A noisy classifier from models/classifiers."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="NoisyClassifierLoader",
-            display_name="Load Noisy Classifier",
-            category=CATEGORY,
+        return node_schema(
+            "NoisyClassifierLoader",
             search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
             inputs=[
                 io.Combo.Input("classifier_name", options=model_names(CLASSIFIERS)),
@@ -57,25 +53,20 @@ class NoisyClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name, **_):
-        return file_fingerprint(CLASSIFIERS, classifier_name)
+        return fingerprint(model_path, CLASSIFIERS, classifier_name)
 
     @classmethod
-    def execute(cls, classifier_name, noise_schedule, dtype, **attention) -> io.NodeOutput:
-        overrides = {"noise_schedule": noise_schedule, **attention}
-        placed = load_classifier(classifier_name, dtype, **overrides)
-        return io.NodeOutput(placed)
+    def execute(cls, classifier_name, dtype, **overrides) -> io.NodeOutput:
+        return io.NodeOutput(load_classifier(classifier_name, dtype, **overrides))
 
 
 class ImageClassifierLoader(io.ComfyNode):
     """A classifier of clean images from models/classifiers."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ImageClassifierLoader",
-            display_name="Load Image Classifier",
-            category=CATEGORY,
+        return node_schema(
+            "ImageClassifierLoader",
             search_aliases=[
                 "clean classifier",
                 "universal guidance",
@@ -96,7 +87,7 @@ class ImageClassifierLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, classifier_name, **_):
-        return image_classifier_fingerprint(classifier_name)
+        return fingerprint(image_classifier_path, classifier_name)
 
     @classmethod
     def execute(cls, classifier_name, vae=None, gradient="cheap", dtype="auto") -> io.NodeOutput:
@@ -107,12 +98,9 @@ class ADMModelLoader(io.ComfyNode):
     """An ADM diffusion model from models/diffusion_models, as a core MODEL."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMModelLoader",
-            display_name="Load ADM Model",
-            category=CATEGORY,
+        return node_schema(
+            "ADMModelLoader",
             search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
             inputs=[
                 io.Combo.Input("model_name", options=model_names(DIFFUSION_MODELS)),
@@ -129,11 +117,8 @@ class ADMModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model_name, **_):
-        return file_fingerprint(DIFFUSION_MODELS, model_name)
+        return fingerprint(model_path, DIFFUSION_MODELS, model_name)
 
     @classmethod
-    def execute(
-        cls, model_name, noise_schedule, clip_denoised, dtype, **attention
-    ) -> io.NodeOutput:
-        overrides = {"noise_schedule": noise_schedule, **attention}
-        return io.NodeOutput(*load_adm(model_name, clip_denoised, dtype, **overrides))
+    def execute(cls, model_name, clip_denoised, dtype, **overrides) -> io.NodeOutput:
+        return io.NodeOutput(load_adm(model_name, clip_denoised, dtype, overrides), pixel_vae())

@@ -7,22 +7,17 @@ from comfy_api.latest import io
 
 from ..guidance.sampling.respacing import respaced_timesteps
 from .host.samplers import sampler
-from .inputs import number
 from .runtime.adm_sampler import sample_adm
-from .sockets import CATEGORY
-from .texts import described
+from .schema import node_schema, number
 
 
 class ADMScheduler(io.ComfyNode):
     """The timesteps of guided-diffusion's respacing strings, as sigmas."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="ADMScheduler",
-            display_name="ADM Scheduler",
-            category=CATEGORY,
+        return node_schema(
+            "ADMScheduler",
             search_aliases=["timestep respacing", "ddim25", "guided diffusion scheduler"],
             inputs=[
                 io.Model.Input("model"),
@@ -51,12 +46,9 @@ class SamplerADM(io.ComfyNode):
     """The two samplers of guided-diffusion."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SamplerADM",
-            display_name="ADM Sampler",
-            category=CATEGORY,
+        return node_schema(
+            "SamplerADM",
             search_aliases=["DDPM", "DDIM", "guided diffusion sampler", "ancestral"],
             inputs=[
                 io.Combo.Input("method", options=["ddpm", "ddim"]),

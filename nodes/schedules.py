@@ -7,11 +7,9 @@ from comfy_api.latest import io
 from ..guidance.sampling.cfg_cache import CFGCacheConfig
 from ..guidance.schedules.curve import AXES
 from ..guidance.schedules.shapes import SHAPES, schedule_of_shape
-from .inputs import ADVANCED, cfg_cache_inputs, number
 from .runtime.cfg_cache import cache_cfg
 from .runtime.cfg_schedule import schedule_cfg
-from .sockets import CATEGORY, GuidanceScheduleType
-from .texts import described
+from .schema import ADVANCED, GuidanceScheduleType, cfg_cache_inputs, node_schema, number
 
 CURVE = '{"axis": "percent", "interpolation": "linear", "points": [[0, 7.5], [0.6, 7.5], [1, 1]]}'
 
@@ -28,12 +26,9 @@ class GuidanceSchedule(io.ComfyNode):
     """A guidance scale over the run."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="GuidanceSchedule",
-            display_name="Guidance Schedule",
-            category=CATEGORY,
+        return node_schema(
+            "GuidanceSchedule",
             search_aliases=["CFG schedule", "dynamic CFG", "guidance interval", "keyframes"],
             inputs=[
                 io.Combo.Input("shape", options=list(SHAPES), default="interval"),
@@ -64,12 +59,9 @@ class CFGScaleScheduler(io.ComfyNode):
     """CFG with a scale that follows a schedule."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CFGScaleScheduler",
-            display_name="CFG Scale Scheduler",
-            category=CATEGORY,
+        return node_schema(
+            "CFGScaleScheduler",
             search_aliases=["dynamic CFG", "CFG schedule", "scheduled CFG", "CFG interval"],
             inputs=[
                 io.Model.Input("model"),
@@ -82,9 +74,6 @@ class CFGScaleScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, schedule, cfg_interval=1, tolerance=0.0) -> io.NodeOutput:
+        node = getattr(cls.hidden, "unique_id", None)
         scheduled = schedule_cfg(model, schedule)
-        config, node = (
-            CFGCacheConfig(cfg_interval, tolerance),
-            getattr(cls.hidden, "unique_id", None),
-        )
-        return io.NodeOutput(cache_cfg(scheduled, config, node))
+        return io.NodeOutput(cache_cfg(scheduled, CFGCacheConfig(cfg_interval, tolerance), node))

@@ -7,20 +7,16 @@ from comfy_api.latest import io, ui
 
 from ..guidance.sampling.trace import Trace
 from .runtime.trace_wrapper import traced
-from .sockets import CATEGORY, GuidanceTraceType
-from .texts import described
+from .schema import GuidanceTraceType, node_schema
 
 
 class GuidanceTrace(io.ComfyNode):
     """Records what guidance does at each evaluation of a model."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="GuidanceTrace",
-            display_name="Guidance Trace",
-            category=CATEGORY,
+        return node_schema(
+            "GuidanceTrace",
             search_aliases=["guidance log", "trace", "CFG monitor", "debug guidance"],
             inputs=[io.Model.Input("model")],
             outputs=[
@@ -41,12 +37,9 @@ class GuidancePlot(io.ComfyNode):
     """A trace as an image."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="GuidancePlot",
-            display_name="Guidance Plot",
-            category=CATEGORY,
+        return node_schema(
+            "GuidancePlot",
             search_aliases=["guidance plot", "CFG plot", "trace"],
             is_output_node=True,
             inputs=[

@@ -12,21 +12,17 @@ from ..guidance.checkpoints.checkpoint import Description, save_checkpoint
 from .host.classifiers import place_trained
 from .host.paths import new_output_path
 from .host.training import train_in_bf16
-from .inputs import ADVANCED, number
 from .runtime.training import train, training_data
-from .sockets import TRAINING, NoisyClassifierType
-from .texts import described
+from .schema import ADVANCED, TRAINING, NoisyClassifierType, node_schema, number
 
 
 class TrainNoisyClassifier(io.ComfyNode):
     """Trains a noisy classifier on labelled images or latents."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="TrainNoisyClassifier",
-            display_name="Train Noisy Classifier",
+        return node_schema(
+            "TrainNoisyClassifier",
             category=TRAINING,
             search_aliases=["train classifier", "noisy classifier", "classifier training"],
             inputs=[
@@ -61,12 +57,8 @@ class TrainNoisyClassifier(io.ComfyNode):
         cls,
         labels,
         preset,
-        steps,
-        batch_size,
-        learning_rate,
         noise_schedule,
         pool,
-        seed,
         images=None,
         latents=None,
         model=None,
@@ -74,10 +66,9 @@ class TrainNoisyClassifier(io.ComfyNode):
         flip=False,
         precision="auto",
         held_out=0.1,
-        accumulate=1,
         ema=0.995,
-        weight_decay=0.05,
         patience=0,
+        **recipe,
     ) -> io.NodeOutput:
         from ..guidance.training.data import Augment
         from ..guidance.training.loop import OptimizerConfig
@@ -94,20 +85,10 @@ class TrainNoisyClassifier(io.ComfyNode):
                 classes=len(data.names),
                 pool=pool,
             )
-            recipe = OptimizerConfig(
-                steps=steps,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                ema=ema,
-                seed=seed,
-                bf16=train_in_bf16(precision),
-                accumulate=accumulate,
-            )
             plan = TrainingConfig(
                 data=data,
                 layout=layout,
-                recipe=recipe,
+                recipe=OptimizerConfig(ema=ema, bf16=train_in_bf16(precision), **recipe),
                 noise_schedule=noise_schedule,
                 augment=Augment(shift, flip),
                 held_out=held_out,
@@ -123,11 +104,9 @@ class SaveNoisyClassifier(io.ComfyNode):
     """Saves a noisy classifier to a file for Load Noisy Classifier."""
 
     @classmethod
-    @described
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SaveNoisyClassifier",
-            display_name="Save Noisy Classifier",
+        return node_schema(
+            "SaveNoisyClassifier",
             category=TRAINING,
             search_aliases=["save classifier", "export classifier"],
             is_output_node=True,
@@ -135,7 +114,6 @@ class SaveNoisyClassifier(io.ComfyNode):
                 NoisyClassifierType.Input("classifier"),
                 io.String.Input("filename_prefix", default="classifiers/noisy_classifier"),
             ],
-            outputs=[],
         )
 
     @classmethod

@@ -110,14 +110,28 @@ class ADMModel(comfy.model_base.BaseModel):
         return {"c_concat": comfy.conds.CONDNoiseShape(enlarged(adm_low_res, noise.shape[-2:]))}
 
 
+def pixel_vae() -> comfy.sd.VAE:
+    """Core's VAE for models of pixels."""
+    return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
+
+
+@torch.inference_mode()
 def load_adm(
-    name: str, clip_denoised: bool, dtype: str, **overrides: Any
-) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
-    """A core MODEL and a pixel-space VAE."""
+    name: str,
+    clip_denoised: bool,
+    dtype: str,
+    overrides: dict[str, Any],
+    disable_dynamic: bool = False,
+) -> comfy.model_patcher.ModelPatcher:
+    """A core MODEL. Its weights are never streamed, so disable_dynamic changes nothing."""
     checkpoint = read_file(DIFFUSION_MODELS, name, "diffusion", overrides)
     layout = checkpoint.description.layout
     assert isinstance(layout, UNetLayout)
-    _refuse_unsupported(checkpoint.path.name, layout)
+    if layout.image_channels != 3:
+        raise CheckpointError(
+            f"{checkpoint.path.name} makes images of {layout.image_channels} channels; only RGB "
+            "(3) is supported."
+        )
     device = comfy.model_management.get_torch_device()
     offload = comfy.model_management.unet_offload_device()
     weights = weight_dtype(checkpoint, dtype)
@@ -128,34 +142,15 @@ def load_adm(
     model.device = offload
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=offload)
     # core calls this to make a copy for another GPU
-    patcher.cached_patcher_init = (_adm_patcher, (name, clip_denoised, dtype, overrides))
+    patcher.cached_patcher_init = (load_adm, (name, clip_denoised, dtype, overrides))
     if clip_denoised:
         patcher.set_model_sampler_post_cfg_function(_clip)
-    return patcher, comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
-
-
-def _adm_patcher(
-    name: str,
-    clip_denoised: bool,
-    dtype: str,
-    overrides: dict[str, Any],
-    disable_dynamic: bool = False,
-) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of `load_adm`. Its weights are never streamed."""
-    with torch.inference_mode():
-        return load_adm(name, clip_denoised, dtype, **overrides)[0]
+    return patcher
 
 
 def _clip(args: dict) -> Tensor:
     # after CFG and before classifier guidance, as in the original
     return args["denoised"].clamp(-1, 1)
-
-
-def _refuse_unsupported(name: str, layout: UNetLayout) -> None:
-    if layout.image_channels != 3:
-        raise CheckpointError(
-            f"{name} makes images of {layout.image_channels} channels; only RGB (3) is supported."
-        )
 
 
 def _config(layout: UNetLayout, weights: torch.dtype, device: torch.device) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...guidance.core.autograd import use_ordinary_weights
 from ...guidance.core.bounded_read import one_line
+from .hooks import replaced
 from .patcher import is_streamed
 
 
@@ -57,21 +58,6 @@ def differentiating() -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _core_keeps_graphs() -> Iterator[None]:
-    """Core's models leave out the kernels that have no backward pass, as they do for training."""
-    management = comfy.model_management
-    saved = getattr(management, "in_training", None)
-    if saved is None:  # before core had it
-        yield
-        return
-    management.in_training = True
-    try:
-        yield
-    finally:
-        management.in_training = saved
-
-
 def predict_with_graph(
     executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any
 ) -> tuple[Tensor, Tensor]:
@@ -90,7 +76,8 @@ def predict_with_graph(
             use_ordinary_weights(network)
         use_ordinary_attributes(model.latent_format)
         x_in = x if x.requires_grad else x.detach().clone().requires_grad_(True)
-        with differentiating(), _core_keeps_graphs():
+        # core's models leave out the kernels without a backward pass, as for training
+        with differentiating(), replaced(comfy.model_management, "in_training", True):
             # a copy: some patches write into the x they are given
             denoised = executor(x_in.clone(), sigma.clone(), model_options, seed)
     if not denoised.requires_grad:

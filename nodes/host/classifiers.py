@@ -48,17 +48,13 @@ class PlacedClassifier:
             return saving.with_memory_plan(functools.partial(memory_plan, network))
         if self.vae is None or not vae:
             return self.classifier.with_network(network)
-        return self.classifier.with_network(network, self.vae.decoder(vae[0], model))
+        decode = functools.partial(self.vae.decode, vae[0], model)
+        return self.classifier.with_network(network, decode)
 
     def on_device(self) -> NoisyClassifier | ImageClassifier:
         """Loads the network onto the compute device; for use outside a sampling run."""
         comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
         return self.classifier
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which it computes."""
-        return self.patcher.load_device
 
 
 def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier:
@@ -77,8 +73,9 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
 
 def place_trained(network: Any, description: Description) -> PlacedClassifier:
     """A classifier that has just been trained."""
-    about = description
-    classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
+    classifier = NoisyClassifier(
+        network, description.noise_schedule, description.labels, description.space
+    )
     network.to(comfy.model_management.unet_offload_device())
     return PlacedClassifier(classifier, placed(network), "The trained classifier", description)
 

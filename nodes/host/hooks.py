@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_patcher
@@ -15,48 +16,39 @@ TRACES = "classifier_guidance_traces"
 SIDE_OUTPUTS = "classifier_guidance_side_outputs"
 _CLONE = "classifier_guidance_clone"
 
-Wrapper = Callable[..., Any]
-
-
-def around_run(model: Any, key: str, wrapper: Wrapper) -> None:
-    """wrapper(executor, ...) runs around each sampling run of the MODEL."""
-    model.add_wrapper_with_key(_KINDS.OUTER_SAMPLE, key, wrapper)
-
-
-def around_preparation(model: Any, key: str, wrapper: Wrapper) -> None:
-    """wrapper(executor, model, noise_shape, ...): while memory for a run is reserved."""
-    model.add_wrapper_with_key(_KINDS.PREPARE_SAMPLING, key, wrapper)
-
-
-def around_prediction(model: Any, key: str, wrapper: Wrapper, outermost: bool = False) -> None:
-    """wrapper(executor, x, sigma, model_options, seed): a guider's denoised image."""
-    model.add_wrapper_with_key(_KINDS.PREDICT_NOISE, key, wrapper)
-    if outermost:  # core calls them in this order
-        wrappers = model.wrappers[_KINDS.PREDICT_NOISE]
-        model.wrappers[_KINDS.PREDICT_NOISE] = {key: wrappers.pop(key), **wrappers}
-
-
-def around_conditionings(model: Any, key: str, wrapper: Wrapper) -> None:
-    """wrapper(executor, model, conds, x, sigma, options): for each conditioning."""
-    model.add_wrapper_with_key(_KINDS.CALC_COND_BATCH, key, wrapper)
-
-
-def around_network(model: Any, key: str, wrapper: Wrapper) -> None:
-    """wrapper(executor, x, t, c_concat, c_crossattn, control, transformer_options, ...)."""
-    model.add_wrapper_with_key(_KINDS.APPLY_MODEL, key, wrapper)
-
-
+# Kinds of wrappers for `model.add_wrapper_with_key`, and the arguments that core calls them with.
+RUN = _KINDS.OUTER_SAMPLE  # executor, ...: a sampling run of the MODEL
+PREPARATION = _KINDS.PREPARE_SAMPLING  # executor, model, noise_shape, ...: reserves its memory
+PREDICTION = _KINDS.PREDICT_NOISE  # executor, x, sigma, model_options, seed: the guider's denoised
+CONDITIONINGS = _KINDS.CALC_COND_BATCH  # executor, model, conds, x, sigma, options
+NETWORK = _KINDS.APPLY_MODEL  # executor, x, t, c_concat, c_crossattn, control, transformer_options
 NETWORK_OPTIONS = 5  # index of transformer_options in that wrapper's arguments
 
 
-def has_run_wrapper(model: Any, key: str) -> bool:
-    """Whether `around_run` was called with that key."""
-    return bool(model.get_wrappers(_KINDS.OUTER_SAMPLE, key))
+def wrap_once(model: Any, kind: str, key: str, wrapper: Callable[..., Any]) -> None:
+    """Adds the wrapper, if the MODEL has none with that key; several nodes may need it."""
+    if not model.get_wrappers(kind, key):
+        model.add_wrapper_with_key(kind, key, wrapper)
 
 
-def has_preparation_wrapper(model: Any, key: str) -> bool:
-    """Whether `around_preparation` was called with that key."""
-    return bool(model.get_wrappers(_KINDS.PREPARE_SAMPLING, key))
+def move_outermost(model: Any, kind: str, key: str) -> None:
+    """Core calls the wrappers with that key before all others that the MODEL has now."""
+    wrappers = model.wrappers[kind]
+    model.wrappers[kind] = {key: wrappers.pop(key), **wrappers}
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute of an object or a module during the block."""
+    before, is_own = getattr(owner, name, None), name in vars(owner)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own or name not in vars(owner):  # the latter is a property
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)  # it is the class's again
 
 
 def on_multigpu_clone(model: Any, callback: Callable[[Any, Any], None]) -> None:
@@ -71,11 +63,11 @@ def options_of(model_options: dict) -> dict:
     return model_options.setdefault("transformer_options", {})
 
 
-def with_side_outputs(model_options: dict, side_outputs: Any, wrapper: Wrapper) -> dict:
-    """Options for evaluations with `side_outputs`; `wrapper` as for `around_conditionings`."""
+def with_side_outputs(model_options: dict, side_outputs: Any) -> dict:
+    """Options for evaluations that leave their `side_outputs`."""
     options = comfy.model_patcher.create_model_options_clone(model_options)
     comfy.patcher_extension.add_wrapper_with_key(
-        _KINDS.CALC_COND_BATCH, SIDE_OUTPUTS, wrapper, options, is_model_options=True
+        CONDITIONINGS, SIDE_OUTPUTS, side_outputs.blend, options, is_model_options=True
     )
     options_of(options)[SIDE_OUTPUTS] = side_outputs
     return options

@@ -40,16 +40,14 @@ def reserve_gradient_memory(model: Any) -> None:
     ComfyUI reserves activation memory for the diffusion model only. For other models it counts only
     the weights.
     """
-    if not hooks.has_preparation_wrapper(model, KEY):  # once for all attached classifiers
-        hooks.around_preparation(model, KEY, _with_room_for_gradients)
+    hooks.wrap_once(model, hooks.PREPARATION, KEY, _with_room_for_gradients)
 
 
 def _with_room_for_gradients(
     executor: Any, model: Any, noise_shape: Any, *arguments: Any, **options: Any
 ) -> Any:
     """Reserves memory for the fastest gradient if other models can make room, else the smallest."""
-    base, own = model.model, model.model.memory_required
-    before = base.__dict__.get("memory_required")  # another pack may have set it on this object
+    own = model.model.memory_required
     whole, recomputed = (
         _gradients_bytes(model, noise_shape, recompute) for recompute in (False, True)
     )
@@ -59,29 +57,17 @@ def _with_room_for_gradients(
         extra = whole if shape[0] > noise_shape[0] else recomputed
         return own(shape, *more, **named) + extra
 
-    base.memory_required = memory_required
-    try:
+    with hooks.replaced(model.model, "memory_required", memory_required):
         return executor(model, noise_shape, *arguments, **options)
-    finally:
-        if before is None:
-            base.__dict__.pop("memory_required", None)
-        else:
-            base.memory_required = before
 
 
 def _gradients_bytes(model: Any, shape: Any, recompute: bool) -> int:
     """The largest need of one classifier, because gradients are computed one after the other."""
     networks = [patcher.model for patcher in model.get_nested_additional_models()]
-    classifiers = [network for network in networks if isinstance(network, EncoderUNet)]
-    size = tuple(shape[-2:])
-    return max(
-        (
-            shape[0] * gradient_bytes(one.layout, size, _dtype_of(one), recompute)
-            for one in classifiers
-        ),
-        default=0,
-    )
-
-
-def _dtype_of(network: torch.nn.Module) -> torch.dtype:
-    return compute_dtype(network, torch.empty(0))
+    size, x = tuple(shape[-2:]), torch.empty(0)
+    needs = [
+        gradient_bytes(network.layout, size, compute_dtype(network, x), recompute)
+        for network in networks
+        if isinstance(network, EncoderUNet)
+    ]
+    return shape[0] * max(needs, default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -37,7 +38,7 @@ def model_names(folder: str) -> list[str]:
     return folder_paths.get_filename_list(folder)
 
 
-def model_path(folder: str, name: str) -> str:
+def model_path(folder: str, name: str) -> Path:
     """The path of the chosen file, checked because a linked input or a script can send any name.
 
     Raises CheckpointError if the file does not exist, or if it is a link to a place outside of
@@ -49,8 +50,8 @@ def model_path(folder: str, name: str) -> str:
         raise CheckpointError(
             f"There is no model file {str(name)[:200]!r}; put it into {' or '.join(roots)}."
         )
-    _check_within(path, roots, CheckpointError)
-    return path
+    _check_within(Path(path), roots)
+    return Path(path)
 
 
 def _is_plain(name: Any) -> bool:
@@ -62,22 +63,23 @@ def _is_plain(name: Any) -> bool:
     return named and not Path(name).is_absolute() and len(name) <= MOST_PATH
 
 
-def _check_within(path: str | Path, roots: list[str], error: type[ValueError]) -> None:
-    """Raises `error` for a link to a place outside of the folders."""
-    if not is_within(Path(path), roots):
-        raise error(
+def _check_within(path: Path, roots: list[str]) -> None:
+    """Raises CheckpointError for a link to a place outside of the folders."""
+    if not is_within(path, roots):
+        raise CheckpointError(
             f"{path} is a link to {os.path.realpath(path)}, outside of {' and '.join(roots)}; "
             "move the file itself there, or add its folder to extra_model_paths.yaml."
         )
 
 
-def file_fingerprint(folder: str, name: str) -> str:
-    """Changes when the file is replaced, so that the node runs again."""
+def fingerprint(path_of: Callable[..., Path], *name: str) -> str:
+    """Changes with the file path_of(*name), or any file in that folder, so the node runs again."""
     try:
-        path = model_path(folder, name)
-    except CheckpointError:
+        path = path_of(*name)
+    except ValueError:
         return "missing"
-    return _version(Path(path))
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return hashlib.sha256(os.fsencode("".join(map(_version, files)))).hexdigest()
 
 
 def _version(path: Path) -> str:
@@ -97,36 +99,24 @@ def image_classifier_names() -> list[str]:
     return sorted([*folders, *files])
 
 
-def _config_folders() -> set[str]:
-    """Paths relative to models/classifiers; at most three levels deep."""
-    found = set()
+def _config_folders() -> dict[str, Path]:
+    """By their paths relative to models/classifiers; at most three levels deep."""
+    found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(CLASSIFIERS)):
         for depth in ("*", "*/*", "*/*/*"):
             for config in root.glob(f"{depth}/{CONFIG}"):
-                found.add(config.parent.relative_to(root).as_posix())
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
     return found
 
 
 def image_classifier_path(name: str) -> Path:
     """The path of the chosen file or folder; CheckpointError if it is missing or elsewhere."""
-    if _is_plain(name) and name in _config_folders():
-        roots = folder_paths.get_folder_paths(CLASSIFIERS)
-        path = next(
-            path for path in (Path(root) / name for root in roots) if (path / CONFIG).is_file()
-        )
-        for found in (path, *path.iterdir()):
-            _check_within(found, roots, CheckpointError)
-        return path
-    return Path(model_path(CLASSIFIERS, name))
-
-
-def image_classifier_fingerprint(name: str) -> str:
-    """Changes when the file, or one in the folder, is replaced."""
-    try:
-        path = image_classifier_path(name)
-    except CheckpointError:
-        return "missing"
-    return _fingerprint(path) if path.is_dir() else file_fingerprint(CLASSIFIERS, name)
+    path = _config_folders().get(name) if _is_plain(name) else None
+    if path is None:
+        return model_path(CLASSIFIERS, name)
+    for found in (path, *path.iterdir()):
+        _check_within(found, folder_paths.get_folder_paths(CLASSIFIERS))
+    return path
 
 
 def class_folder_names() -> list[str]:
@@ -156,22 +146,6 @@ def class_folder_path(name: str) -> Path:
                 "pictures themselves there."
             )
     return path.resolve()
-
-
-def class_folder_fingerprint(name: str) -> str:
-    """Changes when an image in the folder changes."""
-    try:
-        return _fingerprint(class_folder_path(name))
-    except ValueError:
-        return "missing"
-
-
-def _fingerprint(root: Path) -> str:
-    """Changes with any file below the folder."""
-    seen = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        seen.update(_version(path).encode())
-    return seen.hexdigest()
 
 
 def new_output_path(prefix: str) -> Path:

@@ -34,9 +34,8 @@ class SigmaSchedule:
         # the table of core's usual 1,000 timesteps; LCM and Stable Cascade read theirs differently
         usual = comfy.model_sampling.ModelSamplingDiscrete
         read_as_usual = getattr(type(model_sampling), "sigma", None) is usual.sigma
-        table = model_sampling.log_sigmas if read_as_usual else None
         self._sigmas = HostCopy(sigmas)
-        self._log_sigmas = None if table is None else HostCopy(table.float())
+        self._log_sigmas = HostCopy(model_sampling.log_sigmas.float()) if read_as_usual else None
 
     @functools.cached_property
     def sigmas(self) -> list[float]:
@@ -142,17 +141,14 @@ class RunState:
         if self._sum is not None:
             yield self._sum
             return
-        self._sum = GuidanceSum()
-        try:
-            yield self._sum
-        finally:
-            self._sum = None
+        total = GuidanceSum()
+        with hooks.replaced(self, "_sum", total):
+            yield total
 
 
 def keep_run_state(model: Any) -> None:
     """Gives each run of the MODEL its own state; can be called by several nodes."""
-    if not hooks.has_run_wrapper(model, hooks.RUN_STATE):
-        hooks.around_run(model, hooks.RUN_STATE, _run_with_state)
+    hooks.wrap_once(model, hooks.RUN, hooks.RUN_STATE, _run_with_state)
 
 
 def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:

@@ -7,6 +7,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ...guidance.checkpoints.checkpoint import CheckpointError, read_checkpoint
@@ -14,8 +15,7 @@ from ...guidance.core.labels import class_names, distinct_names
 from .paths import (
     CLASSIFIERS,
     DIFFUSION_MODELS,
-    file_fingerprint,
-    image_classifier_fingerprint,
+    fingerprint,
     image_classifier_names,
     image_classifier_path,
     model_names,
@@ -61,8 +61,7 @@ def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
     async def classes(request: Any) -> Any:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
         # listing folders and reading files must not block the server
-        loop = asyncio.get_running_loop()
-        names = await loop.run_in_executor(None, classes_of, kind, name)
+        names = await asyncio.to_thread(classes_of, kind, name)
         return web.json_response({"classes": names or []}, status=404 if names is None else 200)
 
     @server.routes.post("/classifier_guidance/schedule")
@@ -70,8 +69,7 @@ def add_routes(draw_schedule: Callable[[str], dict[str, Any]]) -> None:
         text = await _text_of(request, MOST_BYTES)
         if text is None:
             return web.json_response({"error": f"A schedule has at most {MOST_BYTES} bytes."})
-        loop = asyncio.get_running_loop()
-        return web.json_response(await loop.run_in_executor(None, draw_schedule, text))
+        return web.json_response(await asyncio.to_thread(draw_schedule, text))
 
 
 async def _text_of(request: Any, most: int) -> str | None:
@@ -84,44 +82,34 @@ async def _text_of(request: Any, most: int) -> str | None:
     return body.decode("utf-8", "replace")
 
 
-# the kinds of files with classes, and the list of each kind
-CLASS_LISTS: dict[str, Callable[[], Any]] = {
-    CLASSIFIERS: lambda: model_names(CLASSIFIERS),
-    DIFFUSION_MODELS: lambda: model_names(DIFFUSION_MODELS),
-    IMAGE_CLASSIFIERS: image_classifier_names,
-}
-
-
 def classes_of(kind: str, name: str) -> tuple[str, ...] | None:
     """The names of a file's classes, or their numbers; empty if the file cannot be used.
 
     None for a file that no loader offers.
     """
-    if name not in CLASS_LISTS.get(kind, tuple)():
+    if kind == IMAGE_CLASSIFIERS:
+        offered, path_of = image_classifier_names(), image_classifier_path
+    elif kind in (CLASSIFIERS, DIFFUSION_MODELS):
+        offered, path_of = model_names(kind), functools.partial(model_path, kind)
+    else:
+        return None
+    if name not in offered:
         return None
     try:
-        if kind == IMAGE_CLASSIFIERS:
-            return _image_classes_of(name, image_classifier_fingerprint(name))
-        return _classes_of(kind, name, file_fingerprint(kind, name))
+        return _classes_of(kind, path_of(name), fingerprint(path_of, name))
     except CheckpointError:
         return ()
 
 
-@functools.lru_cache(maxsize=32)
-def _classes_of(kind: str, name: str, fingerprint: str) -> tuple[str, ...]:
-    about = read_checkpoint(model_path(kind, name)).description
-    count = about.layout.class_count or 0
-    return _offered(count, about.labels)
+@functools.lru_cache(maxsize=64)
+def _classes_of(kind: str, path: Path, version: str) -> tuple[str, ...]:
+    """version: the file's fingerprint, so that a replaced file is read again."""
+    if kind == IMAGE_CLASSIFIERS:
+        from ...guidance.checkpoints.image_classifiers import classes_of_image_classifier
 
-
-@functools.lru_cache(maxsize=32)
-def _image_classes_of(name: str, fingerprint: str) -> tuple[str, ...]:
-    from ...guidance.checkpoints.image_classifiers import classes_of_image_classifier
-
-    count, labels = classes_of_image_classifier(image_classifier_path(name))
-    return _offered(count, labels)
-
-
-def _offered(count: int, labels: tuple[str, ...] | None) -> tuple[str, ...]:
+        count, labels = classes_of_image_classifier(path)
+    else:
+        about = read_checkpoint(path).description
+        count, labels = about.layout.class_count or 0, about.labels
     names = class_names(count, labels)
     return distinct_names(names) if names else tuple(map(str, range(count)))

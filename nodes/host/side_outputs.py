@@ -70,15 +70,10 @@ def _region(area: Any) -> tuple:
     return (..., slice(top, top + height), slice(left, left + width))
 
 
-def requested(transformer_options: dict) -> SideOutputs | None:
-    """The side outputs requested by these options, or None."""
-    return transformer_options.get(hooks.SIDE_OUTPUTS)
-
-
 def keep_variance(transformer_options: dict | None, variance: Tensor) -> None:
     """Stores v (N, C, H, W), one row per conditioning and image, if it is requested."""
     options = transformer_options or {}
-    outputs = requested(options)
+    outputs = options.get(hooks.SIDE_OUTPUTS)
     if outputs is None or "uuids" not in options:
         return
     which = options["cond_or_uncond"]

@@ -31,11 +31,6 @@ def check_room(size: int, what: str) -> None:
         )
 
 
-def warn(text: str) -> None:
-    """Writes a warning to ComfyUI's log."""
-    logging.warning("Classifier Guidance: %s", text)
-
-
 def train_in_bf16(precision: str) -> bool:
     """Whether to train in bf16; "auto": if the GPU supports it."""
     device = comfy.model_management.get_torch_device()

@@ -9,7 +9,6 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ...guidance.classifiers.image import Decode
 from ...guidance.core.autograd import use_ordinary_weights
 from ...guidance.core.host_copy import device_of
 from .autograd import use_ordinary_attributes
@@ -47,18 +46,14 @@ class PlacedVAE:
         slope = (high - low) / 0.5
         return cls(whole, vae.latent_channels, vae.vae_dtype, 2 * slope, 2 * low - 1)
 
-    def decoder(self, network: Any, model: Any) -> Decode:
+    def decode(self, network: Any, model: Any, x0: Tensor) -> Tensor:
         """From a base model's x0 (B, C, H, W) or (B, C, 1, H, W) to RGB in [-1, 1].
 
         network: the placed VAE.
         """
-
-        def decode(x0: Tensor) -> Tensor:
-            use_ordinary_weights(network)
-            use_ordinary_attributes(model.latent_format)
-            latents = model.process_latent_out(x0).to(device_of(network, x0.device), self.dtype)
-            pixels = network.decode(latents)
-            pixels = pixels.squeeze(2) if pixels.ndim == 5 else pixels  # of a video VAE: one frame
-            return pixels * self.slope + self.offset
-
-        return decode
+        use_ordinary_weights(network)
+        use_ordinary_attributes(model.latent_format)
+        latents = model.process_latent_out(x0).to(device_of(network, x0.device), self.dtype)
+        pixels = network.decode(latents)
+        pixels = pixels.squeeze(2) if pixels.ndim == 5 else pixels  # of a video VAE: one frame
+        return pixels * self.slope + self.offset

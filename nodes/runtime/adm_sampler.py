@@ -42,9 +42,11 @@ def sample_adm(
         )
     extra_args = extra_args or {}
     draw = noise_sampler or noise_of_seed(x, extra_args.get("seed"))
+    options = extra_args.get("model_options", {})
     side_outputs, evaluation_args = SideOutputs(model.inner_model), extra_args
     if method == "ddpm":
-        evaluation_args = _leaving(side_outputs, extra_args)
+        options = hooks.with_side_outputs(options, side_outputs)
+        evaluation_args = {**extra_args, "model_options": options}
     for index, step in enumerate(steps_of(sigmas)):
         sigma, following = sigmas[index], sigmas[index + 1]
         side_outputs.begin()
@@ -52,26 +54,19 @@ def sample_adm(
         if callback is not None:
             state = {"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
             callback(state)
+        without_noise = step.last or (method == "ddim" and eta == 0)
+        noise = torch.zeros_like(x) if without_noise else draw(sigma, following)
         to_vp = (1 + sigma**2).sqrt()
         x_vp = x / to_vp
         if method == "ddpm":
             variance = ddpm_variance(step, side_outputs.v, x)
             gradient = side_outputs.gradient(x) * to_vp * _mask(model, sigma, extra_args)
-            noise = _noise(draw, step.last, sigma, following, x)
             shift = mean_shift(gradient, variance)
             x_vp = ddpm_step(x_vp, denoised, variance, step, shift, noise)
         else:
-            noise = _noise(draw, step.last or eta == 0, sigma, following, x)
             x_vp = ddim_step(x_vp, denoised, step, eta, noise)
         x = x_vp * (1 + following**2).sqrt()
     return x
-
-
-def _leaving(side_outputs: SideOutputs, extra_args: dict) -> dict:
-    """Arguments for evaluations that output the learned variance and the plain gradients."""
-    options = extra_args.get("model_options", {})
-    options = hooks.with_side_outputs(options, side_outputs, side_outputs.blend)
-    return {**extra_args, "model_options": options}
 
 
 def _mask(model: Any, sigma: Tensor, extra_args: dict) -> Tensor | float:
@@ -87,10 +82,6 @@ def _mask(model: Any, sigma: Tensor, extra_args: dict) -> Tensor | float:
     return of_sigma(sigma[None], mask, extra_options=options)
 
 
-def _noise(draw: Any, unused: bool, sigma: Tensor, following: Tensor, x: Tensor) -> Tensor:
-    return torch.zeros_like(x) if unused else draw(sigma, following)
-
-
 def steps_of(sigmas: Tensor) -> list[Step]:
     """The reverse steps between neighbouring sigmas; an empty list for a single sigma.
 
@@ -98,19 +89,14 @@ def steps_of(sigmas: Tensor) -> list[Step]:
     """
     if len(sigmas) < 2:
         return []
-    _check_falling(sigmas.tolist())
-    alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.cpu().double())]
-    floor = 1 - alpha_bar[-2]
-    if len(alpha_bar) > 2:
-        floor = posterior_variance(alpha_bar[-3], alpha_bar[-2])
-    pairs = zip(alpha_bar[:-1], alpha_bar[1:], strict=True)
-    return [Step(-1, now, following, floor) for now, following in pairs]
-
-
-def _check_falling(sigmas: list[float]) -> None:
-    for number, (now, following) in enumerate(itertools.pairwise(sigmas), 1):
+    for number, (now, following) in enumerate(itertools.pairwise(sigmas.tolist()), 1):
         if following >= now:
             raise ValueError(
                 f"sigmas go from {now:.5g} to {following:.5g} in step {number}, but ADM Sampler "
                 "needs falling sigmas; use the sigmas of ADM Scheduler."
             )
+    alpha_bar = [float(value) for value in alpha_bar_from_sigma(sigmas.cpu().double())]
+    floor = 1 - alpha_bar[-2]
+    if len(alpha_bar) > 2:
+        floor = posterior_variance(alpha_bar[-3], alpha_bar[-2])
+    return [Step(-1, now, following, floor) for now, following in itertools.pairwise(alpha_bar)]

@@ -30,7 +30,7 @@ def cache_cfg(model: Any, config: CFGCacheConfig, node: str | None = None) -> An
         return model
     model = model.clone()
     keep_run_state(model)
-    hooks.around_conditionings(model, KEY, CFGCacheWrapper(config, node))
+    model.add_wrapper_with_key(hooks.CONDITIONINGS, KEY, CFGCacheWrapper(config, node))
     return model
 
 

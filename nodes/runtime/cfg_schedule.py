@@ -23,23 +23,20 @@ def schedule_cfg(model: Any, schedule: GuidanceSchedule) -> Any:
     schedule.check_model(model_info.is_flow(model.get_model_object("model_sampling")))
     scheduled = model.clone()
     keep_run_state(scheduled)
-    hooks.around_run(scheduled, KEY, prepared_for_any_cfg)
-    hooks.around_prediction(scheduled, KEY, ScheduledCFG(schedule))
-    hooks.around_conditionings(scheduled, KEY, note_cfg_function)
+    scheduled.add_wrapper_with_key(hooks.RUN, KEY, prepared_for_any_cfg)
+    scheduled.add_wrapper_with_key(hooks.PREDICTION, KEY, ScheduledCFG(schedule))
+    scheduled.add_wrapper_with_key(hooks.CONDITIONINGS, KEY, note_cfg_function)
     return scheduled
 
 
 def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
     """Keeps the negative in the run of a guider that starts at cfg 1."""
     guider = executor.class_obj
-    saved = getattr(guider, "cfg", None)
-    if saved == 1:
-        guider.cfg = 1 + 1e-3  # core does not treat it as 1; each evaluation sets the real value
-    try:
+    if getattr(guider, "cfg", None) != 1:
         return executor(*args, **options)
-    finally:
-        if saved is not None:
-            guider.cfg = saved
+    # core does not treat it as 1; each evaluation sets the real value
+    with hooks.replaced(guider, "cfg", 1 + 1e-3):
+        return executor(*args, **options)
 
 
 class PerImageScale(Tensor):
@@ -62,14 +59,19 @@ class ScheduledCFG:
     ) -> Tensor:
         """The guider's denoised image at x and sigma (B,)."""
         guider, state = executor.class_obj, run_state(model_options)
-        _check_negative(guider)
+        if "negative" not in guider.conds:  # it has no CFG
+            raise ValueError(
+                f"CFG Scale Scheduler needs a negative conditioning, and {type(guider).__name__} "
+                "has none; use Classifier-Free Guidance or CFGGuider, or remove CFG Scale "
+                "Scheduler."
+            )
         position = run_position(guider, sigma, model_options)
         scales = self.schedule.scales(position, len(x))
         cfg = scales if isinstance(scales, float) else _per_image(scales, x)
-        used = cfg_set if state.cfg_is_followed else cfg_followed
-        with used(guider, cfg):
+        followed = state.cfg_is_followed
+        with hooks.replaced(guider, "cfg", cfg) if followed else cfg_followed(guider, cfg):
             denoised = executor(x, sigma, model_options, seed)
-        if not state.cfg_is_followed and ignores_scale(state.cfg_function, x, sigma):
+        if not followed and ignores_scale(state.cfg_function, x, sigma):
             raise _keeps_its_own(type(guider).__name__)
         state.cfg_is_followed = True
         return denoised
@@ -105,19 +107,8 @@ def _per_image(scales: list[float], x: Tensor) -> Tensor:
 
 
 @contextmanager
-def cfg_set(guider: Any, cfg: Any) -> Iterator[None]:
-    """Sets the guider's cfg during the block."""
-    saved = guider.cfg
-    guider.cfg = cfg
-    try:
-        yield
-    finally:
-        guider.cfg = saved
-
-
-@contextmanager
 def cfg_followed(guider: Any, cfg: Any) -> Iterator[None]:
-    """Like `cfg_set`; raises ValueError after the block if the guider did not read this cfg.
+    """Sets the guider's cfg during the block; raises ValueError after it if it was not read.
 
     During the block, the guider's class is replaced by one whose `cfg` property records reads and
     writes. So it works for guiders of any pack, also if their methods are wrapped.
@@ -150,12 +141,3 @@ def _keeps_its_own(name: str) -> ValueError:
         f"CFG Scale Scheduler sets one scale, but {name} has scales of its own and "
         "ignores it; use a guider with one cfg, or remove CFG Scale Scheduler."
     )
-
-
-def _check_negative(guider: Any) -> None:
-    """Raises ValueError for a guider without a negative, because it has no CFG."""
-    if "negative" not in guider.conds:
-        raise ValueError(
-            f"CFG Scale Scheduler needs a negative conditioning, and {type(guider).__name__} has "
-            "none; use Classifier-Free Guidance or CFGGuider, or remove CFG Scale Scheduler."
-        )

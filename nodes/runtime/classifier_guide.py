@@ -25,8 +25,7 @@ from ..host.autograd import check_differentiable, differentiating, predict_with_
 from ..host.classifiers import PlacedClassifier
 from ..host.memory import reserve_gradient_memory
 from ..host.patcher import attach
-from ..host.run_state import RunState, keep_run_state, run_position, run_state
-from ..host.side_outputs import requested
+from ..host.run_state import keep_run_state, run_position, run_state
 from .fit import check_fit
 
 KEY = "classifier_guidance"
@@ -56,7 +55,7 @@ def guided(
     reserve_gradient_memory(steered)
     keep_run_state(steered)
     wrapper = ClassifierGuide(placed, labels, strength, key, schedule, gradient_interval)
-    hooks.around_prediction(steered, key, wrapper)
+    steered.add_wrapper_with_key(hooks.PREDICTION, key, wrapper)
     return steered
 
 
@@ -84,17 +83,20 @@ class ClassifierGuide:
             return executor(x, sigma, model_options, seed)
         with state.guidance_sum() as total:
             total.terms = 0.0  # an outer wrapper may evaluate more than once
-            call = (executor, x, sigma, model_options, seed)
             exact = guide.needs_graph(x)
-            x_in, denoised = predict_with_graph(*call) if exact else (x, _run(*call))
+            if exact:
+                x_in, denoised = predict_with_graph(executor, x, sigma, model_options, seed)
+            else:
+                x_in, denoised = x, executor(x, sigma, model_options, seed)
             model = executor.class_obj.inner_model
             level, alpha = model_info.levels_of(model.model_sampling, sigma)
             point = SamplingPoint.at(x_in, total.removed_from(denoised), level, alpha)
             with differentiating() if exact else contextlib.nullcontext():
-                term = self._term(guide, point, state, options)
+                report = _reporting(options.get(hooks.TRACES, ()), guide.labels)
+                term = guide.term(point, state.nan_guard, report).detach()
             # an outer wrapper that differentiates needs the graph; otherwise it is freed here
             denoised = denoised if x.requires_grad else denoised.detach()
-            side_outputs = requested(options)
+            side_outputs = options.get(hooks.SIDE_OUTPUTS)
             if side_outputs is not None:
                 # the gradient of this term: algorithm 1 weights it with another variance
                 side_outputs.gradients.append(term * per_image(alpha / level**2, term))
@@ -122,11 +124,6 @@ class ClassifierGuide:
             run_state(model_options).cache(self.key, lambda: GradientCache(self.gradient_interval)),
         ).at(position, len(x))
 
-    def _term(self, guide: Guide, point: SamplingPoint, state: RunState, options: dict) -> Tensor:
-        """The term to add to the denoised image."""
-        report = _reporting(options.get(hooks.TRACES, ()), guide.labels)
-        return guide.term(point, state.nan_guard, report).detach()
-
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 4 and not model_info.is_single_frame(x):
             raise ValueError(
@@ -150,10 +147,6 @@ class SingleFrame(torch.nn.Module):
     def forward(self, x: Tensor, t: Tensor, **options: Any) -> Tensor:
         """x (B, C, 1, H, W) and t (B,) -> logits (B, classes)."""
         return self.network(x.squeeze(2), t, **options)
-
-
-def _run(executor: Any, *arguments: Any) -> Tensor:
-    return executor(*arguments)
 
 
 def _kind(x: Tensor) -> str:

@@ -25,17 +25,17 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
 
     def run(executor: Any, *args: Any, **options: Any) -> Any:
         trace.begin()
-        publisher.begin()
+        publisher.count = 0
         try:
             samples = executor(*args, **options)
         finally:
-            publisher.publish_rest()
+            publisher.publish(wait=True)
         if isinstance(samples, Tensor):
             trace.end(samples)
         return samples
 
     def prediction(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
-        publisher.publish_arrived()
+        publisher.publish(wait=False)
         sigmas = run_state(model_options).sigmas(executor.class_obj.inner_model, model_options)
         trace.evaluation(sigma, sigmas.position)
         return executor(x, sigma, model_options, seed)
@@ -51,10 +51,11 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
             trace.cfg(args["cond_scale"], args["cond_denoised"], uncond)
         return args["denoised"]
 
-    hooks.around_run(model, KEY, run)
-    # outermost: patches further in may skip an evaluation, and guides report to it all the same
-    hooks.around_prediction(model, KEY, prediction, outermost=True)
-    hooks.around_network(model, KEY, network)
+    model.add_wrapper_with_key(hooks.RUN, KEY, run)
+    model.add_wrapper_with_key(hooks.PREDICTION, KEY, prediction)
+    # patches further in may skip an evaluation, and guides report to it all the same
+    hooks.move_outermost(model, hooks.PREDICTION, KEY)
+    model.add_wrapper_with_key(hooks.NETWORK, KEY, network)
     model.set_model_sampler_post_cfg_function(cfg)
     return model
 
@@ -64,27 +65,15 @@ class TracePublisher:
 
     def __init__(self, trace: Trace, node: str | None):
         self.trace, self.node = trace, node
-        self.count = 0
+        self.count = 0  # of the run's evaluations that have been sent
 
-    def begin(self) -> None:
-        """A new run."""
-        self.count = 0
-
-    def publish_arrived(self) -> None:
-        """Sends the evaluations that have been copied from the device."""
-        while self.count < len(self.trace.evaluations):
-            if not self.trace.evaluations[self.count].arrived:
+    def publish(self, wait: bool) -> None:
+        """Sends the evaluations that have been copied from the device, or waits for all."""
+        if self.node is None:
+            return
+        for seen in self.trace.evaluations[self.count :]:
+            if not wait and not seen.arrived:
                 return
-            self._publish()
-
-    def publish_rest(self) -> None:
-        """Sends the remaining evaluations; waits for the device."""
-        while self.count < len(self.trace.evaluations):
-            self._publish()
-
-    def _publish(self) -> None:
-        number, self.count = self.count, self.count + 1
-        if self.node is not None:
-            seen = self.trace.evaluations[number]
-            about = {"node": self.node, "number": number, "steps": seen.position.steps}
+            about = {"node": self.node, "number": self.count, "steps": seen.position.steps}
+            self.count += 1
             send_event(EVENT, about | {"evaluation": seen.to_plain()})

@@ -24,10 +24,9 @@ def train(plan: Any) -> Any:
     from ...guidance.training.new_classifier import new_classifier
 
     resume = training_resume(plan.settings())
-    device = prepare_training()
     run = TrainingContext(
         title="Train Noisy Classifier",
-        device=str(device),
+        device=str(prepare_training()),
         resume=resume,
         on_step=training_progress(plan.recipe.steps),
     )
@@ -41,8 +40,20 @@ def training_data(images: Any, latents: Any, model: Any, labels: str) -> Labelle
 
     Raises ValueError where the inputs do not fit each other.
     """
+    from ...guidance.training.data import LabelledImages
+
     x0, space = _space(images, latents, model)
-    return _labelled(x0, labels, "images" if latents is None else "latents", space)
+    given = [name.strip() for name in labels.strip().split("\n" if "\n" in labels else ",")]
+    if len(given) != len(x0):
+        what = "images" if latents is None else "latents"
+        raise ValueError(
+            f"labels names {len(given)} classes, but there are {len(x0)} {what}; give one for each."
+        )
+    names = sorted(
+        set(given), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)
+    )
+    index = torch.tensor([names.index(name) for name in given])
+    return LabelledImages(x0, index, tuple(names), space=space)
 
 
 def _space(images, latents, model) -> tuple[torch.Tensor, str]:
@@ -88,19 +99,3 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
         )
     samples = to_model_space(model, samples)
     return samples.squeeze(2) if single_frame else samples, space_of(model)
-
-
-def _labelled(x0: torch.Tensor, labels: str, what: str, space: str) -> LabelledImages:
-    """The images with their classes; raises ValueError if the numbers differ."""
-    from ...guidance.training.data import LabelledImages
-
-    given = [name.strip() for name in labels.strip().split("\n" if "\n" in labels else ",")]
-    if len(given) != len(x0):
-        raise ValueError(
-            f"labels names {len(given)} classes, but there are {len(x0)} {what}; give one for each."
-        )
-    names = sorted(
-        set(given), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)
-    )
-    index = torch.tensor([names.index(name) for name in given])
-    return LabelledImages(x0, index, tuple(names), space=space)

@@ -183,7 +183,7 @@ OPENERS = {
     "guidance/training/resume.py": {"loads"},  # what was dumped in the same line
     "guidance/schedules/schedule.py": {"loads"},
     "nodes/runtime/schedule_preview_api.py": {"loads"},
-    "nodes/texts.py": {"loads"},  # the pack's own
+    "nodes/schema.py": {"loads"},  # the pack's own
 }
 OPENING = {"open", "safe_open", "load", "loads", "load_file", "ZipFile", "read_text", "read_bytes"}
 OPENING |= {"read_array", "from_file", "fromfile", "genfromtxt", "memmap", "imread"}

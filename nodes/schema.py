@@ -1,0 +1,54 @@
+"""What the nodes' schemas share: texts, menu categories, socket types, and inputs of several nodes.
+
+Names, descriptions and tooltips are written once, in locales/en/nodeDefs.json, beside the
+translations.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+NoisyClassifierType = io.Custom("NOISY_CLASSIFIER")
+GuidanceScheduleType = io.Custom("GUIDANCE_SCHEDULE")
+GuidanceTraceType = io.Custom("GUIDANCE_TRACE")
+CATEGORY = "classifier guidance"
+TRAINING = f"{CATEGORY}/training"
+ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
+
+_FILE = Path(__file__).resolve().parent.parent / "locales" / "en" / "nodeDefs.json"
+_TEXTS: dict[str, Any] = json.loads(_FILE.read_text("utf-8"))
+
+
+def node_schema(node_id: str, *, category: str = CATEGORY, **options: Any) -> io.Schema:
+    """The schema of a node with its texts; options: inputs, outputs and others of io.Schema."""
+    texts = _TEXTS[node_id]
+    about = {name: texts[name] for name in ("display_name", "description")}
+    schema = io.Schema(node_id=node_id, category=category, **about, **options)
+    for one in schema.inputs:
+        one.tooltip = texts["inputs"][one.id]["tooltip"]
+    for index, one in enumerate(schema.outputs):
+        one.tooltip = texts["outputs"][str(index)]["tooltip"]
+    return schema
+
+
+def number(name: str, default: float, low: float, high: float, **options: Any) -> io.Input:
+    """An Int or a Float input, by the default's type."""
+    kind = io.Int if isinstance(default, int) else io.Float
+    return kind.Input(name, default=default, min=low, max=high, **options)
+
+
+def label_input(default: str) -> io.Input:
+    """label: its widget on the page offers the names of the classes."""
+    return io.String.Input("label", default=default, extra_dict={"widgetType": "GUIDANCE_LABEL"})
+
+
+def cfg_cache_inputs() -> list[io.Input]:
+    """How often CFG's term is computed."""
+    return [
+        number("cfg_interval", 1, 1, 100, **ADVANCED),
+        number("tolerance", 0.0, 0.0, 0.99, step=0.05, round=0.001, **ADVANCED),
+    ]
