@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,3 +53,15 @@ def compute_dtype(network: nn.Module, x: Tensor) -> torch.dtype:
 def log_softmax(logits: Tensor) -> Tensor:
     """At least in fp32, because fp16 gradients of unlikely classes underflow to zero."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def graph_despite_writes() -> AbstractContextManager:
+    """Torch's graph of the block stays valid where a model writes into its tensors, as Flux does.
+
+    The graph keeps copies of what its backward pass reads, except of weights.
+    """
+
+    def copied(tensor: Tensor) -> Tensor:
+        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+
+    return torch.autograd.graph.saved_tensors_hooks(copied, lambda tensor: tensor)

@@ -10,7 +10,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...guidance.core.autograd import use_ordinary_weights
+from ...guidance.core.autograd import graph_despite_writes, use_ordinary_weights
 from ...guidance.core.bounded_read import one_line
 from .hooks import replaced
 from .patcher import is_streamed
@@ -77,7 +77,8 @@ def predict_with_graph(
         use_ordinary_attributes(model.latent_format)
         x_in = x if x.requires_grad else x.detach().clone().requires_grad_(True)
         # core's models leave out the kernels without a backward pass, as for training
-        with differentiating(), replaced(comfy.model_management, "in_training", True):
+        training = replaced(comfy.model_management, "in_training", True)
+        with differentiating(), graph_despite_writes(), training:
             # a copy: some patches write into the x they are given
             denoised = executor(x_in.clone(), sigma.clone(), model_options, seed)
     if not denoised.requires_grad:

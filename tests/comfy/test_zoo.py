@@ -1,4 +1,4 @@
-"""Every feature on every model that people have, and under every guider of core.
+"""Every feature on every model that people have, under core's guiders, with core's patches.
 
 `python3 run.py test tests/comfy/test_zoo.py --write-tables` writes what it finds to docs/models.md.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from zoo import ZOO
 from zoo_cells import GUIDERS, WORKS, Cells
+from zoo_patches import PATCHES
 from zoo_tables import FEATURES, Tables, general
 
 USUAL_GUIDER, USUAL_MODEL = "KSampler", "SDXL"
@@ -15,9 +16,13 @@ USUAL_GUIDER, USUAL_MODEL = "KSampler", "SDXL"
 
 @pytest.fixture
 def outcome(call, call_core, made, place_classifier, load_image, caplog):
-    """What comes of a feature on a model, under a guider."""
-    cells = Cells(call, call_core, made, place_classifier, load_image, caplog)
-    return lambda feature, name, guider: general(cells.outcome(feature, ZOO[name], guider))
+    """What comes of a feature on a model, under a guider, with a patch or without."""
+
+    def run(feature, name, guider=USUAL_GUIDER, patch=""):
+        cells = Cells(call, call_core, made, place_classifier, load_image, caplog, patch)
+        return general(cells.outcome(feature, ZOO[name], guider))
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +51,20 @@ def check(request, tables):
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("name", ZOO)
 def test_model(outcome, check, name, feature):
-    check("Models", name, feature, outcome(feature, name, USUAL_GUIDER))
+    check("Models", name, feature, outcome(feature, name))
 
 
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("guider", GUIDERS)
 def test_guider(outcome, check, guider, feature):
     check("Guiders", guider, feature, outcome(feature, USUAL_MODEL, guider))
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("patch", PATCHES)
+def test_patch(outcome, check, patch, feature):
+    name = PATCHES[patch][0]
+    check("Patches", f"{patch}, {name}", feature, outcome(feature, name, patch=patch))
 
 
 @pytest.mark.long

@@ -157,7 +157,7 @@ def zoo_model(kind: Kind, ordinary: bool = False):
     import comfy.model_detection
     import comfy.sd
 
-    weights = _random_weights(_config(kind).get_model({}, "").diffusion_model)
+    weights = random_weights(_config(kind).get_model({}, "").diffusion_model)
     found = mock.patch.object(
         comfy.model_detection, "model_config_from_unet", lambda *_, **__: _config(kind)
     )
@@ -214,7 +214,8 @@ def _config(kind: Kind):
     return config
 
 
-def _random_weights(network) -> dict:
+def random_weights(network) -> dict:
+    """Weights for a network, always the same."""
     draws = torch.Generator().manual_seed(5)
     return {
         name: _random_weight(name, value.shape, draws)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from sampler_runs import core_guider, counted_calls, drawn, evaluated, few_sigmas
 from zoo import Kind, latent, prompt, zoo_model, zoo_vae
+from zoo_patches import controlled, patched
 
 STEPS, HALF, CFG, INTERVAL = 6, 3, 3.0, 3
 SAMPLING = "comfy_extras.nodes_custom_sampler"
@@ -23,10 +24,10 @@ WORKS = "works"
 class Cells:
     """The features on a model; made of the fixtures `call`, `call_core` and what they need."""
 
-    def __init__(self, call, call_core, made, place_classifier, load_image, said):
+    def __init__(self, call, call_core, made, place_classifier, load_image, said, patch=""):
         self.call, self.call_core, self.made = call, call_core, made
         self.place_classifier, self.load_image = place_classifier, load_image
-        self.said = said
+        self.said, self.patch = said, patch  # a name of zoo_patches.PATCHES
 
     def outcome(self, feature: str, kind: Kind, guider: str = "CFGGuider") -> str:
         """WORKS, or the sentence in which the pack refuses or says that it has no effect."""
@@ -39,7 +40,7 @@ class Cells:
 
     def schedule(self, kind: Kind, guider: str) -> str | None:
         """A constant is core's cfg, and an interval core's with a cfg that changes; passes, too."""
-        model = zoo_model(kind)
+        model = self._model(kind)
         constant = self.made("constant", scale=CFG)
         assert torch.equal(*self._both(kind, guider, constant, [CFG] * STEPS))
         half = self.made("interval", axis="step", scale=CFG, end=0.5)
@@ -60,7 +61,7 @@ class Cells:
 
     def trace(self, kind: Kind, guider: str) -> str | None:
         """Its passes are the network's, and its cfg is the guider's."""
-        model, trace = self.call("GuidanceTrace", model=zoo_model(kind))
+        model, trace = self.call("GuidanceTrace", model=self._model(kind))
         passes = counted_calls(model.model.diffusion_model)
         self._draw(kind, guider, model)
         seen = trace.to_dict()
@@ -71,7 +72,7 @@ class Cells:
 
     def noisy_classifier(self, kind: Kind, guider: str) -> str | None:
         """The gradient of log p(label | x) is added with its weight."""
-        model, sigma = zoo_model(kind), self._sigma(kind)
+        model, sigma = self._model(kind), self._sigma(kind)
         network = Readout(kind.shape[0])
         classifier = self.place_classifier(network, classes=4)
         x, guided = sigma * latent(kind), self._steered(kind, classifier)
@@ -95,7 +96,7 @@ class Cells:
         """The same bits after another prompt, after an interruption, and after an unload."""
         import comfy.model_management as management
 
-        model = zoo_model(kind)
+        model = self._model(kind)
         if not kind.is_video:
             model = self._steered(kind, self.place_classifier(Readout(kind.shape[0]), classes=4))
         if guider not in ("BasicGuider", "DualCFGGuider"):  # which take no schedule
@@ -120,7 +121,7 @@ class Cells:
         assert torch.equal(self._draw(kind, guider, model), first)
 
     def _cached(self, kind: Kind, guider: str, computed: int, **cache: Any) -> str | None:
-        model = zoo_model(kind)
+        model = self._model(kind)
         passes = counted_calls(model.model.diffusion_model)
         self._draw(kind, guider, model)
         full = sum(passes)
@@ -130,15 +131,16 @@ class Cells:
         if self.said.text:
             assert sum(passes) == full
             return self.said.messages[-1]
-        assert sum(passes) == STEPS + computed * (full // STEPS - 1)
+        others = 2 if guider == "PerpNegGuider" else 1  # that one computed term gives
+        assert sum(passes) == full - others * (STEPS - computed)
 
     def _clean(self, kind: Kind, guider: str, gradient: str) -> str | None:
         classifier = self.load_image(gradient, vae=zoo_vae(kind))
         sigma = self._sigma(kind)
         x = sigma * latent(kind)
-        alpha = self._alpha(zoo_model(kind), sigma)
+        alpha = self._alpha(self._model(kind), sigma)
         for attention in (None, "pytorch"):  # what core takes on a CPU, and on an NVIDIA GPU
-            model = with_attention(zoo_model(kind), attention)
+            model = with_attention(self._model(kind), attention)
             guided = self._steered(kind, classifier, model)
             try:
                 guided_image = self._evaluated(kind, guider, guided, x)
@@ -156,12 +158,13 @@ class Cells:
     def _chain(self, kind, guider, classifier, x, attention, whole):
         """Autograd of log p(label | decoded image) by x, or by the denoised image; core alone.
 
-        None if torch cannot differentiate core's model.
+        None if torch cannot differentiate core's model, although copies of all that its backward
+        pass reads are kept: some models write into it.
         """
         import comfy.model_management as management
         import comfy.samplers
 
-        model = with_attention(zoo_model(kind, ordinary=True), attention)
+        model = with_attention(self._model(kind, ordinary=True), attention)
         image, vae, found = classifier.classifier, zoo_vae(kind).first_stage_model, []
 
         def once(denoise, begin, sigmas, extra_args=None, **_):
@@ -178,7 +181,8 @@ class Cells:
         sampler, sigmas = comfy.samplers.KSAMPLER(once), torch.tensor([self._sigma(kind), 0.0])
         management.in_training = True
         try:
-            with torch.enable_grad():
+            copies = torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.Tensor.detach)
+            with torch.enable_grad(), copies:
                 asked = self._guider(kind, guider, model)
                 asked.sample(torch.zeros_like(x), torch.zeros_like(x), sampler, sigmas, seed=1)
         except RuntimeError:
@@ -187,15 +191,20 @@ class Cells:
             management.in_training = False
         return found[0]
 
+    def _model(self, kind, ordinary=False):
+        """The model of the zoo, patched."""
+        model = zoo_model(kind, ordinary=True) if ordinary else zoo_model(kind)
+        return patched(self.call_core, self.patch, model)
+
     def _scheduled(self, model, schedule, **cache):
         return self.call("CFGScaleScheduler", model=model, schedule=schedule, **cache)[0]
 
     def _steered(self, kind, classifier, model=None):
         inputs = {"classifier": classifier, "label": "1", "scale": 2.0}
-        return self.call("ClassifierGuidance", model=model or zoo_model(kind), **inputs)[0]
+        return self.call("ClassifierGuidance", model=model or self._model(kind), **inputs)[0]
 
     def _both(self, kind, guider, schedule, cfgs):
-        model = zoo_model(kind)
+        model = self._model(kind)
         ours = self._draw(kind, guider, self._scheduled(model, schedule))
         return ours, self._draw(kind, guider, model, cfgs=cfgs)
 
@@ -221,16 +230,20 @@ class Cells:
 
     def _ksampler(self, kind, model, seed):
         named = {"sampler_name": "euler", "scheduler": "normal", "steps": STEPS, "cfg": CFG}
-        prompts = {"positive": prompt(kind, seed), "negative": prompt(kind, 9)}
+        prompts = {"positive": self._positive(kind, seed), "negative": prompt(kind, 9)}
         empty = {"samples": torch.zeros(1, *kind.shape)}
         inputs = {"model": model, "seed": 7, "latent_image": empty, **named, **prompts}
         return self.call_core("nodes", "KSampler", **inputs)[0]["samples"]
+
+    def _positive(self, kind, seed):
+        positive = prompt(kind, seed)
+        return controlled(self.call_core, positive) if self.patch == "ControlNet" else positive
 
     def _evaluated(self, kind, guider, model, x):
         return evaluated(self._guider(kind, guider, model), x, self._sigma(kind))
 
     def _guider(self, kind, name, model, seed=1):
-        positive, negative = prompt(kind, seed), prompt(kind, 9)
+        positive, negative = self._positive(kind, seed), prompt(kind, 9)
         pair = {"model": model, "positive": positive, "negative": negative}
         match name:
             case "KSampler":
