@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..guidance.adm.presets import NETWORK_SIZES, classifier_layout
 from ..guidance.checkpoints.checkpoint import Description, save_checkpoint
-from .host.classifiers import place_trained
+from .host.classifiers import place_noisy
 from .host.paths import new_output_path
 from .host.training import train_in_bf16
 from .runtime.training import train, training_data
@@ -95,7 +95,7 @@ class TrainNoisyClassifier(io.ComfyNode):
                 patience=patience,
             )
             trained, description = train(plan)
-            placed = place_trained(trained.network, description)
+            placed = place_noisy(trained.network, description, "The trained classifier")
         plot = torch.from_numpy(plot_training(trained.losses, trained.validations).copy())
         return io.NodeOutput(placed, plot.float()[None] / 255)
 

@@ -65,12 +65,6 @@ class Builder:
     def pointwise(self, inputs: int, outputs: int) -> nn.Module:
         return pointwise_layer(self.operations)(inputs, outputs, 1, **self.where)
 
-    def embedding(self, rows: int, width: int) -> nn.Module:
-        return self.operations.Embedding(rows, width, **self.where)
-
-    def parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(torch.zeros(*shape, **self.where))
-
 
 @functools.lru_cache(maxsize=16)
 def pointwise_layer(operations: Any) -> Any:
@@ -156,6 +150,13 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         return self.conv(upsample(x)) if self.up else self.op(x)
+
+
+def resample(layout: ADMLayout, build: Builder, channels: int, up: bool) -> nn.Module:
+    """The block that doubles (`up`) or halves the size between two levels."""
+    if layout.resblock_updown:
+        return ResBlock(layout, build, channels, channels, upsample if up else downsample)
+    return Resample(build, channels, up)
 
 
 def split_heads(qkv: Tensor, head_channels: int, new_order: bool) -> tuple[Tensor, ...]:

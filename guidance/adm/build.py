@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from .encoder_unet import EncoderUNet
 from .layout import ADMLayout, ClassifierLayout
 from .unet import UNet
 
 
-def build_network(layout: ADMLayout, operations: Any = None, device: Any = None) -> Any:
-    """An EncoderUNet for a ClassifierLayout, a UNet for a UNetLayout; arguments as for these."""
+def build_network(layout: ADMLayout, device: torch.device | str | None = None) -> Any:
+    """An EncoderUNet for a ClassifierLayout, a UNet for a UNetLayout."""
     network = EncoderUNet if isinstance(layout, ClassifierLayout) else UNet
-    return network(layout, operations, device=device)  # type: ignore[arg-type]
+    return network(layout, device=device)  # type: ignore[arg-type]
 
 
 def shapes_of(network: Any) -> dict[str, tuple[int, ...]]:

@@ -33,8 +33,7 @@ def detect_layout(shapes: Shapes) -> ADMLayout | None:
         return None
     try:
         encoder = _encoder(shapes)
-        is_unet = any(key.startswith("output_blocks.") for key in shapes)
-        detected = _unet(shapes, encoder) if is_unet else _classifier(shapes, encoder)
+        detected = (_unet if _is_unet(shapes) else _classifier)(shapes, encoder)
         return replace(detected, **_undetected(detected))
     except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
         return None
@@ -54,12 +53,12 @@ def nearest_released(shapes: Shapes) -> tuple[str, dict[str, tuple[int, ...]]] |
 
     Used for error messages; None if there is no such model.
     """
-    best: tuple[int, str, dict[str, tuple[int, ...]]] | None = None
-    for file, wanted in _released_shapes():
-        different = len(set(wanted.items()) ^ set(shapes.items()))
-        if different <= len(wanted) // 10 and (best is None or different < best[0]):
-            best = (different, file, wanted)
-    return best and best[1:]
+    near = [
+        (different, file, wanted)
+        for file, wanted in _released_shapes()
+        if (different := len(wanted.items() ^ shapes.items())) <= len(wanted) // 10
+    ]
+    return min(near, key=lambda one: one[0])[1:] if near else None
 
 
 @functools.cache
@@ -165,8 +164,11 @@ def _decoder_agrees(shapes: Shapes, levels: int, depth: int) -> bool:
         for key in shapes
         if (m := re.match(r"output_blocks\.(\d+)\.[12]\.(in_layers\.0|conv)\.weight", key))
     ]
-    is_unet = any(key.startswith("output_blocks.") for key in shapes)
-    return min(ups) == depth if ups else levels == 1 or not is_unet
+    return min(ups) == depth if ups else levels == 1 or not _is_unet(shapes)
+
+
+def _is_unet(shapes: Shapes) -> bool:
+    return any(key.startswith("output_blocks.") for key in shapes)
 
 
 def _is_strided(shapes: Shapes, block: int) -> bool:
@@ -198,14 +200,13 @@ def _unet(shapes: Shapes, encoder: dict) -> UNetLayout:
 
 def _classifier(shapes: Shapes, encoder: dict) -> ClassifierLayout:
     if "out.2.positional_embedding" in shapes:
-        pool, classes = "attention", shapes["out.2.c_proj.weight"][0]
+        pool, last = "attention", "out.2.c_proj.weight"
         tokens = shapes["out.2.positional_embedding"][1] - 1
         side = round(tokens**0.5)
         encoder["image_size"] = side * 2 ** (len(encoder["channel_mult"]) - 1)
-    elif len(shapes.get("out.3.weight", ())) == 4:
-        pool, classes = "adaptive", shapes["out.3.weight"][0]
-    elif len(shapes.get("out.3.weight", ())) == 2:
-        pool, classes = "spatial_v2", shapes["out.3.weight"][0]
+    elif "out.3.weight" in shapes:
+        last = "out.3.weight"
+        pool = "adaptive" if len(shapes[last]) == 4 else "spatial_v2"
     else:
-        pool, classes = "spatial", shapes["out.2.weight"][0]
-    return ClassifierLayout(**encoder, out_channels=classes, pool=pool)
+        pool, last = "spatial", "out.2.weight"
+    return ClassifierLayout(**encoder, out_channels=shapes[last][0], pool=pool)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .blocks import AttentionBlock, Builder, Resample, ResBlock, Stage, downsample
+from .blocks import AttentionBlock, Builder, ResBlock, Stage, resample
 from .layout import ADMLayout
 
 
@@ -32,7 +32,7 @@ def encoder_stages(layout: ADMLayout, build: Builder) -> tuple[nn.ModuleList, li
             stages.append(Stage(*blocks))
             outputs.append(channels)
         if level != last:
-            stages.append(Stage(_halve(layout, build, channels)))
+            stages.append(Stage(resample(layout, build, channels, up=False)))
             outputs.append(channels)
     return nn.ModuleList(stages), outputs
 
@@ -54,9 +54,3 @@ def check_halvings(layout: ADMLayout, size: tuple[int, ...], name: str) -> None:
             f"This {name} halves its input {halvings} times, so width and height must be "
             f"multiples of {2**halvings}; they are {size[1]}x{size[0]}."
         )
-
-
-def _halve(layout: ADMLayout, build: Builder, channels: int) -> nn.Module:
-    if layout.resblock_updown:
-        return ResBlock(layout, build, channels, channels, downsample)
-    return Resample(build, channels, up=False)

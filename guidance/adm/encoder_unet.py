@@ -70,15 +70,10 @@ class EncoderUNet(nn.Module):
         spatial = self.layout.pool.startswith("spatial")
         means = []
         for stage in (*self.input_blocks, self.middle_block):
-            x = _recomputed(stage, x, emb) if recompute else stage(x, emb)
+            x = checkpoint(stage, x, emb, use_reentrant=False) if recompute else stage(x, emb)
             if spatial:
                 means.append(x.mean(dim=(2, 3)))
         return torch.cat(means, dim=1) if spatial else x
-
-
-def _recomputed(stage: nn.Module, x: Tensor, emb: Tensor) -> Tensor:
-    """The stage's output; it is recomputed for its gradient."""
-    return checkpoint(stage, x, emb, use_reentrant=False)
 
 
 class AttentionPool(nn.Module):
@@ -92,7 +87,7 @@ class AttentionPool(nn.Module):
     ):
         super().__init__()
         self.head_channels = head_channels
-        self.positional_embedding = build.parameter(channels, tokens + 1)
+        self.positional_embedding = nn.Parameter(torch.zeros(channels, tokens + 1, **build.where))
         if not self.positional_embedding.is_meta:
             nn.init.normal_(self.positional_embedding, std=channels**-0.5)
         self.qkv_proj = build.pointwise(channels, 3 * channels)

@@ -18,23 +18,22 @@ from torch.autograd.function import once_differentiable
 Embedding = nn.Embedding  # only a lookup; the U-Net casts its output
 
 
-def _cast(layer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    bias = layer.bias
-    return layer.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+def _cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    return weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
 
 
 class Linear(nn.Linear):
     """nn.Linear in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, *_cast(self, x))
+        return F.linear(x, *_cast(x, self.weight, self.bias))
 
 
 class Conv1d(nn.Conv1d):
     """nn.Conv1d in its input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, *_cast(self, x))
+        return self._conv_forward(x, *_cast(x, self.weight, self.bias))
 
 
 class Conv2d(nn.Conv2d):
@@ -61,9 +60,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple, paddin
     """F.conv2d in x's dtype; does not keep x if the weights are frozen."""
     if only_input_tracked(x, weight, bias):
         return FrozenConv2d.apply(x, weight, bias, stride, padding)
-    return F.conv2d(
-        x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding
-    )
+    return F.conv2d(x, *_cast(x, weight, bias), stride, padding)
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -72,7 +69,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     quicker = x.ndim == 4 and x.device.type == "cpu" and x.dtype != torch.float16
     if quicker and only_input_tracked(x, weight, bias):
         return FrozenGroupNorm.apply(x, groups, weight, bias, eps)
-    return F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return F.group_norm(x, groups, *_cast(x, weight, bias), eps)
 
 
 class FrozenConv2d(torch.autograd.Function):
@@ -88,7 +85,9 @@ class FrozenConv2d(torch.autograd.Function):
         padding: tuple,
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.format, ctx.stride, ctx.padding = x.shape, _format(x), stride, padding
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.format = torch.channels_last if last else torch.contiguous_format
+        ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
         return conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
@@ -111,11 +110,6 @@ class FrozenConv2d(torch.autograd.Function):
             (True, False, False),
         )
         return gradient, *(None,) * 4
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 class FrozenGroupNorm(torch.autograd.Function):

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .layout import ClassifierLayout
 
 COARSEST = 8  # the side of the coarsest level, as in the paper
+WIDTHS = (1, 2, 3, 4)  # the factors of the coarsest levels
+PAPER_WIDTHS = (1, 1, 2, 2, 4, 4)  # with six levels
 
 
-@dataclass(frozen=True)
-class NetworkSize:
-    """The width and depth of a network, for any image size.
-
-    attention: the largest side with attention. mults: the width factors by number of levels, if
-    they are not the default (1, 2, 3, 4).
-    """
+class NetworkSize(NamedTuple):
+    """The width and depth for any image size; `attention` is the largest side that has it."""
 
     channels: int
     res_blocks: int
     attention: int
     head_channels: int
     norm_groups: int
-    mults: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
 
-WIDTHS = (1, 2, 3, 4)
 NETWORK_SIZES = {
     "small": NetworkSize(32, 1, attention=8, head_channels=32, norm_groups=8),
     "medium": NetworkSize(64, 2, attention=16, head_channels=64, norm_groups=16),
     # Dhariwal & Nichol 2021, table 11: the classifiers at 64, 128 and 256
-    "paper": NetworkSize(128, 2, 32, 64, 32, mults={6: (1, 1, 2, 2, 4, 4)}),
+    "paper": NetworkSize(128, 2, attention=32, head_channels=64, norm_groups=32),
 }
 
 
@@ -51,12 +45,14 @@ def classifier_layout(
         )
     preset = NETWORK_SIZES[name]
     sides = _sides(size)
+    finest = (1,) * (len(sides) - len(WIDTHS))  # the finest levels of large images stay narrow
+    paper = name == "paper" and len(sides) == len(PAPER_WIDTHS)
     return ClassifierLayout(
         model_channels=preset.channels,
         in_channels=channels,
         out_channels=classes,
         num_res_blocks=preset.res_blocks,
-        channel_mult=_mult(preset, len(sides)),
+        channel_mult=PAPER_WIDTHS if paper else finest + WIDTHS[: len(sides)],
         attention_levels=tuple(n for n, side in enumerate(sides) if side <= preset.attention),
         image_size=size[0] if size[0] == size[1] else None,
         num_head_channels=preset.head_channels,
@@ -73,10 +69,3 @@ def _sides(size: tuple[int, int]) -> list[int]:
         sides.append(sides[-1] // 2)
         factor *= 2
     return sides
-
-
-def _mult(preset: NetworkSize, levels: int) -> tuple[float, ...]:
-    if levels in preset.mults:
-        return preset.mults[levels]
-    finest = (1,) * (levels - len(WIDTHS))  # the finest levels of large images stay narrow
-    return finest + WIDTHS[:levels]

@@ -13,13 +13,6 @@ from typing import Any
 from ..core.labels import IMAGENET_CLASSES
 from .layout import ADMLayout, ClassifierLayout, UNetLayout
 
-UNET_FLAGS = (
-    "--diffusion_steps 1000 --learn_sigma True --resblock_updown True --use_scale_shift_norm True"
-)
-CLASSIFIER_FLAGS = (
-    "--classifier_width 128 --classifier_attention_resolutions 32,16,8 --classifier_pool attention "
-    "--classifier_resblock_updown True --classifier_use_scale_shift_norm True"
-)
 MULTIPLIERS = {
     64: (1, 2, 3, 4),
     128: (1, 1, 2, 3, 4),
@@ -29,19 +22,19 @@ MULTIPLIERS = {
 UPSAMPLER_MULTIPLIER = MULTIPLIERS[256]  # also at 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Released:
-    """One file: its name, classes, size, and the flags that differ from others of its kind.
+    """One file: its name, the flags that differ from others of its kind, its size and classes.
 
     `megabytes` are 10^6 bytes of fp32 parameters. `classifier_scale` is from the README, for a
     guided diffusion model.
     """
 
     file: str
-    images: str
     flags: str
     megabytes: int
     classifier_scale: float | None = None
+    images: str = "ImageNet"
 
     @property
     def kind(self) -> str:
@@ -49,12 +42,6 @@ class Released:
         if "classifier_depth" in self._options:
             return "classifier"
         return "upsampler" if "large_size" in self._options else "diffusion"
-
-    @property
-    def all_flags(self) -> str:
-        """All flags, including those shared by all models of its kind."""
-        common = CLASSIFIER_FLAGS if self.kind == "classifier" else UNET_FLAGS
-        return f"{self.flags} {common}"
 
     @property
     def image_size(self) -> int:
@@ -121,39 +108,29 @@ _UPSAMPLER = (
     "--large_size {} --small_size {} --class_cond True --noise_schedule linear --num_channels 192 "
     "--num_res_blocks 2 {} --attention_resolutions {}"
 )
-RELEASED = tuple(
-    Released(file=f"{file}.pt", images=images, flags=flags, megabytes=size, classifier_scale=scale)
-    for file, images, flags, size, scale in (
-        ("64x64_classifier", "ImageNet", _CLASSIFIER.format(64, "cosine", 4), 262, None),
-        ("128x128_classifier", "ImageNet", _CLASSIFIER.format(128, "linear", 2), 170, None),
-        ("256x256_classifier", "ImageNet", _CLASSIFIER.format(256, "linear", 2), 216, None),
-        ("512x512_classifier", "ImageNet", _CLASSIFIER.format(512, "linear", 2), 218, None),
-        (
-            "64x64_diffusion",
-            "ImageNet",
-            "--image_size 64 --class_cond True --noise_schedule cosine --num_channels 192 "
-            "--num_res_blocks 3 --num_head_channels 64 --attention_resolutions 32,16,8 "
-            "--use_new_attention_order True --dropout 0.1",
-            1184,
-            1.0,
-        ),
-        ("128x128_diffusion", "ImageNet", _DIFFUSION.format(128, True, "--num_heads 4"), 1686, 0.5),
-        ("256x256_diffusion", "ImageNet", _DIFFUSION.format(256, True, _HEADS), 2215, 1.0),
-        ("256x256_diffusion_uncond", "ImageNet", _UNCONDITIONAL, 2211, 10.0),
-        ("512x512_diffusion", "ImageNet", _DIFFUSION.format(512, True, _HEADS), 2236, 4.0),
-        (
-            "64_256_upsampler",
-            "ImageNet",
-            _UPSAMPLER.format(256, 64, "--num_heads 4", "32,16,8"),
-            1247,
-            None,
-        ),
-        ("128_512_upsampler", "ImageNet", _UPSAMPLER.format(512, 128, _HEADS, "32,16"), 1235, None),
-        ("lsun_bedroom", "LSUN bedroom", f"{_UNCONDITIONAL} --dropout 0.1", 2211, None),
-        ("lsun_cat", "LSUN cat", f"{_UNCONDITIONAL} --dropout 0.1", 2211, None),
-        ("lsun_horse", "LSUN horse", f"{_UNCONDITIONAL} --dropout 0.1", 2211, None),
-        ("lsun_horse_nodropout", "LSUN horse", f"{_UNCONDITIONAL} --dropout 0.0", 2211, None),
-    )
+_SMALLEST = (
+    "--image_size 64 --class_cond True --noise_schedule cosine --num_channels 192 "
+    "--num_res_blocks 3 --num_head_channels 64 --attention_resolutions 32,16,8 "
+    "--use_new_attention_order True --dropout 0.1"
+)
+RELEASED = (
+    Released("64x64_classifier.pt", _CLASSIFIER.format(64, "cosine", 4), 262),
+    Released("128x128_classifier.pt", _CLASSIFIER.format(128, "linear", 2), 170),
+    Released("256x256_classifier.pt", _CLASSIFIER.format(256, "linear", 2), 216),
+    Released("512x512_classifier.pt", _CLASSIFIER.format(512, "linear", 2), 218),
+    Released("64x64_diffusion.pt", _SMALLEST, 1184, 1.0),
+    Released("128x128_diffusion.pt", _DIFFUSION.format(128, True, "--num_heads 4"), 1686, 0.5),
+    Released("256x256_diffusion.pt", _DIFFUSION.format(256, True, _HEADS), 2215, 1.0),
+    Released("256x256_diffusion_uncond.pt", _UNCONDITIONAL, 2211, 10.0),
+    Released("512x512_diffusion.pt", _DIFFUSION.format(512, True, _HEADS), 2236, 4.0),
+    Released("64_256_upsampler.pt", _UPSAMPLER.format(256, 64, "--num_heads 4", "32,16,8"), 1247),
+    Released("128_512_upsampler.pt", _UPSAMPLER.format(512, 128, _HEADS, "32,16"), 1235),
+    Released("lsun_bedroom.pt", f"{_UNCONDITIONAL} --dropout 0.1", 2211, images="LSUN bedroom"),
+    Released("lsun_cat.pt", f"{_UNCONDITIONAL} --dropout 0.1", 2211, images="LSUN cat"),
+    Released("lsun_horse.pt", f"{_UNCONDITIONAL} --dropout 0.1", 2211, images="LSUN horse"),
+    Released(
+        "lsun_horse_nodropout.pt", f"{_UNCONDITIONAL} --dropout 0.0", 2211, images="LSUN horse"
+    ),
 )
 
 

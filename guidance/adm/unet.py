@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from .blocks import (
     AttentionBlock,
     Builder,
-    Resample,
     ResBlock,
     Stage,
     fastest_memory_format,
+    resample,
     timestep_embedding,
-    upsample,
     zeroed,
 )
 from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
@@ -37,7 +36,9 @@ class UNet(nn.Module):
         build = Builder(operations, dtype, device, layout.norm_groups)
         self.time_embed = time_embedding(layout, build)
         if layout.num_classes is not None:
-            self.label_emb = build.embedding(layout.num_classes, layout.embed_channels)
+            self.label_emb = build.operations.Embedding(
+                layout.num_classes, layout.embed_channels, **build.where
+            )
         self.input_blocks, skips = encoder_stages(layout, build)
         self.middle_block = middle_stage(layout, build, skips[-1])
         self.output_blocks = _decoder_stages(layout, build, skips)
@@ -76,8 +77,7 @@ class UNet(nn.Module):
 
 
 def _decoder_stages(layout: UNetLayout, build: Builder, skips: list[int]) -> nn.ModuleList:
-    skips = list(skips)
-    channels = skips[-1]
+    channels, skips = skips[-1], list(skips)
     stages = []
     for level, width in reversed(list(enumerate(layout.level_channels))):
         for index in range(layout.num_res_blocks + 1):
@@ -86,12 +86,6 @@ def _decoder_stages(layout: UNetLayout, build: Builder, skips: list[int]) -> nn.
             if level in layout.attention_levels:
                 blocks.append(AttentionBlock(layout, build, channels))
             if level and index == layout.num_res_blocks:
-                blocks.append(_double(layout, build, channels))
+                blocks.append(resample(layout, build, channels, up=True))
             stages.append(Stage(*blocks))
     return nn.ModuleList(stages)
-
-
-def _double(layout: UNetLayout, build: Builder, channels: int) -> nn.Module:
-    if layout.resblock_updown:
-        return ResBlock(layout, build, channels, channels, upsample)
-    return Resample(build, channels, up=True)

@@ -35,7 +35,6 @@ from .torch_format import read_torch_file
 
 METADATA_KEY = "classifier_guidance"
 FORMAT = 1
-SUFFIXES = MODEL_SUFFIXES
 KINDS: dict[str, Any] = {"classifier": ClassifierLayout, "diffusion": UNetLayout}
 ATTENTION_ORDERS = ("auto", "old", "new")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -77,14 +76,13 @@ class Checkpoint:
             sizes[tensor.dtype] += tensor.numel()
         return max(sizes, key=sizes.__getitem__, default=torch.float32)
 
-    def network(self, operations: Any = None, dtype: torch.dtype | None = None) -> Any:
+    def network(self, dtype: torch.dtype | None = None) -> Any:
         """The network with the file's weights, frozen, in eval mode; keys must match exactly.
 
         The weights are the loaded tensors, not copies, unless `dtype` differs from the file's.
         """
         layout = self.description.layout
-        network = self.built(lambda: build_network(layout, operations, device="meta"))
-        return self.fill(network, dtype)
+        return self.fill(self.built(lambda: build_network(layout, device="meta")), dtype)
 
     def built(self, build: Callable[[], Any]) -> Any:
         """The result of `build` on the meta device; `fill` assigns the weights.
@@ -109,24 +107,16 @@ class Checkpoint:
         Raises CheckpointError with the name of the first tensor that is missing, extra, of another
         shape, not a float or not finite.
         """
-        self._check(shapes_of(network))
-        tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
-        network.load_state_dict(tensors, strict=True, assign=True)
-        return network.eval().requires_grad_(False)
-
-    def _check(self, wanted: dict[str, tuple[int, ...]]) -> None:
-        wrong = misfits(wanted, self.tensors)
+        wrong = misfits(shapes_of(network), self.tensors)
         if wrong:
             raise CheckpointError(
                 f"{self.path.name} does not fit the {self.description.kind} network it was taken "
                 f"for: {wrong}. Use a whole file of this pack, or guided-diffusion's own."
             )
-        for key, value in self.tensors.items():
-            if not all_finite(value):
-                raise CheckpointError(
-                    f"{self.path.name} has a weight that is not finite (NaN or infinity) in "
-                    f"{quoted(key)}; download it again, or get it from its original source."
-                )
+        check_finite(self.path.name, self.tensors)
+        tensors = {k: v.to(dtype) if dtype else v for k, v in self.tensors.items()}
+        network.load_state_dict(tensors, strict=True, assign=True)
+        return network.eval().requires_grad_(False)
 
 
 def misfits(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor]) -> str:
@@ -157,9 +147,17 @@ def _counted(keys: list[str], what: str) -> str:
     return f"{len(keys)} tensors are {what} (first {name})"
 
 
-def all_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, in one pass without a copy: min and max propagate NaN."""
-    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
+def check_finite(file: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for a weight that is NaN or infinite in the tensors of `file`."""
+    for key, value in tensors.items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        # in one pass without a copy: min and max propagate NaN
+        if not all(bool(end.isfinite()) for end in value.aminmax()):
+            raise CheckpointError(
+                f"{file} has a weight that is not finite (NaN or infinity) in {quoted(key)}; "
+                "download it again, or get it from its original source."
+            )
 
 
 def read_checkpoint(
@@ -237,7 +235,9 @@ def save_checkpoint(
         raise CheckpointError(f"The output is {path}; its name must end in .safetensors.")
     target = dtype_named(dtype) if dtype else None
     saved = _unshared({k: v.detach().to("cpu", target).contiguous() for k, v in tensors.items()})
-    write_tensors(path, saved, {METADATA_KEY: _to_json(description)})
+    about = asdict(description)
+    del about["source"]
+    write_tensors(path, saved, {METADATA_KEY: json.dumps({"format": FORMAT, **about})})
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,26 +251,11 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _to_json(description: Description) -> str:
-    values = _shallow(description)
-    values["layout"] = asdict(description.layout)
-    del values["source"]
-    return json.dumps({"format": FORMAT, **values})
-
-
-def _shallow(description: Description) -> dict[str, Any]:
-    return {name: getattr(description, name) for name in description.__dataclass_fields__}
-
-
 def read_tensors(path: Path, mmap: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a model file by name, and its metadata; raises CheckpointError."""
-    check_file(path, SUFFIXES)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, mmap)
-    return read_torch_file(path, mmap), {}
-
-
-def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_file(path, MODEL_SUFFIXES)
+    if path.suffix != ".safetensors":
+        return read_torch_file(path, mmap), {}
     try:
         with open_safetensors(path) as file:
             keys = list(file.keys())
@@ -288,9 +273,15 @@ def _read_safetensors(path: Path, mmap: bool) -> tuple[dict[str, Tensor], dict[s
 def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Description:
     if METADATA_KEY in metadata:
         return _from_metadata(path, metadata[METADATA_KEY], tensors)
-    layout = detect_layout({key: tuple(value.shape) for key, value in tensors.items()})
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    layout = detect_layout(shapes)
     if layout is None:
-        _say_what_is_broken(path, tensors)
+        if nearest := nearest_released(shapes):
+            file, wanted = nearest
+            raise CheckpointError(
+                f"{path.name} is like guided-diffusion's {file}, but does not fit its network: "
+                f"{misfits(wanted, tensors)}. Download it again."
+            )
         raise CheckpointError(
             f"{path.name} is neither an ADM diffusion model nor an ADM classifier "
             "(guided-diffusion's tensor names were not found in it); choose a file that is one."
@@ -301,34 +292,27 @@ def _describe(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) 
     return Description(kind=kind, layout=layout, noise_schedule=schedule, space=space)
 
 
-def _say_what_is_broken(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raises CheckpointError if the tensors are almost those of a released model."""
-    nearest = nearest_released({key: tuple(value.shape) for key, value in tensors.items()})
-    if nearest is not None:
-        file, wanted = nearest
-        raise CheckpointError(
-            f"{path.name} is like guided-diffusion's {file}, but does not fit its network: "
-            f"{misfits(wanted, tensors)}. Download it again."
-        )
-
-
 def _from_metadata(path: Path, text: str, tensors: dict[str, Tensor]) -> Description:
     try:
         values = parse_json(text)
         if values.get("format", FORMAT) > FORMAT:
             raise ValueError(f"format {values['format']}, newer than {FORMAT}: update the pack")
-        kind = values["kind"]
-        names = KINDS[kind].__dataclass_fields__
-        layout = {k: _hashable(v) for k, v in values["layout"].items() if k in names}
-        network = KINDS[kind](**layout)
-        _check_class_count(network, tensors)
+        known = KINDS[values["kind"]]
+        layout = known(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in values["layout"].items()
+                if name in known.__dataclass_fields__
+            }
+        )
+        _check_values(values, layout, tensors)
         return Description(
-            kind=kind,
-            layout=network,
-            noise_schedule=_known_schedule(values["noise_schedule"]),
-            labels=_labels(values.get("labels"), network),
-            space=_typed(values, "space", str),
-            training=_typed(values, "training", dict) or {},
+            kind=values["kind"],
+            layout=layout,
+            noise_schedule=values["noise_schedule"],
+            labels=tuple(values.get("labels") or ()) or None,
+            space=values.get("space"),
+            training=values.get("training") or {},
             source="metadata",
         )
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -338,35 +322,23 @@ def _from_metadata(path: Path, text: str, tensors: dict[str, Tensor]) -> Descrip
         ) from error
 
 
-def _check_class_count(layout: ADMLayout, tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError for more classes than the rows of any tensor, before they are listed."""
+def _check_values(values: dict[str, Any], layout: ADMLayout, tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError for a value of another kind, or that disagrees with layout or tensors."""
+    # more classes than the rows of any tensor are refused before they are listed
     rows = max((len(value) for value in tensors.values() if value.ndim), default=0)
     if (layout.class_count or 0) > rows:
         raise ValueError(f"{layout.class_count} classes, but no tensor has that many rows")
-
-
-def _typed(values: dict[str, Any], name: str, kind: type) -> Any:
-    value = values.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
-    return value
-
-
-def _known_schedule(name: Any) -> str:
-    if name not in SCHEDULE_NAMES:
-        raise ValueError(f"noise_schedule is {name!r}, expected one of {', '.join(SCHEDULE_NAMES)}")
-    return name
-
-
-def _labels(values: Any, layout: ADMLayout) -> tuple[str, ...] | None:
-    if not values:
-        return None
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    schedule = values["noise_schedule"]
+    if schedule not in SCHEDULE_NAMES:
+        raise ValueError(
+            f"noise_schedule is {schedule!r}, expected one of {', '.join(SCHEDULE_NAMES)}"
+        )
+    for name, kind in (("space", str), ("training", dict)):
+        value = values.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
+    labels = values.get("labels") or []
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError("labels is not a list of names")
-    if len(values) != layout.class_count:
-        raise ValueError(f"there are {len(values)} labels for {layout.class_count} classes")
-    return tuple(values)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if labels and len(labels) != layout.class_count:
+        raise ValueError(f"there are {len(labels)} labels for {layout.class_count} classes")

@@ -16,13 +16,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..classifiers.image import ImageClassifier
 from ..classifiers.preprocessing import HALF, INTERPOLATIONS, Preprocessing
 from ..core.bounded_read import MOST_CLASSES, open_safetensors, parse_json, quoted, read_text
-from .checkpoint import CheckpointError, all_finite, one_line, read_tensors
-from .opened import OpenedClassifier
+from .checkpoint import CheckpointError, one_line, read_tensors
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DEFAULT_SIDE = 224
@@ -33,55 +34,72 @@ MOST_LISTED = {"num_labels": MOST_CLASSES, "num_classes": MOST_CLASSES} | dict.f
     ("num_hidden_layers", "num_layers", "num_encoder_blocks", "num_stages", "depth", "depths"), 1000
 )
 MOST_NUMBER = 1 << 31
+# What is raised for damaged files, and also for values of another type or size than expected.
+DAMAGED = (OSError, SafetensorError)
+UNEXPECTED = (*DAMAGED, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 # These resize in a special way.
 UNKNOWN_PROCESSORS = ("Perceiver", "PoolFormer", "Levit")
 # Keys that a timm config may not set: files and addresses.
 TIMM_REFUSED = ("pretrained", "checkpoint_path", "cache_dir", "pretrained_cfg")
 
 
-def open_folder(folder: Path) -> OpenedClassifier:
+def open_folder(folder: Path) -> ImageClassifier:
     """The classifier in the folder; raises CheckpointError with one sentence."""
-    with _sensible_config(folder):
-        return _open(folder)
+    with _refused_as(f"{CONFIG} in {folder.name} cannot be used"):
+        config = _read_json(folder, CONFIG)
+        if config is None:
+            raise CheckpointError(
+                f"{folder.name} has no {CONFIG}; use the whole folder of a Hugging Face image "
+                "classifier, or a single file of weights."
+            )
+        preprocessor = _read_json(folder, PREPROCESSOR)
+        _refuse_code(folder, config, preprocessor)
+        numbers = _check_weights(folder)
+        _refuse_huge(config)
+        if "architecture" in config and "model_type" not in config:
+            network, classes, preprocessing = _of_timm(folder, config, numbers)
+        else:
+            network, classes = _of_transformers(folder, config, numbers)
+            preprocessing = _processing(folder, config, preprocessor)
+        labels = _labels(config)
+        named = labels is not None and len(labels) == classes
+        return ImageClassifier(network, preprocessing, classes, labels if named else None)
 
 
 @contextmanager
-def _sensible_config(folder: Path) -> Iterator[None]:
-    """Raises one clear error for values of an unexpected type."""
+def _refused_as(said: str, errors: Any = UNEXPECTED) -> Iterator[None]:
+    """Raises a CheckpointError with these words for any of the errors."""
     try:
         yield
     except CheckpointError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"{CONFIG} in {folder.name} cannot be used ({one_line(error)}); download it again."
-        ) from error
-
-
-def _open(folder: Path) -> OpenedClassifier:
-    config = _read_json(folder, CONFIG)
-    if config is None:
-        raise CheckpointError(
-            f"{folder.name} has no {CONFIG}; use the whole folder of a Hugging Face image "
-            "classifier, or a single file of weights."
-        )
-    preprocessor = _read_json(folder, "preprocessor_config.json")
-    _refuse_code(folder, config, preprocessor)
-    sizes = _check_weights(folder)
-    _refuse_huge(config)
-    if "architecture" in config and "model_type" not in config:
-        return _of_timm(folder, config, sizes)
-    return _of_transformers(folder, config, preprocessor, sizes)
+    except errors as error:
+        raise CheckpointError(f"{said} ({one_line(error)}); download it again.") from error
 
 
 def classes_of_folder(folder: Path) -> tuple[int, tuple[str, ...] | None]:
     """The number of classes and their names from the config; 0 and None if missing."""
-    with _sensible_config(folder):
+    with _refused_as(f"{CONFIG} in {folder.name} cannot be used"):
         config = _read_json(folder, CONFIG) or {}
         _refuse_huge(config)
-        labels = _labels(config) or _timm_labels(config)
+        labels = _labels(config)
         count = config.get("num_classes") or len(labels or config.get("id2label") or ())
         return (count if isinstance(count, int) else 0), labels
+
+
+def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """transformers' id2label in order, else timm's label_names.
+
+    None if both are missing, or there are only placeholders (LABEL_0, ...).
+    """
+    named = config.get("id2label")
+    if isinstance(named, dict) and all(key.isdecimal() and len(key) < 10 for key in named):
+        names = [str(named[key]) for key in sorted(named, key=int)]
+        if names != [f"LABEL_{index}" for index in range(len(names))]:
+            return tuple(names)
+    given = config.get("pretrained_cfg") or {}
+    listed = config.get("label_names") or given.get("label_names")
+    return tuple(map(str, listed)) if isinstance(listed, list) else None
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
@@ -89,15 +107,11 @@ def _read_json(folder: Path, name: str) -> dict[str, Any] | None:
     path = folder / name
     if not path.is_file():
         return None
-    try:
+    with _refused_as(f"{name} in {folder.name} cannot be read"):
         values = parse_json(read_text(path))
         if not isinstance(values, dict):
             raise ValueError("it is not an object")
         return values
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{name} in {folder.name} cannot be read ({one_line(error)}); download it again."
-        ) from error
 
 
 def _refuse_huge(config: Any, name: str = CONFIG) -> None:
@@ -155,18 +169,15 @@ def _check_weights(folder: Path) -> int:
         raise CheckpointError(
             f"{folder.name} lacks {quoted(missing[0])}, a part of its weights; download it, too."
         )
-    return sum(_numbers_in(folder / name) for name in parts)
+    return sum(_numbers_in(folder, name) for name in parts)
 
 
-def _numbers_in(path: Path) -> int:
-    try:
-        with open_safetensors(path) as file:
-            return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.parent.name}/{path.name} is not a whole safetensors file ({one_line(error)}); "
-            "download or copy it again."
-        ) from error
+def _numbers_in(folder: Path, name: str) -> int:
+    with (
+        _refused_as(f"{folder.name}/{name} is not a whole safetensors file"),
+        open_safetensors(folder / name) as file,
+    ):
+        return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
 
 
 # --- transformers ----------------------------------------------------------------------------
@@ -184,9 +195,8 @@ class LogitsWrapper(nn.Module):
         return self.model(pixel_values=x).logits
 
 
-def _of_transformers(
-    folder: Path, config: dict[str, Any], preprocessor: dict[str, Any] | None, numbers: int
-) -> OpenedClassifier:
+def _of_transformers(folder: Path, config: dict[str, Any], numbers: int) -> tuple[nn.Module, int]:
+    """The network, and the number of its classes."""
     architectures = config.get("architectures") or ()
     if not any("ForImageClassification" in str(name) for name in architectures):
         raise CheckpointError(
@@ -199,14 +209,7 @@ def _of_transformers(
             f"{folder.name} reads {channels}-channel images; use a classifier of RGB images."
         )
     model = _pretrained(folder, numbers)
-    classes = int(model.config.num_labels)
-    labels = _labels(config)
-    return OpenedClassifier(
-        network=LogitsWrapper(model),
-        num_classes=classes,
-        preprocessing=_processing(folder, config, preprocessor),
-        labels=labels if labels and len(labels) == classes else None,
-    )
+    return LogitsWrapper(model), int(model.config.num_labels)
 
 
 def _pretrained(folder: Path, numbers: int) -> Any:
@@ -218,7 +221,10 @@ def _pretrained(folder: Path, numbers: int) -> Any:
             f"{folder.name} needs transformers to be read; install it (pip install transformers)."
         ) from error
     safely = {"local_files_only": True, "trust_remote_code": False}
-    try:
+    # a bad config can make transformers raise any error
+    with _refused_as(
+        f"{folder.name} cannot be read as an image classifier of transformers", Exception
+    ):
         config = AutoConfig.from_pretrained(str(folder), **safely)
         with torch.device("meta"):
             described = AutoModelForImageClassification.from_config(config)
@@ -230,15 +236,7 @@ def _pretrained(folder: Path, numbers: int) -> Any:
         lost = [*info["missing_keys"], *info["mismatched_keys"]]
         if lost:
             raise ValueError(f"{len(lost)} tensors are missing or do not fit, {lost[0]} among them")
-        broken = [k for k, v in model.state_dict().items() if _not_finite(v)]
-        if broken:
-            raise ValueError(f"{broken[0]} is not finite")
         return model
-    except Exception as error:  # a bad config can make transformers raise any error
-        raise CheckpointError(
-            f"{folder.name} cannot be read as an image classifier of transformers "
-            f"({one_line(error)}); download the whole folder again."
-        ) from error
 
 
 def _check_justified(described: nn.Module, numbers: int) -> None:
@@ -248,24 +246,6 @@ def _check_justified(described: nn.Module, numbers: int) -> None:
     """
     if sum(weight.numel() for weight in described.parameters()) > 2 * numbers:
         raise ValueError("the network it describes has far more weights than the files hold")
-
-
-def _not_finite(value: Tensor) -> bool:
-    return value.is_floating_point() and not all_finite(value)
-
-
-def _labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """id2label in order; None if it is missing or has only placeholders (LABEL_0, ...)."""
-    named = config.get("id2label")
-    if not isinstance(named, dict) or not all(map(_is_index, named)):
-        return None
-    names = [str(named[key]) for key in sorted(named, key=int)]
-    made_up = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return None if made_up else tuple(names)
-
-
-def _is_index(key: str) -> bool:
-    return key.isdecimal() and len(key) < 10
 
 
 def _processing(
@@ -282,7 +262,7 @@ def _processing(
             f"{folder.name} prepares its images with {kind}, which this pack cannot do; use a "
             "model of another kind."
         )
-    try:
+    with _refused_as(f"{PREPROCESSOR} in {folder.name} cannot be used"):
         resize, crop = _sizes(given)
         mean, std = _normalisation(kind, given)
         return Preprocessing(
@@ -294,11 +274,6 @@ def _processing(
             bgr=bool(given.get("do_flip_channel_order", False)),
             crop_down=True,
         )
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"preprocessor_config.json in {folder.name} cannot be used ({one_line(error)}); "
-            "download it again."
-        ) from error
 
 
 def _sizes(given: dict[str, Any]) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
@@ -338,7 +313,10 @@ def _normalisation(kind: str, given: dict[str, Any]) -> tuple[tuple[float, ...],
 # --- timm ------------------------------------------------------------------------------------
 
 
-def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassifier:
+def _of_timm(
+    folder: Path, config: dict[str, Any], numbers: int
+) -> tuple[nn.Module, int, Preprocessing]:
+    """The network, the number of its classes, and its preprocessing."""
     try:
         import timm
     except Exception as error:
@@ -348,7 +326,8 @@ def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassi
         ) from error
     name, given = config["architecture"], config.get("pretrained_cfg") or {}
     arguments = config.get("model_args") or {}
-    try:
+    # a bad config can make timm raise any error
+    with _refused_as(f"{folder.name} cannot be read as an image classifier of timm", Exception):
         if not timm.is_model(name) or any(key in arguments for key in TIMM_REFUSED):
             raise ValueError(f"timm has no architecture {quoted(name)} with these arguments")
         classes = int(config.get("num_classes", given.get("num_classes", 1000)))
@@ -358,27 +337,8 @@ def _of_timm(folder: Path, config: dict[str, Any], numbers: int) -> OpenedClassi
         model = timm.create_model(name, pretrained=False, num_classes=classes, **arguments)
         tensors, _ = read_tensors(folder / WEIGHTS)
         model.load_state_dict(tensors, strict=True)
-        preprocessing = _timm_processing(timm.data.resolve_data_config(pretrained_cfg=given))
-    except CheckpointError:
-        raise
-    except Exception as error:  # a bad config can make timm raise any error
-        raise CheckpointError(
-            f"{folder.name} cannot be read as an image classifier of timm ({one_line(error)}); "
-            "download the whole folder again."
-        ) from error
-    labels = _timm_labels(config)
-    return OpenedClassifier(
-        network=model,
-        num_classes=classes,
-        preprocessing=preprocessing,
-        labels=labels if labels and len(labels) == classes else None,
-    )
-
-
-def _timm_labels(config: dict[str, Any]) -> tuple[str, ...] | None:
-    given = config.get("pretrained_cfg") or {}
-    names = config.get("label_names") or given.get("label_names")
-    return tuple(map(str, names)) if isinstance(names, list) else None
+        data = timm.data.resolve_data_config(pretrained_cfg=given)
+        return model, classes, _timm_processing(data)
 
 
 def _timm_processing(data: dict[str, Any]) -> Preprocessing:

@@ -14,30 +14,34 @@ from torch import Tensor, nn
 
 from ..classifiers.image import ImageClassifier
 from ..classifiers.preprocessing import Preprocessing
+from ..core.autograd import compute_dtype
 from .checkpoint import (
     METADATA_KEY,
-    Checkpoint,
     CheckpointError,
-    Description,
+    check_finite,
     dtype_named,
     read_checkpoint,
     read_tensors,
 )
-from .opened import OpenedClassifier
+from .hugging_face import classes_of_folder, open_folder
+from .torchvision import open_state_dict
 
 
-def open_image_classifier(path: str | Path) -> OpenedClassifier:
-    """The classifier in a file, or in a folder with a config.json.
+def open_image_classifier(path: str | Path, gradient: str = "cheap") -> ImageClassifier:
+    """The classifier in a file, or in a folder with a config.json; frozen, weights as stored.
 
-    Raises CheckpointError with one sentence if it is missing, damaged, unsafe, not an image
-    classifier, of an unknown architecture or not for RGB.
+    gradient is "cheap" or "exact" (see `ImageClassifier`). Raises CheckpointError with one sentence
+    if it is missing, damaged, unsafe, not an image classifier, of an unknown architecture or not
+    for RGB.
     """
     path = Path(path)
     # ordinary tensors, also when called in inference mode: gradients flow through them
     with torch.inference_mode(False):
-        opened = _of_folder(path) if path.is_dir() else _of_file(path)
+        opened = open_folder(path) if path.is_dir() else _of_file(path)
+        check_finite(path.name, opened.network.state_dict())
         opened.network.eval().requires_grad_(False)
-    return opened
+    about = (opened.preprocessing, opened.num_classes, opened.labels)
+    return ImageClassifier(opened.network, *about, gradient=gradient)
 
 
 def load_image_classifier(
@@ -47,42 +51,29 @@ def load_image_classifier(
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
 ) -> ImageClassifier:
-    """A classifier of clean images; path and errors as for `open_image_classifier`.
+    """A classifier of clean images; path, gradient and errors as for `open_image_classifier`.
 
-    gradient is "cheap" or "exact" (see `ImageClassifier`); dtype is "fp32", "bf16", "fp16", or
-    "auto": as stored, and fp32 on a CPU.
+    dtype is "fp32", "bf16", "fp16", or "auto": as stored, and fp32 on a CPU.
     """
     on_cpu = torch.device(device).type == "cpu"
-    opened = open_image_classifier(path)
-    stored = torch.float32 if on_cpu else opened.dtype
-    opened.network.to(device, stored if dtype == "auto" else dtype_named(dtype))
-    return opened.classifier(gradient)
+    classifier = open_image_classifier(path, gradient)
+    stored = torch.float32 if on_cpu else compute_dtype(classifier.network, torch.empty(0))
+    classifier.network.to(device, stored if dtype == "auto" else dtype_named(dtype))
+    return classifier
 
 
 def classes_of_image_classifier(path: str | Path) -> tuple[int, tuple[str, ...] | None]:
     """The number of classes, and their names or None; a folder's weights are not read."""
     path = Path(path)
     if path.is_dir():
-        from .hugging_face import classes_of_folder
-
         return classes_of_folder(path)
     opened = open_image_classifier(path)
     return opened.num_classes, opened.labels
 
 
-def _of_folder(path: Path) -> OpenedClassifier:
-    from .hugging_face import open_folder
-
-    return open_folder(path)
-
-
-def _of_file(path: Path) -> OpenedClassifier:
-    from .torchvision import open_state_dict
-
+def _of_file(path: Path) -> ImageClassifier:
     tensors, metadata = read_tensors(path)
-    if METADATA_KEY in metadata:
-        return _of_pack(read_checkpoint(path, "classifier"))
-    return open_state_dict(path, tensors)
+    return _of_pack(path) if METADATA_KEY in metadata else open_state_dict(path, tensors)
 
 
 class ZeroNoiseWrapper(nn.Module):
@@ -97,26 +88,19 @@ class ZeroNoiseWrapper(nn.Module):
         return self.network(x, x.new_zeros(len(x)))
 
 
-def _of_pack(checkpoint: Checkpoint) -> OpenedClassifier:
-    about = checkpoint.description
-    _check_clean(checkpoint.path.name, about)
-    network = checkpoint.network()
-    side = about.layout.image_size
-    return OpenedClassifier(
-        network=ZeroNoiseWrapper(network),
-        num_classes=network.layout.class_count,
-        preprocessing=Preprocessing(resize=(side, side) if side else None),
-        labels=about.labels,
-    )
-
-
-def _check_clean(name: str, about: Description) -> None:
+def _of_pack(path: Path) -> ImageClassifier:
+    checkpoint = read_checkpoint(path, "classifier")
+    about, layout = checkpoint.description, checkpoint.description.layout
     if not about.training.get("clean"):
         raise CheckpointError(
-            f"{name} was trained on noisy images; load it with Load Noisy Classifier instead."
+            f"{path.name} was trained on noisy images; load it with Load Noisy Classifier instead."
         )
-    if about.layout.in_channels != 3 or about.space not in (None, "rgb"):
+    if layout.in_channels != 3 or about.space not in (None, "rgb"):
         raise CheckpointError(
-            f"{name} reads {about.layout.in_channels}-channel images of the space {about.space}; "
+            f"{path.name} reads {layout.in_channels}-channel images of the space {about.space}; "
             "only RGB images are supported here."
         )
+    side = layout.image_size
+    preprocessing = Preprocessing(resize=(side, side) if side else None)
+    network = ZeroNoiseWrapper(checkpoint.network())
+    return ImageClassifier(network, preprocessing, layout.class_count, about.labels)

@@ -83,10 +83,49 @@ class _DryRun:
             self.stack.append(CONSTANTS[name])
         elif name in TUPLES:
             self.stack.append(self._last(TUPLES[name]))
-        elif method := getattr(self, f"do_{name.lower()}", None):
-            method(argument)
         else:
-            raise Unsafe(f"the pickle instruction {name}")
+            self._act(name, argument)
+
+    def _act(self, name: str, argument: Any) -> None:
+        match name:
+            case "PROTO" | "STOP":
+                pass
+            case "MARK":
+                self.marked.append(self.stack)
+                self.stack = []
+            case "TUPLE":
+                found = tuple(self._since_mark())
+                self.stack.append(found)
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                self.stack.append(self.memo[argument])
+            case "EMPTY_LIST":
+                self.stack.append(_Kind.LIST)
+            case "APPEND":
+                self._last(1)
+                self._top(_Kind.LIST)
+            case "APPENDS":
+                self._since_mark()
+                self._top(_Kind.LIST)
+            case "EMPTY_DICT":
+                self.stack.append(_Kind.DICT)
+            case "SETITEM":
+                self._set(self._last(2))
+            case "SETITEMS":
+                self._set(self._since_mark())
+            case "BUILD":  # an OrderedDict gets the attributes that a dictionary lists
+                self._top(_Kind.DICT)
+                self.stack.pop()
+                self._top(_Kind.DICT)
+            case "GLOBAL":
+                self._name(argument)
+            case "BINPERSID":
+                self._load_storage()
+            case "REDUCE":
+                self._call()
+            case _:
+                raise Unsafe(f"the pickle instruction {name}")
 
     def _last(self, count: int) -> tuple[Any, ...]:
         if len(self.stack) < count:
@@ -103,72 +142,32 @@ class _DryRun:
         if self.stack[-1] is not kind:
             raise OtherContent(f"{_called(self.stack[-1])} that is used as {kind.value}")
 
-    def do_proto(self, _: int) -> None:
-        pass
-
-    def do_stop(self, _: None) -> None:
-        pass
-
-    def do_mark(self, _: None) -> None:
-        self.marked.append(self.stack)
-        self.stack = []
-
-    def do_tuple(self, _: None) -> None:
-        found = tuple(self._since_mark())
-        self.stack.append(found)
-
-    def do_binput(self, place: int) -> None:
-        self.memo[place] = self.stack[-1]
-
-    def do_binget(self, place: int) -> None:
-        self.stack.append(self.memo[place])
-
-    do_long_binput, do_long_binget = do_binput, do_binget
-
-    def do_empty_list(self, _: None) -> None:
-        self.stack.append(_Kind.LIST)
-
-    def do_append(self, _: None) -> None:
-        self._last(1)
-        self._top(_Kind.LIST)
-
-    def do_appends(self, _: None) -> None:
-        self._since_mark()
-        self._top(_Kind.LIST)
-
-    def do_empty_dict(self, _: None) -> None:
-        self.stack.append(_Kind.DICT)
-
-    def do_setitem(self, _: None) -> None:
-        self._set(self._last(2))
-
-    def do_setitems(self, _: None) -> None:
-        self._set(self._since_mark())
-
     def _set(self, items: Sequence[Any]) -> None:
         self._top(_Kind.DICT)
         for key in items[::2]:  # tuples of tuples take forever to be hashed
             if type(key) is not str:
                 raise OtherContent(f"a key that is {_called(key)}")
 
-    def do_build(self, _: None) -> None:
-        """An OrderedDict gets the attributes that a dictionary lists."""
-        self._top(_Kind.DICT)
-        self.stack.pop()
-        self._top(_Kind.DICT)
-
-    def do_global(self, name: str) -> None:
+    def _name(self, name: str) -> None:
         if name not in NAMES:
             raise Unsafe(name.replace(" ", ".")[:80])
         self.stack.append(_Global(name))
 
-    def do_binpersid(self, _: None) -> None:
-        key, storage = _storage(self.stack.pop())
-        if self.storages.setdefault(key, storage) != storage:
+    def _load_storage(self) -> None:
+        """A storage from ("storage", its type, key, device, count)."""
+        values = self.stack.pop()
+        if not isinstance(values, tuple) or len(values) != 5 or values[0] != "storage":
+            raise OtherContent("something that is stored elsewhere")
+        _, name, key, _, count = values
+        kind = name.removeprefix("torch ") if isinstance(name, _Global) else ""
+        is_named = type(key) is str and key.isascii()
+        if kind not in ITEM_SIZES or not is_named or type(count) is not int or count < 0:
+            raise ValueError("damaged (a storage of no known type)")
+        if self.storages.setdefault(key.lower(), (kind, count)) != (kind, count):
             raise ValueError("a storage has two sizes or types")
         self.stack.append(_Kind.STORAGE)
 
-    def do_reduce(self, _: None) -> None:
+    def _call(self) -> None:
         """A call; what it is given decides what it may take."""
         name, given = self._last(2)
         first = given[0] if isinstance(given, tuple) and given else None
@@ -187,15 +186,3 @@ def _called(value: Any) -> str:
     if isinstance(value, _Global):
         return value.replace(" ", ".")
     return value.value if isinstance(value, _Kind) else f"a {type(value).__name__}"
-
-
-def _storage(values: Any) -> tuple[str, Storage]:
-    """Key, kind and count of ("storage", its type, key, device, count)."""
-    if not isinstance(values, tuple) or len(values) != 5 or values[0] != "storage":
-        raise OtherContent("something that is stored elsewhere")
-    _, name, key, _, count = values
-    kind = name.removeprefix("torch ") if isinstance(name, _Global) else ""
-    is_named = type(key) is str and key.isascii()
-    if kind not in ITEM_SIZES or not is_named or type(count) is not int or count < 0:
-        raise ValueError("damaged (a storage of no known type)")
-    return key.lower(), (kind, count)

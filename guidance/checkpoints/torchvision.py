@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..adm.build import shapes_of
+from ..classifiers.image import ImageClassifier
 from ..classifiers.preprocessing import Preprocessing
-from ..core.bounded_read import quoted
+from ..core.bounded_read import CheckpointError
 from ..core.labels import IMAGENET_CLASSES
-from .checkpoint import CheckpointError, all_finite
-from .opened import OpenedClassifier
 
 Shapes = dict[str, tuple[int, ...]]
 # A tensor that every model of a family has, to exclude most families without building them.
@@ -38,10 +39,11 @@ FAMILIES = {
 }
 # Their released weights need TensorFlow's normalisation, which torchvision sets with the weights.
 TENSORFLOW_INPUT = ("googlenet", "inception_v3")
-COUNTER = "num_batches_tracked"  # of batch norms; missing in files from before torch 0.4.1
+# Of batch norms; missing in files from before torch 0.4.1, where torch itself adds it.
+COUNTER = "num_batches_tracked"
 
 
-def open_state_dict(path: Path, tensors: dict[str, Tensor]) -> OpenedClassifier:
+def open_state_dict(path: Path, tensors: dict[str, Tensor]) -> ImageClassifier:
     """The network of the tensors in the file `path`; raises CheckpointError."""
     try:
         import torchvision.models as models
@@ -54,8 +56,7 @@ def open_state_dict(path: Path, tensors: dict[str, Tensor]) -> OpenedClassifier:
     for name in _candidates(models.list_models(module=models), path.name, shapes):
         network = _fitting(models.get_model_builder(name), name, shapes, path.name)
         if network is not None:
-            _check_finite(path.name, tensors)
-            network.load_state_dict(_with_counters(network, tensors), strict=True, assign=True)
+            network.load_state_dict(tensors, strict=True, assign=True)
             return _opened(network, name, models.get_model_weights(name), path.name)
     raise CheckpointError(
         f"{path.name} is not a classifier of this pack, and its tensors fit none of torchvision's "
@@ -89,9 +90,9 @@ def _fitting(builder: Callable[..., Any], name: str, shapes: Shapes, file: str) 
     classes = shapes.get(head, (IMAGENET_CLASSES,))[0]
     if classes != IMAGENET_CLASSES:
         network = _on_meta(builder, num_classes=classes, **options)
-    wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-    wrong = {key for key in wanted.keys() | shapes.keys() if wanted.get(key) != shapes.get(key)}
-    wrong = {key for key in wrong if not key.endswith(COUNTER)}
+    wanted = shapes_of(network)
+    wrong = {key for key, _ in wanted.items() ^ shapes.items()}
+    wrong = {key for key in wrong if key in shapes or not key.endswith(COUNTER)}
     if len(wrong) == 1:
         (key,) = wrong
         _check_channels(wanted.get(key, ()), shapes.get(key, ()), file)
@@ -126,22 +127,7 @@ def _on_meta(builder: Callable[..., Any], **options: Any) -> Any:
         return builder(weights=None, **options).to("meta")
 
 
-def _with_counters(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    wanted = (key for key in network.state_dict() if key.endswith(COUNTER))
-    counters = {key: tensors.get(key, torch.tensor(0)) for key in wanted}
-    return {**{key: v for key, v in tensors.items() if not key.endswith(COUNTER)}, **counters}
-
-
-def _check_finite(file: str, tensors: dict[str, Tensor]) -> None:
-    for key, value in tensors.items():
-        if value.is_floating_point() and not all_finite(value):
-            raise CheckpointError(
-                f"{file} has a weight that is not finite (NaN or infinity) in {quoted(key)}; "
-                "download it again, or get it from its original source."
-            )
-
-
-def _opened(network: Any, name: str, weights: Any, file: str) -> OpenedClassifier:
+def _opened(network: Any, name: str, weights: Any, file: str) -> ImageClassifier:
     """With torchvision's metadata of this file's weights, else of the model's first weights."""
     released = list(weights)
     own = [entry for entry in released if Path(entry.url).stem == Path(file).stem]
@@ -151,15 +137,11 @@ def _opened(network: Any, name: str, weights: Any, file: str) -> OpenedClassifie
     if name.startswith("vit"):
         side = network.image_size
         if preprocessing.crop != (side, side):
-            preprocessing = Preprocessing(
-                resize=side, crop=(side, side), mean=preprocessing.mean, std=preprocessing.std
+            preprocessing = replace(
+                preprocessing, resize=side, crop=(side, side), interpolation="bilinear"
             )
-    return OpenedClassifier(
-        network=network,
-        num_classes=network.num_classes,
-        preprocessing=preprocessing,
-        labels=tuple(entry.meta["categories"]) if named else None,
-    )
+    labels = entry.meta["categories"] if named else None
+    return ImageClassifier(network, preprocessing, network.num_classes, labels)
 
 
 def _preprocessing(preset: Any) -> Preprocessing:

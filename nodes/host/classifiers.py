@@ -11,9 +11,9 @@ import comfy.sd
 import torch
 
 from ...guidance.checkpoints.checkpoint import DTYPES, Description
-from ...guidance.checkpoints.loading import build_classifier
 from ...guidance.classifiers.image import ImageClassifier
 from ...guidance.classifiers.noisy import NoisyClassifier
+from ...guidance.core.autograd import compute_dtype
 from .files import read_file, weight_dtype
 from .memory import memory_plan
 from .model_info import PIXELS, space_of
@@ -61,23 +61,21 @@ def load_classifier(name: str, dtype: str, **overrides: Any) -> PlacedClassifier
     """The classifier of this name, in main memory until it is used."""
     checkpoint = read_file(CLASSIFIERS, name, "classifier", overrides)
     device = comfy.model_management.get_torch_device()
-    offload = comfy.model_management.unet_offload_device()
     weights = weight_dtype(checkpoint, dtype)
     compute = comfy.model_management.unet_manual_cast(weights, device)
     # gradients flow through these weights: they must not be inference tensors
     with torch.inference_mode(False):
-        classifier = build_classifier(checkpoint, weights, offload, compute_dtype=compute)
-    network = classifier.network
-    return PlacedClassifier(classifier, placed(network), name, checkpoint.description)
+        network = checkpoint.network(weights)
+        network.compute_dtype = compute or weights
+        return place_noisy(network, checkpoint.description, name)
 
 
-def place_trained(network: Any, description: Description) -> PlacedClassifier:
-    """A classifier that has just been trained."""
-    classifier = NoisyClassifier(
-        network, description.noise_schedule, description.labels, description.space
-    )
+def place_noisy(network: Any, description: Description, name: str) -> PlacedClassifier:
+    """The classifier of a network, in main memory until it is used."""
+    about = description
+    classifier = NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
     network.to(comfy.model_management.unet_offload_device())
-    return PlacedClassifier(classifier, placed(network), "The trained classifier", description)
+    return PlacedClassifier(classifier, placed(network), name, description)
 
 
 def load_image_classifier(
@@ -86,13 +84,13 @@ def load_image_classifier(
     """A classifier of clean images, in main memory until it is used."""
     from ...guidance.checkpoints.image_classifiers import open_image_classifier
 
-    opened = open_image_classifier(image_classifier_path(name))
+    classifier = open_image_classifier(image_classifier_path(name), gradient)
     device = comfy.model_management.get_torch_device()
-    weights = opened.dtype if dtype == "auto" else DTYPES[dtype]
+    stored = compute_dtype(classifier.network, torch.empty(0))
+    weights = stored if dtype == "auto" else DTYPES[dtype]
     # its layers are plain torch modules, so the weights are stored in the compute dtype
     compute = comfy.model_management.unet_manual_cast(weights, device) or weights
     with torch.inference_mode(False):
-        opened.network.to(comfy.model_management.unet_offload_device(), compute)
+        classifier.network.to(comfy.model_management.unet_offload_device(), compute)
     placed_vae = None if vae is None else PlacedVAE.of(vae)
-    patcher = placed(opened.network)
-    return PlacedClassifier(opened.classifier(gradient), patcher, name, vae=placed_vae)
+    return PlacedClassifier(classifier, placed(classifier.network), name, vae=placed_vae)

@@ -10,8 +10,7 @@ from typing import Any
 
 import folder_paths
 
-from ...guidance.checkpoints.checkpoint import SUFFIXES, CheckpointError
-from ...guidance.core.bounded_read import is_within
+from ...guidance.core.bounded_read import MODEL_SUFFIXES, CheckpointError, is_within
 
 PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
 CLASSIFIERS = "classifiers"
@@ -30,7 +29,7 @@ def register_model_folders() -> None:
     folder_paths.add_model_folder_path(DIFFUSION_MODELS, str(PACK_MODELS / DIFFUSION_MODELS))
     # an empty set would allow every file; ComfyUI's default set includes .pkl
     paths, _ = folder_paths.folder_names_and_paths[CLASSIFIERS]
-    folder_paths.folder_names_and_paths[CLASSIFIERS] = (paths, set(SUFFIXES))
+    folder_paths.folder_names_and_paths[CLASSIFIERS] = (paths, set(MODEL_SUFFIXES))
 
 
 def model_names(folder: str) -> list[str]:

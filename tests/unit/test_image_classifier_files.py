@@ -20,6 +20,7 @@ from guidance.checkpoints.image_classifiers import (
     open_image_classifier,
 )
 from guidance.checkpoints.torchvision import _preprocessing
+from guidance.core.autograd import compute_dtype
 
 NAMES = ("cat", "dog", "zebra")
 
@@ -144,7 +145,7 @@ def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
     model = transformers.ResNetForImageClassification(config).eval()
     model.half().save_pretrained(tmp_path)
     opened = open_image_classifier(tmp_path)
-    assert opened.dtype == torch.float16 and opened.labels is None
+    assert compute_dtype(opened.network, images()) == torch.float16 and opened.labels is None
     # without a preprocessor_config.json: 224 pixels, ImageNet's mean and std
     assert opened.preprocessing.resize == (224, 224)
     assert opened.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))

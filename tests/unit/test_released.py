@@ -25,6 +25,14 @@ QUICK = "64x64_classifier"  # the one whose full width takes seconds
 BY_FILE = {one.file.removesuffix(".pt"): one for one in RELEASED}
 # one layout, 256x256_diffusion_uncond's: test_lsun_models_have_the_unconditional_layout
 LSUN = [name for name in BY_FILE if name.startswith("lsun")]
+# of all models of a kind
+UNET_FLAGS = (
+    "--diffusion_steps 1000 --learn_sigma True --resblock_updown True --use_scale_shift_norm True"
+)
+CLASSIFIER_FLAGS = (
+    "--classifier_width 128 --classifier_attention_resolutions 32,16,8 --classifier_pool attention "
+    "--classifier_resblock_updown True --classifier_use_scale_shift_norm True"
+)
 
 
 def cases(classifiers):
@@ -51,7 +59,8 @@ def options(script_util, one, defaults):
     """The README's flags, read by the original's own parser."""
     parser = argparse.ArgumentParser()
     script_util.add_dict_to_argparser(parser, defaults)
-    return vars(parser.parse_args(one.all_flags.split()))
+    common = CLASSIFIER_FLAGS if one.kind == "classifier" else UNET_FLAGS
+    return vars(parser.parse_args(f"{one.flags} {common}".split()))
 
 
 def original(script_util, one):
