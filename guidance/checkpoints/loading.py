@@ -13,23 +13,37 @@ from .checkpoint import Description, dtype_named, read_checkpoint
 
 
 def load_classifier(
-    path: str | Path, *, dtype: str = "fp32", device: torch.device | str = "cpu", **overrides: Any
+    path: str | Path,
+    *,
+    noise_schedule: str = "auto",
+    dtype: str = "fp32",
+    device: torch.device | str = "cpu",
+    **overrides: Any,
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.
 
     dtype is "fp32", "bf16", "fp16", or "auto": the weights keep their stored dtype, and a CPU
-    computes in fp32. `overrides` are those of `read_checkpoint`, such as noise_schedule. Raises
+    computes in fp32. `overrides` are those of `read_checkpoint`, such as num_heads. Raises
     CheckpointError with one sentence if the file is missing, damaged, unsafe or not a classifier.
     """
-    network, about = _loaded(path, "classifier", dtype, device, overrides)
+    network, about = _loaded(
+        path, "classifier", dtype, device, overrides | {"noise_schedule": noise_schedule}
+    )
     return NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
 
 
 def load_adm(
-    path: str | Path, *, dtype: str = "fp32", device: torch.device | str = "cpu", **overrides: Any
+    path: str | Path,
+    *,
+    noise_schedule: str = "auto",
+    dtype: str = "fp32",
+    device: torch.device | str = "cpu",
+    **overrides: Any,
 ) -> DiffusionModel:
     """An ADM diffusion model from a file; arguments and errors as for `load_classifier`."""
-    network, about = _loaded(path, "diffusion", dtype, device, overrides)
+    network, about = _loaded(
+        path, "diffusion", dtype, device, overrides | {"noise_schedule": noise_schedule}
+    )
     return DiffusionModel(network, about.noise_schedule, about.labels)
 
 

@@ -129,13 +129,13 @@ class Trace:
         if self.evaluations:
             self.evaluations[-1].saved += count
 
-    def cfg(self, scale: Any, cond: Tensor, uncond: Tensor | None) -> None:
-        """CFG was applied with this scale, a number or a tensor with one value per image."""
+    def cfg(self, scale: Any, cond: Tensor | None = None, uncond: Tensor | None = None) -> None:
+        """CFG has this scale, a number or a tensor with one value per image; of these images."""
         if not self.evaluations:
             return
         current = self.evaluations[-1]
         current.cfg = _mean(scale)
-        if uncond is not None:
+        if cond is not None and uncond is not None:
             current.cfg_norm = HostCopy(mean_norm((scale - 1) * (cond - uncond)))
 
     def classifier(self, scales: Tensor, term: Tensor, log_probs: Tensor) -> None:

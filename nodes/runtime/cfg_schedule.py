@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...guidance.core.bounded_read import one_line
 from ...guidance.core.host_copy import to_device
 from ...guidance.schedules.schedule import GuidanceSchedule
 from ..host import hooks, model_info
@@ -68,11 +69,17 @@ class ScheduledCFG:
         position = run_position(guider, sigma, model_options)
         scales = self.schedule.scales(position, len(x))
         cfg = scales if isinstance(scales, float) else _per_image(scales, x)
+        for trace in hooks.options_of(model_options).get(hooks.TRACES, ()):
+            trace.cfg(cfg)  # core calls no CFG function where it is 1
         followed = state.cfg_is_followed
-        with hooks.replaced(guider, "cfg", cfg) if followed else cfg_followed(guider, cfg):
-            denoised = executor(x, sigma, model_options, seed)
+        try:
+            with hooks.replaced(guider, "cfg", cfg) if followed else cfg_followed(guider, cfg):
+                denoised = executor(x, sigma, model_options, seed)
+        except (RuntimeError, TypeError) as error:
+            _check_per_image(state.cfg_function, cfg, x, sigma, error)
+            raise
         if not followed and ignores_scale(state.cfg_function, x, sigma):
-            raise _keeps_its_own(type(guider).__name__)
+            raise _keeps_its_own(f"{type(guider).__name__}, or a CFG patch on model,")
         state.cfg_is_followed = True
         return denoised
 
@@ -87,16 +94,36 @@ def note_cfg_function(
 
 def ignores_scale(function: Any, x: Tensor, sigma: Tensor) -> bool:
     """Whether a CFG function gives the same for every scale; tried once, on constant images."""
-    if function is None:
+    try:
+        return torch.equal(*(_tried(function, scale, x, sigma) for scale in (2.0, 3.0)))
+    except Exception:  # there is none, or it needs more than this, so it cannot be tried
         return False
+
+
+def _check_per_image(function: Any, cfg: Any, x: Tensor, sigma: Tensor, error: Exception) -> None:
+    """Raises ValueError if the error is that a CFG function takes no scale per image."""
+    if function is None or not isinstance(cfg, PerImageScale):
+        return
+    try:
+        _tried(function, 2.0, x, sigma)
+    except Exception:  # it cannot be tried
+        return
+    try:
+        _tried(function, cfg, x, sigma)
+    except Exception:
+        raise ValueError(
+            "CFG Scale Scheduler has a scale per image, but a CFG patch on model takes one scale "
+            f"({one_line(error)}); leave per_image empty, or remove the patch."
+        ) from error
+
+
+def _tried(function: Any, scale: Any, x: Tensor, sigma: Tensor) -> Tensor:
+    """What a CFG function gives for constant images."""
     cond, uncond = torch.ones_like(x), torch.zeros_like(x)
     names = ("input", "cond", "cond_denoised", "uncond", "uncond_denoised")
     about = dict(zip(names, (uncond, cond, cond, uncond, uncond), strict=True))
     about |= {"timestep": sigma, "sigma": sigma, "model": None, "model_options": {}}
-    try:
-        return torch.equal(*(function({**about, "cond_scale": scale}) for scale in (2.0, 3.0)))
-    except Exception:  # it needs more than this, so it cannot be tried
-        return False
+    return function({**about, "cond_scale": scale})
 
 
 def _per_image(scales: list[float], x: Tensor) -> Tensor:

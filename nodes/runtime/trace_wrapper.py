@@ -36,8 +36,11 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
 
     def prediction(executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None):
         publisher.publish(wait=False)
-        sigmas = run_state(model_options).sigmas(executor.class_obj.inner_model, model_options)
+        guider = executor.class_obj
+        sigmas = run_state(model_options).sigmas(guider.inner_model, model_options)
         trace.evaluation(sigma, sigmas.position)
+        if "negative" in guider.conds:
+            trace.cfg(guider.cfg)  # core may call no CFG function where it is 1
         return executor(x, sigma, model_options, seed)
 
     def network(executor: Any, *inputs: Any, **conds: Any) -> Any:

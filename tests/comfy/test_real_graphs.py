@@ -107,6 +107,26 @@ def test_a_cfg_function_that_ignores_the_scale_is_refused(conditional, wiring, s
         drawn(guider, few_sigmas(conditional, 2))
 
 
+def test_a_cfg_patch_that_takes_no_scale_per_image_is_named(
+    call_core, conditional, wiring, scheduled, made
+):
+    module = "comfy_extras.nodes_video_model"
+    (model,) = call_core(module, "VideoLinearCFGGuidance", model=conditional, min_cfg=1.0)
+    schedule = made("constant", scale=3.0, per_image="1, 2")
+    with pytest.raises(ValueError, match="scale per image, but a CFG patch .*per_image empty"):
+        drawn(wiring.guider("cfg 3", scheduled(model, schedule)), few_sigmas(model, 2))
+
+
+def test_a_trace_shows_cfg_where_the_guider_applies_none(call, conditional, wiring, scheduled):
+    """DualModelGuider at cfg 1: from the guider, and from a schedule."""
+    traced, trace = call("GuidanceTrace", model=conditional)
+    for model, cfg in ((traced, 1.0), (scheduled(traced, 1.0), 3.0)):
+        guider = wiring.guider("dual model", model)
+        guider.set_cfg(cfg)
+        drawn(guider, few_sigmas(model, 2))
+        assert [one["cfg"] for one in trace.to_dict()["evaluations"]] == [1.0, 1.0]
+
+
 def test_an_exact_gradient_that_torch_cannot_take_is_one_sentence(pack_module):
     autograd = pack_module("nodes.host.autograd")
     x = torch.ones(2, requires_grad=True)

@@ -35,7 +35,8 @@ def patched(call_core, name, model):
 
 def controlled(call_core, positive):
     """The CONDITIONING with a ControlNet of SD 1.5."""
-    inputs = {"control_net": _control_net(), "image": torch.linspace(0, 1, 64).expand(1, 3, 64, 64).movedim(1, -1), "strength": 1.0}
+    image = torch.linspace(0, 1, 64)[:, None, None].expand(1, 64, 64, 3)
+    inputs = {"control_net": _control_net(), "image": image, "strength": 1.0}
     return call_core("nodes", "ControlNetApply", conditioning=positive, **inputs)[0]
 
 
@@ -50,4 +51,3 @@ def _control_net():
     network = comfy.cldm.cldm.ControlNet(**config)
     network.load_state_dict(random_weights(network))
     return comfy.controlnet.ControlNet(network, load_device=torch.device("cpu"))
-
