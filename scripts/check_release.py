@@ -24,13 +24,14 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
     said = project_version(root) or "missing"
     if said != version:
         found.append(f"pyproject.toml: version is {said}, the tag says {version}.")
-    top = re.search(r"^## \[(.+?)\] - (\S+)", _text(root / "CHANGELOG.md"), re.M)
+    top = re.search(r"^## \[(.+?)\] - (\S+)", (root / "CHANGELOG.md").read_text("utf-8"), re.M)
     if top is None or top.group(1) != version:
         said = top.group(1) if top else "missing"
         found.append(f"CHANGELOG.md: the first version is {said}, the tag says {version}.")
     elif not re.fullmatch(r"\d{4}-\d\d-\d\d", top.group(2)):
         found.append(f"CHANGELOG.md: {version} has no date, but {top.group(2)!r}.")
-    released = json.loads(_text(root / "tests" / "released" / "nodes.json"))["version"]
+    nodes = root / "tests" / "released" / "nodes.json"
+    released = json.loads(nodes.read_text("utf-8"))["version"]
     if released != version:
         found.append(
             f"tests/released/nodes.json is of {released}: python scripts/node_schema.py --write."
@@ -40,16 +41,11 @@ def problems(tag: str, root: Path = ROOT) -> list[str]:
 
 def project_version(root: Path = ROOT) -> str | None:
     """The version in pyproject.toml (tomllib is not in Python 3.10)."""
-    found = re.search(r'^version = "(.+)"$', _text(root / "pyproject.toml"), re.M)
+    found = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text("utf-8"), re.M)
     return found.group(1) if found else None
 
 
-def _text(path: Path) -> str:
-    return path.read_text("utf-8")
-
-
 def main(arguments: list[str]) -> int:
-    """Print what is wrong."""
     if len(arguments) != 1:
         print(__doc__)
         return 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from typing import Any
 
 from comfyui import ComfyUIError, decoded, tail
 
@@ -13,19 +12,11 @@ Progress = Callable[[str, int, int], None]  # (title of the node, steps done, st
 
 
 class WorkflowRejected(ComfyUIError):
-    """A workflow did not pass validation. `node_errors` says what is wrong, node by node."""
-
-    def __init__(self, message: str, node_errors: Any = None):
-        super().__init__(message)
-        self.node_errors = node_errors
+    """A workflow did not pass validation. `details` says what is wrong, node by node."""
 
 
 class WorkflowFailed(ComfyUIError):
-    """A node raised while a workflow ran. `details` is what ComfyUI says about it."""
-
-    def __init__(self, message: str, details: dict | None = None):
-        super().__init__(message)
-        self.details = details or {}
+    """A node raised while a workflow ran."""
 
 
 def follow(process: subprocess.Popen, progress: Progress | None) -> tuple[dict, str]:
@@ -61,9 +52,9 @@ def run_error(envelope: dict, said: str) -> ComfyUIError:
     error = envelope.get("error") or {}
     details = error.get("details") or {}
     message = error.get("message") or f"comfy run ended without a result: {tail(said)}"
-    if "node_errors" in details or "errors" in details:
-        node_errors = details.get("node_errors") or details.get("errors")
+    node_errors = details.get("node_errors") or details.get("errors")
+    if node_errors:
         return WorkflowRejected(f"{message}: {json.dumps(node_errors)}", node_errors)
-    if error.get("code") and envelope.get("error"):
+    if error.get("code"):
         return WorkflowFailed(message, details)
     return ComfyUIError(message)

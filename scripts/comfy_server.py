@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,12 @@ no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class FinishedRun:
     """A finished run of a workflow."""
 
-    prompt_id: str
     outputs: dict[str, dict[str, list]]  # node id -> what the node showed, as in /history
-    images: list[Path] = field(default_factory=list)  # files saved under output/, in order
+    images: list[Path]  # files saved under output/, in order
 
 
 class ComfyServer:
     """A headless ComfyUI with this pack and no other, on a free loopback port.
-
-    `extra_packs` are the folders of others that it loads all the same.
 
     It works in a temporary base directory (`base`, with input/, output/, models/), so neither the
     user's ComfyUI folder nor a server they have running is touched.
@@ -56,20 +53,16 @@ class ComfyServer:
         self,
         comfyui: ComfyUI,
         *,
-        extra_arguments: tuple[str, ...] = (),
         install: Callable[[Path], None] | None = None,
         extra_packs: tuple[Path, ...] = (),
     ):
         """install: puts the pack into a base directory; else this checkout is linked there.
 
-        extra_packs: folders of other packs, linked beside it.
+        extra_packs: folders of other packs that it loads all the same.
         """
         self.comfyui = comfyui
-        self.extra_arguments = extra_arguments
         self.install = install or link_pack
         self.extra_packs = extra_packs
-        self.port = 0
-        self._cleanup = contextlib.ExitStack()
 
     @property
     def url(self) -> str:
@@ -92,7 +85,9 @@ class ComfyServer:
                 # On Windows a file can stay locked a moment after its process has ended.
                 tempfile.TemporaryDirectory(prefix=f"{PACK}-", ignore_cleanup_errors=True)
             )
-            self.base = make_base_directory(Path(folder).resolve() / "base")
+            self.base = Path(folder).resolve() / "base"
+            for name in ("input", "output", "temp", "user", "custom_nodes"):
+                (self.base / name).mkdir(parents=True)
             self.install(self.base)
             for pack in self.extra_packs:
                 link_folder(self.base / "custom_nodes" / pack.name, pack)
@@ -100,8 +95,7 @@ class ComfyServer:
             self._home.mkdir()
             self._log_path = self.base.parent / "server.log"
             self.port = free_port()
-            self._process = cleanup.enter_context(self._launched())
-            self._wait_until_ready()
+            cleanup.enter_context(self._launched())
             self._cleanup = cleanup.pop_all()
         return self
 
@@ -113,20 +107,19 @@ class ComfyServer:
 
     def start_again(self) -> None:
         """Start it after `kill`, in the same base directory; its log begins anew."""
-        self._process = self._cleanup.enter_context(self._launched())
-        self._wait_until_ready()
+        self._cleanup.enter_context(self._launched())
 
     def __exit__(self, *exception: object) -> None:
         self._cleanup.close()
 
     @contextlib.contextmanager
-    def _launched(self) -> Iterator[subprocess.Popen]:
+    def _launched(self) -> Iterator[None]:
         # In the foreground, as our own child: `launch --background` keeps one server per user on
         # record, refuses while the user's own is running, and `comfy stop` ends the one on record.
         command = comfy("--skip-prompt", f"--workspace={self.comfyui.path}", "launch", "--")
         command += self._server_arguments()
         with self._log_path.open("wb") as log:
-            process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, str(LEASH), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -134,20 +127,19 @@ class ComfyServer:
                 env=self._environment(),
             )
         try:
-            yield process
+            self._wait_until_ready()
+            yield
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
+            self.kill()
 
     def _server_arguments(self) -> list[str]:
+        import torch
+
         arguments = ["--port", str(self.port), "--base-directory", str(self.base)]
         arguments += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK]
         arguments += [pack.name for pack in self.extra_packs]
         arguments += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
-        if not has_accelerator():
-            arguments.append("--cpu")
-        return arguments + list(self.extra_arguments)
+        return arguments if torch.accelerator.is_available() else [*arguments, "--cpu"]
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {
@@ -195,22 +187,20 @@ class ComfyServer:
         except urllib.error.HTTPError as error:
             return error.code, decoded(error.read())
 
-    def run(
-        self,
-        workflow: dict | str | Path,
-        *,
-        progress: Progress | None = None,
-        silence_seconds: int = 600,
-    ) -> FinishedRun:
+    def run(self, workflow: dict | str | Path, *, progress: Progress | None = None) -> FinishedRun:
         """Run a workflow, saved by the page or in API form, to its end.
 
         Raises WorkflowRejected or WorkflowFailed, or ComfyUIError where the server says nothing
-        for `silence_seconds`.
+        for ten minutes.
         """
-        path = Path(workflow) if isinstance(workflow, (str, Path)) else self._written(workflow)
+        if isinstance(workflow, dict):
+            path = self.base.parent / "workflow.json"
+            path.write_text(json.dumps(workflow), "utf-8")
+        else:
+            path = Path(workflow)
         command = comfy("--skip-prompt", "run", "--workflow", str(path), "--wait", "--json")
         command += ["--where", "local", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--timeout", str(silence_seconds)]
+        command += ["--timeout", "600"]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -231,11 +221,6 @@ class ComfyServer:
             raise run_error(envelope, said)
         return self._finished(envelope["data"]["prompt_id"])
 
-    def _written(self, workflow: dict) -> Path:
-        path = self.base.parent / "workflow.json"
-        path.write_text(json.dumps(workflow), "utf-8")
-        return path
-
     def _finished(self, prompt_id: str) -> FinishedRun:
         # The history also has what cached nodes show, and text, which comfy-cli leaves out.
         _, history = self.request(f"/history/{prompt_id}")
@@ -246,22 +231,14 @@ class ComfyServer:
             for image in shown.get("images", [])
             if image.get("type") == "output"
         ]
-        return FinishedRun(prompt_id, outputs, images)
-
-
-def make_base_directory(base: Path) -> Path:
-    """A base directory for ComfyUI without any pack or model."""
-    for name in ("input", "output", "temp", "user", "custom_nodes"):
-        (base / name).mkdir(parents=True)
-    return base
+        return FinishedRun(outputs, images)
 
 
 def link_pack(base: Path) -> None:
-    """Puts this checkout and its demo models at hand in a base directory."""
+    """Puts this checkout and its models at hand in a base directory."""
     link_folder(base / "custom_nodes" / PACK, ROOT)
-    for model in (ROOT / "models").glob("*/*.safetensors"):
-        # File by file: what a test saves beside them must not land in the repository.
-        link_file(base / "models" / model.parent.name / model.name, model)
+    # A copy: what a test saves beside the models must not land in the repository.
+    shutil.copytree(ROOT / "models", base / "models")
 
 
 def link_folder(link: Path, target: Path) -> None:
@@ -273,29 +250,8 @@ def link_folder(link: Path, target: Path) -> None:
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True)
 
 
-def link_file(link: Path, target: Path) -> None:
-    """Make `link` lead to the file `target`, by a copy where links are not allowed."""
-    link.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        link.symlink_to(target)
-    except OSError:
-        shutil.copyfile(target, link)
-
-
 def free_port() -> int:
     """A loopback port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def has_accelerator() -> bool:
-    """Whether torch sees something faster than the CPU here."""
-    import torch
-
-    xpu = getattr(torch, "xpu", None)
-    return (
-        torch.cuda.is_available()
-        or torch.backends.mps.is_available()
-        or (xpu is not None and xpu.is_available())
-    )

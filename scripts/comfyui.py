@@ -17,7 +17,11 @@ OLDEST_VERSION = (0, 19, 0)
 
 
 class ComfyUIError(Exception):
-    """ComfyUI could not be found, started or used."""
+    """ComfyUI could not be found, started or used. `details` is what it says about it, if any."""
+
+    def __init__(self, message: str, details: Any = None):
+        super().__init__(message)
+        self.details = details
 
 
 class NoComfyUI(ComfyUIError):
@@ -57,7 +61,8 @@ def find_comfyui() -> ComfyUI:
             raise NoComfyUI(
                 "No ComfyUI found: get one with `comfy install`, or name a checkout in COMFYUI_PATH"
             )
-    if version_numbers(comfyui.version) < OLDEST_VERSION:
+    version = tuple(int(number) for number in re.findall(r"\d+", comfyui.version)[:3])
+    if version < OLDEST_VERSION:
         oldest = ".".join(map(str, OLDEST_VERSION))
         raise NoComfyUI(f"{comfyui} is too old: get {oldest} or later with `comfy update comfy`")
     return comfyui
@@ -72,11 +77,6 @@ def read_comfyui(path: Path, found_by: str) -> ComfyUI | None:
     return ComfyUI(path.resolve(), version.group(1) if version else "unknown", found_by)
 
 
-def version_numbers(version: str) -> tuple[int, ...]:
-    """The version "0.33.0" as (0, 33, 0)."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-
-
 def comfy_cli_workspace() -> Path | None:
     """The workspace that comfy-cli has selected, or None without comfy-cli."""
     if importlib.util.find_spec("comfy_cli") is None:
@@ -89,8 +89,9 @@ def comfy_cli_workspace() -> Path | None:
         text=True,
         encoding="utf-8",
     )
-    envelope = last_json_line(answer.stdout)
-    path = (envelope.get("data") or {}).get("workspace_path")
+    answers = [decoded(line) for line in answer.stdout.splitlines()]
+    envelopes = [one for one in answers if isinstance(one, dict)]
+    path = envelopes and (envelopes[-1].get("data") or {}).get("workspace_path")
     return Path(path) if path else None
 
 
@@ -104,15 +105,6 @@ def tilde(path: Path) -> str:
     with contextlib.suppress(ValueError):
         return str(Path("~") / path.relative_to(Path.home()))
     return str(path)
-
-
-def last_json_line(text: str) -> dict:
-    """The last line of `text` that is a JSON object, or an empty one."""
-    for line in reversed(text.splitlines()):
-        value = decoded(line)
-        if isinstance(value, dict):
-            return value
-    return {}
 
 
 def decoded(text: str | bytes) -> Any:

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,7 +32,6 @@ SEED, AFTER_GENERATE, STEPS = 0, 1, 2  # KSampler
 
 
 def main() -> int:
-    """Run the demo and return its exit status."""
     sys.path.append(str(ROOT))  # for `guidance`; last, because nodes/ is a common name
     template = json.loads(TEMPLATE.read_text("utf-8"))
     labels = [int(label) for label in widgets(template, "ClassifierGuidance")[LABEL].split(",")]
@@ -46,8 +44,8 @@ def main() -> int:
         print(f"Using {comfyui}")
         images = sample_in_comfyui(comfyui, template)
     save_grid(images, columns=len(labels), path=GRID)
-    asked = torch.tensor(labels * len(SEEDS))
-    print(f"The judge reads {accuracy(images, asked):.0%} of the digits as what was asked for.")
+    share = accuracy(images, labels * len(SEEDS))
+    print(f"The judge reads {share:.0%} of the digits as what was asked for.")
     print(tilde(GRID))
     return 0
 
@@ -84,51 +82,36 @@ def sample_in_comfyui(comfyui: ComfyUI, template: dict) -> np.ndarray:
 
 
 def sample_embedded(template: dict, labels: list[int]) -> np.ndarray:
-    """Do the same with `python -m guidance sample`; uint8 images (N, H, W, 3), seed by seed."""
-    from guidance.__main__ import main as guidance_command
+    """Do the same with the sampler in guidance/; uint8 images (N, H, W, 3), seed by seed."""
+    from guidance import load_adm, load_classifier
+    from guidance.cli.options import device
+    from guidance.sampling.generate import SamplingConfig, generate
 
     count = len(SEEDS) * len(labels)
-    samples = GRID.with_suffix(".npz")
-    samples.parent.mkdir(exist_ok=True)
-    arguments = {
-        "model": MODEL,
-        "classifier": CLASSIFIER,
-        "label": ",".join(map(str, labels)),
-        "scale": widgets(template, "ClassifierGuidance")[SCALE],
-        "method": "ddim",
-        "respacing": "ddim50",
-        "num-samples": count,
-        "batch-size": count,
-        "seed": SEEDS[0],
-        "output": samples,
-    }
-    command = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    if guidance_command(["sample", *command]) != 0:
-        raise ValueError("the sampler ended with the error above.")
-    with np.load(samples) as saved:
-        return saved["arr_0"]
+    scale = widgets(template, "ClassifierGuidance")[SCALE]
+    config = SamplingConfig(
+        num_samples=count, batch_size=count, label=labels, scale=scale, cfg=0.0, seed=SEEDS[0]
+    )
+    where = device()
+    model, classifier = load_adm(MODEL, device=where), load_classifier(CLASSIFIER, device=where)
+    return generate(model, classifier, config)[0]
 
 
 def save_grid(images: np.ndarray, columns: int, path: Path) -> None:
     """Save images (N, H, W, C) as one picture, row by row, enlarged without smoothing."""
-    count, height, width, channels = images.shape
-    rows = images.reshape(count // columns, columns, height, width, channels)
-    picture = rows.transpose(0, 2, 1, 3, 4).reshape(-1, columns * width, channels)
-    picture = picture.repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1)
+    from guidance.core.images import grid
+
+    picture = grid(images, columns, gap=0).repeat(ENLARGE, axis=0).repeat(ENLARGE, axis=1)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(picture.squeeze()).save(path)
 
 
-def accuracy(images: np.ndarray, asked: torch.Tensor) -> float:
+def accuracy(images: np.ndarray, labels: list[int]) -> float:
     """The share of images (N, H, W, C) that the judge, a clean-image classifier, finds right."""
-    import guidance
-    from guidance.core.images import from_uint8
+    from guidance import load_classifier
+    from guidance.evaluation.judge import judge_samples
 
-    judge = guidance.load_classifier(JUDGE)
-    x = from_uint8(images)
-    with torch.no_grad():
-        found = judge.log_probs(x, torch.zeros(len(x))).argmax(dim=1)
-    return (found.cpu() == asked).float().mean().item()
+    return judge_samples(load_classifier(JUDGE), images, np.array(labels)).accuracy
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ def end_with_parent(child: subprocess.Popen) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run `command` on the leash and return its exit status."""
     if sys.platform != "win32":
         # A group of our own: Ctrl-C in the terminal does not reach it, and ending it ends only us.
         os.setsid()

@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # Tests that take long, or that start Python anew, where no mutant is chosen.
@@ -64,41 +66,30 @@ def mutants(folder: Path) -> list[str]:
     return [name for name in names if name.split(".")[1] in ROOMS]
 
 
-class Trials:
-    """Tries mutants, with what mutmut saw of the tests."""
+def outcome(folder: Path, seen: dict[str, Any], mutant: str) -> str:
+    """killed, survived, timed out, no test (reaches the function) or not run.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "mutants"
-        seen = json.loads((self.folder / "mutmut-stats.json").read_text("utf-8"))
-        self.reached = seen["tests_by_mangled_function_name"]
-        self.seconds = seen["duration_by_test"]
-
-    def outcome(self, mutant: str) -> str:
-        """killed, survived, timed out, no test (reaches the function) or not run."""
-        tests = self.reached.get(mutant.partition("__mutmut_")[0], [])
-        if not tests:
-            return "no test"
-        tests = sorted(tests, key=lambda test: self.seconds.get(test, 0.0))
-        limit = SPARE + 3 * sum(self.seconds.get(test, 0.0) for test in tests)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += ["--rootdir=.", "-c", "tests/pytest.ini", *tests]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": mutant}
-        try:
-            done = subprocess.run(
-                command, cwd=self.folder, env=environment, capture_output=True, timeout=limit
-            )
-        except subprocess.TimeoutExpired:
-            return "timed out"
-        return OUTCOMES.get(done.returncode, "not run")
-
-
-def interval(share: float, count: int) -> float:
-    """Half the width of the share's 95 % interval in a sample of this size."""
-    return 1.96 * math.sqrt(share * (1 - share) / count)
+    seen: what mutmut saw of the tests.
+    """
+    seconds = seen["duration_by_test"]
+    tests = seen["tests_by_mangled_function_name"].get(mutant.partition("__mutmut_")[0], [])
+    if not tests:
+        return "no test"
+    tests = sorted(tests, key=lambda test: seconds.get(test, 0.0))
+    limit = SPARE + 3 * sum(seconds.get(test, 0.0) for test in tests)
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    command += ["--rootdir=.", "-c", "tests/pytest.ini", *tests]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MUTANT_UNDER_TEST": mutant}
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return "timed out"
+    return OUTCOMES.get(done.returncode, "not run")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Sample, run, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sample", type=int, default=300, help="how many mutants; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="which of them")
@@ -114,17 +105,18 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit("mutmut made no mutants; its own words are above.")
     size = min(options.sample or len(names), len(names))
     chosen = random.Random(options.seed).sample(names, size)
-    seen = {}
+    stats = json.loads((folder / "mutants" / "mutmut-stats.json").read_text("utf-8"))
+    counts: Counter[str] = Counter()
     with ThreadPool(options.processes) as pool:
-        said = pool.imap(Trials(folder).outcome, chosen)
-        for name, outcome in zip(chosen, said, strict=True):
-            seen[name] = outcome
-            print(f"{len(seen)}. {outcome}: {name}", flush=True)
-    counts = Counter(seen.values())
+        said = pool.imap(partial(outcome, folder / "mutants", stats), chosen)
+        for number, (name, found) in enumerate(zip(chosen, said, strict=True), 1):
+            counts[found] += 1
+            print(f"{number}. {found}: {name}", flush=True)
     # a mutant that runs without end is noticed; one that was not run is not
-    share = (counts["killed"] + counts["timed out"]) / len(seen)
-    print(f"{dict(counts)} of {len(seen)} mutants, of {len(names)}; in {folder}")
-    print(f"killed: {share:.1%} (+- {interval(share, len(seen)):.1%})")
+    share = (counts["killed"] + counts["timed out"]) / size
+    interval = 1.96 * math.sqrt(share * (1 - share) / size)
+    print(f"{dict(counts)} of {size} mutants, of {len(names)}; in {folder}")
+    print(f"killed: {share:.1%} (+- {interval:.1%})")
     return 0
 
 

@@ -65,16 +65,13 @@ def breaks(released: Nodes, current: Nodes) -> list[str]:
         after = current[node]
         found += _places(f"{node}: input", before["inputs"], after["inputs"])
         found += _places(f"{node}: output", before["outputs"], after["outputs"])
-        now = {one["name"]: one for one in after["inputs"]}
-        for one in before["inputs"]:
-            if one["name"] in now:
-                found += _changes(f"{node}: input {one['name']}", one, now[one["name"]])
-        known = {one["name"] for one in before["inputs"]}
-        found += [
-            f"{node}: input {one['name']} is new, so it has to be optional."
-            for one in after["inputs"]
-            if one["name"] not in known and not one.get("optional")
-        ]
+        known = {one["name"]: one for one in before["inputs"]}
+        for one in after["inputs"]:
+            what = f"{node}: input {one['name']}"
+            if one["name"] in known:
+                found += _changes(what, known[one["name"]], one)
+            elif not one.get("optional"):
+                found.append(f"{what} is new, so it has to be optional.")
     return found
 
 
@@ -152,7 +149,6 @@ def nodes_now() -> Nodes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Compare, and write where asked to."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--write", action="store_true", help="write the file for this release")
     options = parser.parse_args(arguments)

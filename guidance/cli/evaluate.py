@@ -18,7 +18,7 @@ from ..core.atomic_write import atomic_path, check_folder, check_target
 from ..core.distributed import Processes, process_group
 from ..core.images import load_samples, save_samples
 from ..evaluation.compute_cost import ComputeCost, count_compute
-from ..evaluation.judge import Reference, Score, check_judge, judge_samples, judged
+from ..evaluation.judge import Reference, check_judge, judge_samples, judged
 from ..evaluation.metrics import check_enough
 from ..evaluation.report import Row, table
 from ..evaluation.report_plot import plot_rows
@@ -104,13 +104,16 @@ def _rows(
     """
     judge = load_classifier(args.judge, device=options.device(args.device))
     model, classifier = load_models(args) if args.model else (None, None)
-    runs = []
+    runs: list[EvaluationRun] = []
+    shape = None  # of the model's images, if known
     if model is not None:
         runs = planned(args, model, classifier)
-        _check_runs(args, judge, model, runs)
-    reference = None
-    if args.reference and processes.first:
-        reference = _reference(args, judge, model)
+        for one in runs:
+            check_schedules(model, one.config)
+        if side := args.image_size or model.layout.image_size:
+            shape = (side, side, model.layout.image_channels)
+            check_judge(judge, shape)
+    reference = _reference(args, judge, shape) if args.reference and processes.first else None
     rows = [_file_row(judge, file, reference) for file in args.samples if processes.first]
     for number, one in enumerate(runs, 1):
         assert model is not None  # without a model there are no runs
@@ -123,7 +126,9 @@ def _rows(
             file = _save(args.save_samples, number, one, images, labels)
             saved.append(file)
         score = judge_samples(judge, images, labels, reference)
-        rows.append(_drawn_row(one, score, len(images), work, file))
+        schedule = one.schedule.to_dict() if one.schedule else None
+        about = (one.kind, one.guidance, one.scale)
+        rows.append(Row(*about, score, len(images), schedule, work, file))
     return rows, reference
 
 
@@ -144,38 +149,18 @@ def _draw(
 
 
 def _reference(
-    args: argparse.Namespace, judge: NoisyClassifier, model: DiffusionModel | None
+    args: argparse.Namespace, judge: NoisyClassifier, shape: tuple[int, int, int] | None
 ) -> Reference:
-    """The real images, with the judge's features."""
-    sizes = (args.image_size, model.layout.image_size if model else None, judge.layout.image_size)
-    folder = Path(args.reference).is_dir()
-    real = load_images(args.reference, next(filter(None, sizes), None) if folder else None)
+    """The real images, with the judge's features; shape (H, W, C): of the model's."""
+    side = shape[0] if shape else args.image_size or judge.layout.image_size
+    real = load_images(args.reference, side if Path(args.reference).is_dir() else None)
     warn_skipped(real.skipped)
     check_enough(len(real), f"{args.reference} has {len(real)} images")
     images = real.images.permute(0, 2, 3, 1).numpy()
     reference = Reference(judged(judge, images)[1], images.shape[1:], args.reference)
-    if model is not None and (shape := _shape(args, model)):
+    if shape:
         reference.check(shape, args.model)
     return reference
-
-
-def _check_runs(
-    args: argparse.Namespace,
-    judge: NoisyClassifier,
-    model: DiffusionModel,
-    runs: list[EvaluationRun],
-) -> None:
-    """Raises ValueError if one of the runs would fail, before the first run."""
-    for one in runs:
-        check_schedules(model, one.config)
-    if shape := _shape(args, model):
-        check_judge(judge, shape)
-
-
-def _shape(args: argparse.Namespace, model: DiffusionModel) -> tuple[int, int, int] | None:
-    """H, W, C of the model's images, if known."""
-    side = args.image_size or model.layout.image_size
-    return (side, side, model.layout.image_channels) if side else None
 
 
 def _file_row(judge: NoisyClassifier, file: str, reference: Reference | None) -> Row:
@@ -185,14 +170,6 @@ def _file_row(judge: NoisyClassifier, file: str, reference: Reference | None) ->
         check_enough(len(images), f"{file} has {len(images)} images")
     score = judge_samples(judge, images, labels, reference)
     return Row("file", Path(file).name, None, score, len(images), samples=file)
-
-
-def _drawn_row(
-    one: EvaluationRun, score: Score, images: int, work: ComputeCost, file: str | None
-) -> Row:
-    schedule = one.schedule.to_dict() if one.schedule else None
-    about = (one.kind, one.guidance, one.scale)
-    return Row(*about, score, images, schedule, work, file)
 
 
 def _save(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ def architecture_overrides(args: argparse.Namespace, whose: str = "") -> dict[st
     return {name: getattr(args, whose.replace("-", "_") + name) for name in names}
 
 
+def values(args: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """The options that are stored under the name of a field of this dataclass."""
+    return {field.name: getattr(args, field.name) for field in fields(config) if field.name in args}
+
+
 def set_threads(args: argparse.Namespace) -> None:
     if args.threads is None:
         return
@@ -107,26 +113,17 @@ def set_threads(args: argparse.Namespace) -> None:
 
 def add_network(parser: argparse.ArgumentParser, channels: int, mult: str) -> None:
     group = parser.add_argument_group("network")
-    group.add_argument("--channels", type=int, default=channels, help="width of the finest level")
+    group.add_argument(
+        "--channels", dest="model_channels", type=int, default=channels, help="of the finest level"
+    )
     group.add_argument("--channel-mult", type=numbers, default=numbers(mult), help="width factors")
-    group.add_argument("--res-blocks", type=int, default=1, help="residual blocks per level")
+    group.add_argument("--res-blocks", dest="num_res_blocks", type=int, default=1, help="per level")
     group.add_argument("--attention-levels", type=integers, default=(2,), help="0 is full size")
-    group.add_argument("--head-channels", type=int, default=32, help="channels per head")
+    group.add_argument(
+        "--head-channels", dest="num_head_channels", type=int, default=32, help="per head"
+    )
     group.add_argument("--norm-groups", type=int, default=8, help="of the group norms")
     group.add_argument("--dropout", type=float, default=0.0)
-
-
-def network_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The part of a layout from the options of `add_network`."""
-    return {
-        "model_channels": args.channels,
-        "channel_mult": args.channel_mult,
-        "num_res_blocks": args.res_blocks,
-        "attention_levels": args.attention_levels,
-        "num_head_channels": args.head_channels,
-        "norm_groups": args.norm_groups,
-        "dropout": args.dropout,
-    }
 
 
 def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> None:
@@ -142,7 +139,7 @@ def add_training(parser: argparse.ArgumentParser, steps: int, decay: float) -> N
     group = parser.add_argument_group("optimisation")
     group.add_argument("--steps", type=int, default=steps)
     group.add_argument("--batch-size", type=int, default=64)
-    group.add_argument("--lr", type=float, default=3e-4)
+    group.add_argument("--lr", type=float, default=3e-4, dest="learning_rate")
     group.add_argument("--weight-decay", type=float, default=decay)
     group.add_argument("--ema", type=float, default=0.999, help="decay of the averaged weights")
     group.add_argument("--seed", type=int, default=0)
@@ -170,13 +167,4 @@ def check_training_targets(args: argparse.Namespace) -> None:
 
 def recipe(args: argparse.Namespace) -> OptimizerConfig:
     """The OptimizerConfig from the options of `add_training`."""
-    return OptimizerConfig(
-        steps=args.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.lr,
-        weight_decay=args.weight_decay,
-        ema=args.ema,
-        seed=args.seed,
-        bf16=args.bf16,
-        accumulate=args.accumulate,
-    )
+    return OptimizerConfig(**values(args, OptimizerConfig))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from ..classifiers.base import Classifier
 from ..sampling.generate import SamplingConfig
@@ -12,6 +14,9 @@ from ..sampling.strength import Strength
 from ..schedules.schedule import GuidanceSchedule
 from . import options
 from .sample import sampling_options
+
+# the fields of a SamplingConfig for the scale and the schedule of each kind of guidance
+FIELDS = {"classifier": ("scale", "schedule"), "CFG": ("cfg", "cfg_schedule")}
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,23 @@ def planned(
 
     Raises ValueError if there are no scales, or nothing to apply them to.
     """
-    config = SamplingConfig(num_samples=args.num_samples, label="all", **sampling_options(args))
-    cfg = 0.0 if model.layout.null_class is not None else 1.0
-    plain = replace(config, scale=0.0, cfg=cfg)
-    runs = _of_classifier(args, classifier, plain) + _of_cfg(args, model, plain)
+    null_class = model.layout.null_class is not None
+    cfg = 0.0 if null_class else 1.0
+    plain = SamplingConfig(**sampling_options(args), label="all", scale=0.0, cfg=cfg)
+    runs: list[EvaluationRun] = []
+    if classifier is not None:
+        runs += _runs("classifier", with_options(plain), plain, args.scales, args.schedules)
+    elif args.schedules:
+        raise ValueError(
+            "--schedules need a --classifier that follows them; those of CFG go to --cfg-schedules."
+        )
+    if null_class:
+        runs += _runs("CFG", "CFG", plain, args.cfg_scales, args.cfg_schedules)
+    elif args.cfg_schedules:
+        raise ValueError(
+            "--cfg-schedules need a model trained with label dropout, and this one was not; "
+            "leave them out, or steer it with a classifier and --schedules."
+        )
     if not runs:
         raise ValueError(
             "There is no scale to go through: give --classifier, or a model trained with label "
@@ -50,57 +68,28 @@ def planned(
     return [EvaluationRun("none", "none", plain, 0.0)] * (len(guided) < len(runs)) + guided
 
 
-def _of_classifier(
-    args: argparse.Namespace, classifier: Classifier | None, plain: SamplingConfig
+def _runs(
+    kind: str, name: str, plain: SamplingConfig, scales: Sequence[float], schedules: Sequence[str]
 ) -> list[EvaluationRun]:
-    if classifier is None and args.schedules:
-        raise ValueError(
-            "--schedules need a --classifier that follows them; those of CFG go to --cfg-schedules."
-        )
-    if classifier is None:
-        return []
-    name = with_options(plain)
-    runs = [
-        EvaluationRun("classifier", name, replace(plain, scale=scale), scale)
-        for scale in args.scales
-    ]
-    for words, schedule in map(named_schedule, args.schedules):
-        config = replace(plain, schedule=schedule)
-        runs.append(EvaluationRun("classifier", f"{name}, {words}", config, schedule=schedule))
+    """A run of this kind for each scale, and for each schedule: JSON, or a file of it."""
+    scale_field, schedule_field = FIELDS[kind]
+
+    def run(words: str, change: dict[str, Any], **about: Any) -> EvaluationRun:
+        return EvaluationRun(kind, words, replace(plain, **change), **about)
+
+    runs = [run(name, {scale_field: scale}, scale=scale) for scale in scales]
+    for text in schedules:
+        file, schedule = options.read_schedule(text)
+        words = f"{name}, {file.stem if file else schedule.describe()}"
+        runs.append(run(words, {schedule_field: schedule}, schedule=schedule))
     return runs
-
-
-def _of_cfg(
-    args: argparse.Namespace, model: DiffusionModel, plain: SamplingConfig
-) -> list[EvaluationRun]:
-    if model.layout.null_class is None and args.cfg_schedules:
-        raise ValueError(
-            "--cfg-schedules need a model trained with label dropout, and this one was not; "
-            "leave them out, or steer it with a classifier and --schedules."
-        )
-    if model.layout.null_class is None:
-        return []
-    runs = [
-        EvaluationRun("CFG", "CFG", replace(plain, cfg=scale), scale) for scale in args.cfg_scales
-    ]
-    for words, schedule in map(named_schedule, args.cfg_schedules):
-        config = replace(plain, cfg_schedule=schedule)
-        runs.append(EvaluationRun("CFG", f"CFG, {words}", config, schedule=schedule))
-    return runs
-
-
-def named_schedule(text: str) -> tuple[str, GuidanceSchedule]:
-    """A schedule, from JSON or a file, and its name: the file's name or a description."""
-    file, schedule = options.read_schedule(text)
-    return file.stem if file else schedule.describe(), schedule
 
 
 def with_options(config: SamplingConfig) -> str:
     """The name of the rows with classifier guidance."""
-    values = {option: getattr(config.strength, option.name) for option in fields(Strength)}
     chosen = [
-        f"{option.name.replace('_', ' ')} {value:g}"
-        for option, value in values.items()
-        if option.name != "scale" and value != option.default
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in asdict(config.strength).items()
+        if name != "scale" and value != getattr(Strength, name)
     ]
     return ", ".join(["classifier", *chosen])

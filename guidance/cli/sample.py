@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torch import Tensor
-
 from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
 from ..classifiers.base import Classifier
@@ -126,14 +124,16 @@ def run(args: argparse.Namespace) -> None:
 def _sample(args: argparse.Namespace, processes: Processes) -> None:
     low_res, shown = read_low_res(args.low_res) if args.low_res else (None, None)
     model, classifier = load_models(args)
-    config = SamplingConfig(
-        num_samples=_num_samples(args.num_samples, low_res),
-        label=_label(args.label, shown, model, classifier),
-        scale=args.scale,
-        cfg=_cfg(args.cfg, model, classifier),
-        **_schedules(args),
-        **sampling_options(args),
-    )
+    chosen = sampling_options(args) | _schedules(args)
+    if args.num_samples is None:
+        chosen["num_samples"] = 50 if low_res is None else len(low_res)
+    if args.label is None:
+        knows_classes = model.num_classes or classifier is not None
+        chosen["label"] = shown if shown is not None and knows_classes else "random"
+    if args.cfg is None:
+        free = classifier is not None and model.layout.null_class is not None
+        chosen["cfg"] = 0.0 if free else 1.0
+    config = SamplingConfig(**chosen)
     images, labels = generate(
         model, classifier, config, args.image_size, low_res=low_res, processes=processes
     )
@@ -152,8 +152,9 @@ def _schedules(args: argparse.Namespace) -> dict:
                 "--schedule and --cfg-schedule are both given, but there is no --classifier for "
                 "the first; leave one out."
             )
-        texts = {"cfg_schedule": args.schedule}
-    return {name: options.read_schedule(text)[1] for name, text in texts.items() if text}
+        texts = {"schedule": None, "cfg_schedule": args.schedule}
+    given = {name: options.read_schedule(text)[1] for name, text in texts.items() if text}
+    return dict.fromkeys(texts) | given
 
 
 def load_models(
@@ -173,37 +174,4 @@ def load_models(
 
 def sampling_options(args: argparse.Namespace) -> dict:
     """The fields of a SamplingConfig from the options of `add_sampling`."""
-    return {
-        "batch_size": args.batch_size,
-        "method": args.method,
-        "eta": args.eta,
-        "respacing": args.respacing,
-        "seed": args.seed,
-        "clip_denoised": not args.no_clip,
-        "entropy_limit": args.entropy_limit,
-        "cap": args.cap,
-        "label_smoothing": args.label_smoothing,
-        "gradient_interval": args.gradient_interval,
-        "cfg_interval": args.cfg_interval,
-        "cfg_tolerance": args.cfg_tolerance,
-    }
-
-
-def _cfg(cfg: float | None, model, classifier) -> float:
-    if cfg is not None:
-        return cfg
-    return 0.0 if classifier is not None and model.layout.null_class is not None else 1.0
-
-
-def _num_samples(count: int | None, low_res: Tensor | None) -> int:
-    if count is not None:
-        return count
-    return 50 if low_res is None else len(low_res)
-
-
-def _label(label: str | None, shown: list[int] | None, model, classifier) -> str | list[int]:
-    """The labels: --label, else those of the small images, else random."""
-    if label is not None:
-        return label
-    knows_classes = model.num_classes or classifier is not None
-    return shown if shown is not None and knows_classes else "random"
+    return options.values(args, SamplingConfig) | {"clip_denoised": not args.no_clip}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from PIL import Image
+
 from ..adm import ClassifierLayout
 from ..adm.layout import POOLS
 from ..adm.presets import NETWORK_SIZES, classifier_layout
-from ..checkpoints.checkpoint import save_checkpoint
 from ..core.atomic_write import atomic_path, check_target
 from ..training.data import Augment, LabelledImages, load_images
-from ..training.loop import Trained
 from ..training.new_classifier import TrainingConfig, new_classifier
+from ..training.plot import plot_training
 from . import options
-from .training import running, warn_skipped, write_log
+from .training import running, save
 
 HELP = "train a classifier on noisy images (or a clean one, to judge with)"
 
@@ -56,47 +57,27 @@ def run(args: argparse.Namespace) -> None:
         held_out=args.held_out,
         patience=args.patience,
     )
-    with running(args, plan.settings(), "train-classifier") as where:
-        if where.processes.first:
-            warn_skipped(data.skipped)
+    with running(args, data, plan.settings()) as where:
         trained, description = new_classifier(plan, where)
         if not where.processes.first:
             return
-        weights = trained.network.state_dict()
-        save_checkpoint(args.output, weights, description, args.save_dtype)
-        write_log(args.history, trained)
+        save(args, trained, description)
+        for t, share in description.training["accuracy_by_timestep"].items():
+            print(f"  held-out accuracy at timestep {t}: {share:.3f}")
         if args.plot:
-            _plot(args.plot, trained)
-    training = description.training
-    print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
-    for t, share in training["accuracy_by_timestep"].items():
-        print(f"  held-out accuracy at timestep {t}: {share:.3f}")
-
-
-def _plot(path: str, trained: Trained) -> None:
-    from PIL import Image
-
-    from ..training.plot import plot_training  # matplotlib, on first use
-
-    with atomic_path(path) as temporary:
-        picture = Image.fromarray(plot_training(trained.losses, trained.validations))
-        picture.save(temporary, format="PNG")
+            with atomic_path(args.plot) as temporary:
+                plot = plot_training(trained.losses, trained.validations)
+                Image.fromarray(plot).save(temporary, format="PNG")
 
 
 def _layout(args: argparse.Namespace, data: LabelledImages) -> ClassifierLayout:
     channels, height, width = data.images.shape[1:]
+    classes = len(data.names)
     if args.preset:
+        size = (height, width)
         return classifier_layout(
-            args.preset,
-            channels=channels,
-            size=(height, width),
-            classes=len(data.names),
-            pool=args.pool,
+            args.preset, channels=channels, size=size, classes=classes, pool=args.pool
         )
-    return ClassifierLayout(
-        **options.network_options(args),
-        in_channels=channels,
-        out_channels=len(data.names),
-        image_size=width,
-        pool=args.pool,
-    )
+    chosen = options.values(args, ClassifierLayout)
+    chosen |= {"in_channels": channels, "out_channels": classes, "image_size": width}
+    return ClassifierLayout(**chosen)

@@ -7,14 +7,13 @@ import time
 from dataclasses import asdict, replace
 
 from ..adm import UNetLayout
-from ..checkpoints.checkpoint import Checkpoint, Description, read_checkpoint, save_checkpoint
+from ..checkpoints.checkpoint import Checkpoint, Description, read_checkpoint
 from ..core.noise import NoiseSchedule
 from ..training.data import Augment, LabelledImages, load_images
-from ..training.loop import TrainingContext
 from ..training.samples import Sampler
 from ..training.train_diffusion import train_diffusion
 from . import options
-from .training import running, warn_skipped, write_log
+from .training import running, save
 
 HELP = "train a diffusion model, with label dropout so that CFG works"
 
@@ -57,9 +56,10 @@ def run(args: argparse.Namespace) -> None:
         "data": data.digest(),
     }
     started = time.monotonic()
-    with running(args, settings, "train-diffusion") as where:
-        if where.processes.first:
-            warn_skipped(data.skipped)
+    with running(args, data, settings) as where:
+        if args.sample_every:
+            sampler = Sampler(args.output, args.noise_schedule, args.sample_cfg)
+            where = replace(where, show=sampler, show_every=args.sample_every)
         trained = train_diffusion(
             data,
             layout,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
             recipe,
             p_uncond=args.p_uncond,
             augment=augment,
-            run=_with_samples(args, where),
+            run=where,
             weights=earlier.tensors if earlier else None,
         )
         if not where.processes.first:
@@ -90,17 +90,7 @@ def run(args: argparse.Namespace) -> None:
             space=data.space,
             training=training,
         )
-        write_log(args.history, trained)
-        save_checkpoint(args.output, trained.network.state_dict(), description, args.save_dtype)
-    print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
-
-
-def _with_samples(args: argparse.Namespace, run: TrainingContext) -> TrainingContext:
-    """The training context, with sample images according to --sample-every."""
-    if not args.sample_every:
-        return run
-    sampler = Sampler(args.output, args.noise_schedule, args.sample_cfg)
-    return replace(run, show=sampler, show_every=args.sample_every)
+        save(args, trained, description)
 
 
 def _earlier(file: str, layout: UNetLayout) -> Checkpoint:
@@ -118,15 +108,15 @@ def _earlier(file: str, layout: UNetLayout) -> Checkpoint:
 
 
 def _layout(args: argparse.Namespace, data: LabelledImages) -> UNetLayout:
-    channels, size = data.images.shape[1], data.images.shape[-1]
+    channels = data.images.shape[1]
     classes = None if args.unconditional else len(data.names)
     null_class = classes if classes and args.p_uncond > 0 else None
-    return UNetLayout(
-        **options.network_options(args),
-        in_channels=channels,
-        image_channels=channels,
-        out_channels=channels if args.fixed_variance else 2 * channels,
-        image_size=size,
-        num_classes=classes if null_class is None else null_class + 1,
-        null_class=null_class,
-    )
+    chosen = options.values(args, UNetLayout) | {
+        "in_channels": channels,
+        "image_channels": channels,
+        "out_channels": channels if args.fixed_variance else 2 * channels,
+        "image_size": data.images.shape[-1],
+        "num_classes": classes if null_class is None else null_class + 1,
+        "null_class": null_class,
+    }
+    return UNetLayout(**chosen)

@@ -8,45 +8,51 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ..checkpoints.checkpoint import Description, save_checkpoint
 from ..core.atomic_write import atomic_path
 from ..core.distributed import process_group
+from ..training.data import LabelledImages
 from ..training.loop import Trained, TrainingContext
-from ..training.resume import ResumeFile
+from ..training.resume import SUFFIX, ResumeFile
 from . import options
 
 
 @contextlib.contextmanager
 def running(
-    args: argparse.Namespace, settings: dict[str, Any], title: str
+    args: argparse.Namespace, data: LabelledImages, settings: dict[str, Any]
 ) -> Iterator[TrainingContext]:
     """The context of a training; its resume file is deleted if the block succeeds."""
     with process_group() as processes:
-        resume = ResumeFile.beside(args.output, settings)
+        if processes.first:
+            warn_skipped(data.skipped)
+        resume = ResumeFile(f"{args.output}{SUFFIX}", settings)
         if args.fresh and processes.first:
             resume.delete()
         processes.from_first(None)  # no process may look for the file before it is deleted
         device = str(options.device(args.device))
         try:
-            yield TrainingContext(title=title, device=device, processes=processes, resume=resume)
+            yield TrainingContext(
+                title=args.command, device=device, processes=processes, resume=resume
+            )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_to_go_on(resume)) from None
+            if not resume.path.exists():
+                raise
+            raise KeyboardInterrupt(
+                f"interrupted; the same command goes on from where it was ({resume.path})."
+            ) from None
         if processes.first:
             resume.delete()
 
 
-def _how_to_go_on(resume: ResumeFile) -> str:
-    if not resume.path.exists():
-        return ""
-    return f"interrupted; the same command goes on from where it was ({resume.path})."
-
-
-def write_log(path: str | None, trained: Trained) -> None:
-    """Writes the loss of each step and the validation results as JSON, with --history."""
-    if path is None:
-        return
-    with atomic_path(path) as temporary:
-        about = {"losses": trained.losses, "validations": trained.validations}
-        temporary.write_text(json.dumps(about))
+def save(args: argparse.Namespace, trained: Trained, description: Description) -> None:
+    """Writes the model file and, with --history, all losses and validation results as JSON."""
+    save_checkpoint(args.output, trained.network.state_dict(), description, args.save_dtype)
+    if args.history:
+        with atomic_path(args.history) as temporary:
+            about = {"losses": trained.losses, "validations": trained.validations}
+            temporary.write_text(json.dumps(about))
+    training = description.training
+    print(f"{args.output}: {training['seconds']} s, loss {training['loss']:.4f}")
 
 
 def warn_skipped(skipped: tuple[str, ...]) -> None:

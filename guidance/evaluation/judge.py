@@ -76,7 +76,7 @@ def judged(judge: NoisyClassifier, images: np.ndarray) -> tuple[Tensor, Tensor]:
     images uint8 (N, H, W, C). Features are the input of the judge's pool, averaged over positions.
     Shows a progress bar if it takes long.
     """
-    network = _network(judge, images.shape[1:])
+    network = check_judge(judge, images.shape[1:])
     device = next(network.parameters()).device
     guesses, features = [], []
     with tqdm(total=len(images), desc="judge", unit="image", leave=False, delay=2) as bar:
@@ -89,12 +89,11 @@ def judged(judge: NoisyClassifier, images: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.cat(guesses), torch.cat(features)
 
 
-def check_judge(judge: NoisyClassifier, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if the judge is not a classifier of this pack for images (H, W, C)."""
-    _network(judge, shape)
+def check_judge(judge: NoisyClassifier, shape: tuple[int, ...]) -> EncoderUNet:
+    """The judge's network.
 
-
-def _network(judge: NoisyClassifier, shape: tuple[int, ...]) -> EncoderUNet:
+    Raises ValueError if it is not a classifier of this pack for images (H, W, C).
+    """
     network = judge.network
     if not isinstance(network, EncoderUNet):
         raise ValueError("The judge must be a classifier trained by train-classifier.")

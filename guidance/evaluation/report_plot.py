@@ -17,13 +17,7 @@ MARKERS = "sP*X^vD<>dph"  # for schedules and files, in turn
 LONGEST = 70  # characters of a name in the legend
 # position of the scale's text next to its point, so that two kinds do not overlap
 BESIDE = {"none": (-11, 5), "classifier": (5, -12), "CFG": (5, 5)}
-WORDS = {
-    "accuracy": "judge accuracy",
-    "frechet": "Frechet distance to the real images",
-    "diversity": "diversity",
-    "precision": "precision",
-    "recall": "recall",
-}
+WORDS = {"accuracy": "judge accuracy", "frechet": "Frechet distance to the real images"}
 
 
 def plot_rows(rows: Sequence[Row]) -> np.ndarray:
@@ -41,7 +35,7 @@ def plot_rows(rows: Sequence[Row]) -> np.ndarray:
     axes = figure.subplots(1, len(parts), squeeze=False)[0]
     for ax, (across, up) in zip(axes, parts, strict=True):
         _draw(ax, rows, across, up)
-        ax.set(xlabel=WORDS[across], ylabel=WORDS[up])
+        ax.set(xlabel=WORDS.get(across, across), ylabel=WORDS.get(up, up))
         ax.grid(alpha=0.3)
         ax.margins(0.08)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -56,16 +56,12 @@ class LabelledImages:
             raise ValueError(f"held_out is {held_out}; it must be at least 0 and below 1.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         count = round(held_out * len(self))
-        return self._pick(order[count:]), self._pick(order[:count])
+        return self.pick(order[count:]), self.pick(order[:count])
 
     def x0(self, index: Tensor | slice) -> Tensor:
         """The images at these indices as x0: pixels in -1..1, or latents."""
         chosen = self.images[index]
-        return to_unit_range(chosen) if chosen.dtype == torch.uint8 else chosen.float()
-
-    def first(self, count: int) -> LabelledImages:
-        """The data, limited to at most this many images."""
-        return self._pick(slice(count))
+        return chosen.float() / 127.5 - 1 if chosen.dtype == torch.uint8 else chosen.float()
 
     def digest(self) -> str:
         """A hash that identifies the data; for large data, it uses every Nth image only."""
@@ -77,7 +73,8 @@ class LabelledImages:
         found.update(some.numpy().tobytes())
         return found.hexdigest()
 
-    def _pick(self, index: Tensor | slice) -> LabelledImages:
+    def pick(self, index: Tensor | slice) -> LabelledImages:
+        """The part of the data at these indices."""
         return replace(self, images=self.images[index], labels=self.labels[index], skipped=())
 
 
@@ -144,11 +141,6 @@ def load_latents(path: str | Path) -> LabelledImages:
     if not bool(latents.isfinite().all()):
         raise ValueError(f"{path} has latents that are not finite; encode the images again.")
     return LabelledImages(latents, labels, names, space=space)
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 0..255 to float -1..1, the range of pixel diffusion models."""
-    return images.float() / 127.5 - 1
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,7 @@ def optimise(
     state = TrainingState(network, average, optimizer)
     if run.resume is not None and run.resume.read_into(state) and run.processes.first:
         print(f"{run.title} goes on from step {state.step}.")
-    with (
-        _saved_on_error(state, run),
-        _explained_when_out_of_memory(recipe, run),
-        torch.random.fork_rng(),
-    ):
+    with _kept_and_explained(state, recipe, run), torch.random.fork_rng():
         _steps(state, draw, loss, recipe, run)
     return Trained(average, state.losses, state.validations)
 
@@ -176,8 +172,7 @@ def _one_step(
     state.losses.append(mean)
     state.step += 1
     state.whole = True
-    _validate_sometimes(state, recipe, run)
-    _show_sometimes(state, recipe, run)
+    _look(state, recipe, run)
 
 
 def _gradient_sync(network: nn.Module, last: bool) -> Any:
@@ -186,20 +181,15 @@ def _gradient_sync(network: nn.Module, last: bool) -> Any:
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
 
-def _validate_sometimes(
-    state: TrainingState, recipe: OptimizerConfig, run: TrainingContext
-) -> None:
-    due = state.step % run.validate_every == 0 or state.step == recipe.steps
-    if run.validate is None or not due:
-        return
-    seen = run.validate(state.average) if run.processes.first else None
-    state.validations.append({"step": state.step} | run.processes.from_first(seen))
-
-
-def _show_sometimes(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
-    due = run.show_every and (state.step % run.show_every == 0 or state.step == recipe.steps)
-    if run.show is not None and due and run.processes.first:
-        run.show(state.average, state.step)
+def _look(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
+    """Validates and shows the averaged network when it is due, and after the last step."""
+    step, first = state.step, run.processes.first
+    last = step == recipe.steps
+    if run.validate is not None and (last or step % run.validate_every == 0):
+        seen = run.validate(state.average) if first else None
+        state.validations.append({"step": step} | run.processes.from_first(seen))
+    if run.show is not None and first and run.show_every and (last or step % run.show_every == 0):
+        run.show(state.average, step)
 
 
 def _stopped_improving(state: TrainingState, run: TrainingContext) -> bool:
@@ -209,25 +199,18 @@ def _stopped_improving(state: TrainingState, run: TrainingContext) -> bool:
 
 
 @contextlib.contextmanager
-def _saved_on_error(state: TrainingState, run: TrainingContext) -> Iterator[None]:
-    """Keeps the state of a cancelled or failed training, to resume it later."""
+def _kept_and_explained(
+    state: TrainingState, recipe: OptimizerConfig, run: TrainingContext
+) -> Iterator[None]:
+    """Keeps the state of a cancelled or failed training, and says when memory was short."""
     begun = state.step
     try:
         yield
-    except BaseException:
-        new = state.whole and state.step > begun
-        if run.resume is not None and run.processes.first and new:
+    except BaseException as error:
+        if run.resume is not None and run.processes.first and state.whole and state.step > begun:
             run.resume.save(state)
-        raise
-
-
-@contextlib.contextmanager
-def _explained_when_out_of_memory(recipe: OptimizerConfig, run: TrainingContext) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not short and "allocate memory" not in str(error):
+        failed = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+        if not failed and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
         raise ValueError(
             f"batch_size {recipe.batch_size} in {recipe.accumulate} parts does not fit into the "

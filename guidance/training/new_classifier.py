@@ -53,7 +53,8 @@ def new_classifier(plan: TrainingConfig, run: TrainingContext) -> tuple[Trained,
         clean=plan.clean,
         augment=plan.augment,
         held_out=held_out,
-        run=replace(run, patience=plan.patience, validate_every=_often(plan.recipe)),
+        # ten validations, but at most one every 100 steps
+        run=replace(run, patience=plan.patience, validate_every=max(plan.recipe.steps // 10, 100)),
     )
     seen: dict[str, Any] = {"accuracy": {}}
     if len(held_out):
@@ -78,8 +79,3 @@ def new_classifier(plan: TrainingConfig, run: TrainingContext) -> tuple[Trained,
         training=training,
     )
     return trained, description
-
-
-def _often(recipe: OptimizerConfig) -> int:
-    """Ten validations per training, but at most one every 100 steps."""
-    return max(recipe.steps // 10, 100)

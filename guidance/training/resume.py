@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,6 @@ KEY = "training"
 
 @dataclass
 class TrainingState:
-    """The full state of a training."""
-
     network: nn.Module
     average: nn.Module
     optimizer: torch.optim.Optimizer
@@ -45,7 +41,6 @@ class TrainingState:
         return {k: v.detach().cpu().contiguous().clone() for k, v in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-        """Restores a saved state."""
         for name, network in (("network", self.network), ("average", self.average)):
             prefix = f"{name}."
             kept = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -109,11 +104,6 @@ class ResumeFile:
         self.seconds = seconds
         self._last = time.monotonic()
 
-    @classmethod
-    def beside(cls, output: str | Path, settings: dict[str, Any]) -> ResumeFile:
-        """The resume file of a training that will write `output`."""
-        return cls(f"{output}{SUFFIX}", settings)
-
     def read_into(self, state: TrainingState) -> bool:
         """Loads the state; returns whether there was one.
 
@@ -121,37 +111,28 @@ class ResumeFile:
         """
         if not self.path.exists():
             return False
-        with self._said_plainly():
+        try:
             with open_safetensors(self.path) as file:
                 about = parse_json((file.metadata() or {})[KEY])
                 # copies, because the file is replaced while they are in use
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-            settings = dict(about["settings"])
-        self._check(settings)
-        with self._said_plainly():
-            state.restore(tensors, about)
-        return True
-
-    @contextmanager
-    def _said_plainly(self) -> Iterator[None]:
-        """Raises one clear error for any failure of a damaged file."""
-        try:
-            yield
+            theirs, ours = dict(about["settings"]), self.settings
+            names = sorted(theirs.keys() | ours.keys())
+            different = [name for name in names if theirs.get(name) != ours.get(name)]
+            if not different:
+                state.restore(tensors, about)
         except (SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as why:
             raise ValueError(
                 f"{self.path} is not a state that this training can resume from "
                 f"({type(why).__name__}); delete it to start again."
             ) from why
-
-    def _check(self, found: dict[str, Any]) -> None:
-        names = sorted(found.keys() | self.settings.keys())
-        other = [name for name in names if found.get(name) != self.settings.get(name)]
-        if other:
-            name = other[0]
+        if different:
+            name = different[0]
             raise ValueError(
-                f"{self.path} is of a training with {name} {found.get(name)!r}, but this one has "
-                f"{self.settings.get(name)!r}; delete it to start again, or use the same settings."
+                f"{self.path} is of a training with {name} {theirs.get(name)!r}, but this one has "
+                f"{ours.get(name)!r}; delete it to start again, or use the same settings."
             )
+        return True
 
     def save_sometimes(self, state: TrainingState) -> None:
         """Saves if the last save was long enough ago."""
@@ -166,5 +147,4 @@ class ResumeFile:
         self._last = time.monotonic()
 
     def delete(self) -> None:
-        """Deletes the file after the training."""
         self.path.unlink(missing_ok=True)

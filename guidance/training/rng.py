@@ -5,6 +5,8 @@ So the result does not depend on the number of processes or parts, or on a resum
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +21,6 @@ def seed_of(seed: int, *place: int) -> int:
 
 
 def generator(seed: int, *place: int) -> torch.Generator:
-    """A CPU generator for this place."""
     return torch.Generator().manual_seed(seed_of(seed, *place))
 
 
@@ -28,17 +29,12 @@ class Batches:
 
     def __init__(self, count: int, size: int, seed: int):
         self.count, self.size, self.seed = count, size, seed
-        self._passes: dict[int, Tensor] = {}
+        self._pass = lru_cache(maxsize=1)(self._shuffled)
 
     def at(self, step: int) -> Tensor:
         """The indices of batch number `step`, (size,)."""
         places = range(step * self.size, (step + 1) * self.size)
-        passes = {number: self._pass(number) for number in {p // self.count for p in places}}
-        self._passes = passes
-        return torch.stack([passes[p // self.count][p % self.count] for p in places])
+        return torch.stack([self._pass(p // self.count)[p % self.count] for p in places])
 
-    def _pass(self, number: int) -> Tensor:
-        known = self._passes.get(number)
-        if known is not None:
-            return known
+    def _shuffled(self, number: int) -> Tensor:
         return torch.randperm(self.count, generator=generator(self.seed, ORDER, number))

@@ -88,18 +88,11 @@ class VarianceLoss:
         beta = 1 - ab / previous
         posterior = beta * (1 - previous) / (1 - ab)
         posterior[0] = posterior[1]
-        table = {
-            "ab": ab,
-            "x0": previous.sqrt() * beta / (1 - ab),
-            "low": posterior.log(),
-            "high": beta.log(),
-        }
-        self.table = {name: values.float().to(device) for name, values in table.items()}
+        tables = (ab, previous.sqrt() * beta / (1 - ab), posterior.log(), beta.log())
+        self.tables = [table.float().to(device) for table in tables]
 
     def __call__(self, x0: Tensor, x: Tensor, t: Tensor, eps: Tensor, v: Tensor) -> Tensor:
-        ab, to_mean, low, high = (
-            self.table[name][t].view(-1, 1, 1, 1) for name in ("ab", "x0", "low", "high")
-        )
+        ab, to_mean, low, high = (table[t].view(-1, 1, 1, 1) for table in self.tables)
         predicted = (x - (1 - ab).sqrt() * eps) / ab.sqrt()
         log_variance = low + (v + 1) / 2 * (high - low)
         squared = (to_mean * (x0 - predicted)) ** 2

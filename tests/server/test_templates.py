@@ -90,7 +90,7 @@ def test_other_templates_are_valid(server, path):
             node["widgets_values"][0] = "missing"
     with pytest.raises(WorkflowRejected) as rejected:
         server.run(workflow)
-    errors = rejected.value.node_errors
+    errors = rejected.value.details
     assert {one["field"] for one in errors} <= {"model_name", "classifier_name", "folder"}
     assert {one["code"] for one in errors} <= {"unknown_enum_value", "no_options_available"}
 

@@ -72,13 +72,13 @@ def test_chance_elsewhere_is_left_alone():
 
 
 def test_a_state_of_another_training_is_refused(tmp_path):
-    path = tmp_path / "c.safetensors"
+    path = tmp_path / "c.safetensors.resume"
     with pytest.raises(Stop):
-        trained(ResumeFile.beside(path, {"seed": 0, "data": "a"}), 3)
-    before = (tmp_path / "c.safetensors.resume").read_bytes()
+        trained(ResumeFile(path, {"seed": 0, "data": "a"}), 3)
+    before = path.read_bytes()
     with pytest.raises(ValueError, match="with data 'a', but this one has 'b'; delete it"):
-        trained(ResumeFile.beside(path, {"seed": 0, "data": "b"}))
-    assert (tmp_path / "c.safetensors.resume").read_bytes() == before
+        trained(ResumeFile(path, {"seed": 0, "data": "b"}))
+    assert path.read_bytes() == before
 
 
 def test_a_damaged_state_and_a_full_disk(tmp_path, no_room):

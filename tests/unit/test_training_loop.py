@@ -16,7 +16,7 @@ from guidance.training.data import Augment, LabelledImages
 from guidance.training.loop import OptimizerConfig, Trained, TrainingContext, optimise
 from guidance.training.new_classifier import TrainingConfig
 from guidance.training.samples import Sampler
-from guidance.training.train_classifier import accuracy
+from guidance.training.train_classifier import measured
 from guidance.training.train_classifier import train_classifier as train
 from guidance.training.train_diffusion import VarianceLoss, drop_labels, train_diffusion
 
@@ -250,11 +250,10 @@ class Judge(torch.nn.Module):
 def test_accuracy_and_loss_at_one_noise_level():
     judge, data = Judge(), stripes(4)
     data = LabelledImages(data.images, torch.tensor([0, 1, 1, 1]), data.names)
-    share, loss = train_classifier.measured(judge, data, 1.0, 0.0)
+    share, loss = measured(judge, data, 1.0, 0)
     assert share == 0.75
     right, wrong = np.log(1 + np.exp(-2)), np.log(1 + np.exp(2))
     assert loss == pytest.approx((3 * right + wrong) / 4)
-    assert accuracy(judge, data) == 0.75
     (x, t), *_ = judge.seen
     assert torch.equal(x, data.x0(slice(None))) and t.tolist() == [0.0] * 4
 
@@ -265,10 +264,7 @@ def test_validation_goes_through_the_noise_levels():
     levels = [0, 100, 200, 300, 400, 500, 600, 800]
     assert list(found["accuracy"]) == [str(level) for level in levels]
     assert [t.unique().tolist() for _, t in judge.seen] == [[float(level)] for level in levels]
-    each = [
-        train_classifier.measured(judge, stripes(6), float(schedule.alpha_bar[t]), t)
-        for t in levels
-    ]
+    each = [measured(judge, stripes(6), float(schedule.alpha_bar[t]), t) for t in levels]
     assert found["loss"] == pytest.approx(sum(loss for _, loss in each) / 8)
     assert list(found["accuracy"].values()) == [share for share, _ in each]
     short = NoiseSchedule(schedule.alpha_bar[:200])
@@ -318,10 +314,10 @@ def test_a_classifier_learns_what_is_easy_to_tell_apart():
     network, losses = trained.network, trained.losses
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
     data = striped()
-    assert accuracy(network, data) > 0.95
+    assert measured(network, data, 1.0, 0)[0] > 0.95
     alpha_bar = NoiseSchedule("cosine").alpha_bar
-    assert accuracy(network, data, float(alpha_bar[300]), 300) > 0.9
-    assert 0.2 < accuracy(network, data, float(alpha_bar[999]), 999) < 0.8, "nothing but noise"
+    assert measured(network, data, float(alpha_bar[300]), 300)[0] > 0.9
+    assert 0.2 < measured(network, data, float(alpha_bar[999]), 999)[0] < 0.8, "only noise"
 
 
 def test_a_clean_classifier_sees_images_without_noise():
@@ -329,7 +325,7 @@ def test_a_clean_classifier_sees_images_without_noise():
     recipe = OptimizerConfig(steps=25, batch_size=16, learning_rate=2e-3, ema=0.5)
     schedule = NoiseSchedule(torch.tensor([1e-6, 1e-7]))
     network = train(striped(), layout, schedule, recipe, clean=True).network
-    assert accuracy(network, striped()) > 0.95
+    assert measured(network, striped(), 1.0, 0)[0] > 0.95
 
 
 def test_the_share_of_dropped_labels():
