@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...guidance.core.noise import alpha_bar_from_sigma
-from ...guidance.sampling.classifier_guidance import mean_shift
 from ...guidance.sampling.steps import (
     Step,
     ddim_step,
@@ -58,8 +57,7 @@ def sample_adm(
             variance = ddpm_variance(step, side_outputs.v, x)
             gradient = side_outputs.gradient(x) * to_vp * _mask(model, sigma, extra_args)
             noise = _noise(draw, step.last, sigma, following, x)
-            shift = mean_shift(gradient, variance)
-            x_vp = ddpm_step(x_vp, denoised, variance, step, shift, noise)
+            x_vp = ddpm_step(x_vp, denoised, variance, step, variance * gradient, noise)
         else:
             noise = _noise(draw, step.last or eta == 0, sigma, following, x)
             x_vp = ddim_step(x_vp, denoised, step, eta, noise)
