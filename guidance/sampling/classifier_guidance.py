@@ -40,7 +40,9 @@ class Guide:
         if self.schedule is None:
             return self if self.strength.is_on else None
         assert position is not None
-        strength = self.strength.at(self.schedule, position, batch)
+        scales = self.schedule.scales(position, batch)
+        scale = tuple(scales) if isinstance(scales, list) else (scales,)
+        strength = replace(self.strength, scale=scale)
         return replace(self, strength=strength) if strength.is_on else None
 
     def needs_graph(self, x: Tensor) -> bool:

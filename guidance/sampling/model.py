@@ -37,7 +37,6 @@ class DiffusionModel:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> DiffusionModel:
-        """Moves the network."""
         self.network.to(device)
         return self
 

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from .curve import (
@@ -94,7 +95,7 @@ class Points(Curve):
             )
 
     def _check_order(self) -> None:
-        for (a, _), (b, _) in zip(self.points, self.points[1:], strict=False):
+        for a, b in pairwise(self.knots):
             if self._sign * a >= self._sign * b:
                 way = "fall, as sigma does in a run" if self.axis == "sigma" else "rise"
                 raise ScheduleError(
