@@ -10,7 +10,7 @@ import numpy as np
 from ..core.figures import new_figure, to_pixels
 from .trace import Trace
 
-COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple")  # of the classifiers
+COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple")  # of classifiers, in turn
 
 
 def plot_trace(trace: Trace) -> np.ndarray:
@@ -48,7 +48,7 @@ def _terms(ax: Any, seen: list[dict], unit: str, of_cfg: str, label: str, of_eac
         label = "classifier" if _classifiers(seen) == 1 else f"classifier {number + 1}"
         rows = [_record(one, number) for one in seen]
         values = [row[of_each] if row else 0.0 for row in rows]
-        ax.plot(values, label=label, color=COLOURS[number % len(COLOURS)], marker=".", lw=1.5)
+        ax.plot(values, label=label, color=COLOURS[number % 4], marker=".", lw=1.5)
     if ax.get_legend_handles_labels()[0]:
         ax.legend(loc="upper right", fontsize=8)
 
@@ -61,7 +61,7 @@ def _probabilities(ax: Any, seen: list[dict]) -> None:
         images = max((len(row["log_probs"]) for row in rows if row), default=0)
         for image in range(images):
             values = [math.exp(row["log_probs"][image]) if row else math.nan for row in rows]
-            ax.plot(values, color=COLOURS[number % len(COLOURS)], alpha=max(0.15, 0.8 / images**0.5), lw=1)
+            ax.plot(values, color=COLOURS[number % 4], alpha=max(0.15, 0.8 / images**0.5), lw=1)
     if not _classifiers(seen):
         ax.text(0.5, 0.5, "no classifier", transform=ax.transAxes, ha="center", color="gray")
 
