@@ -37,7 +37,7 @@ def test_each_image_has_its_own_label_and_noise_level():
     alpha = torch.tensor([1.0, 0.5, 0.2]).double()
     together = classifier.gradient_and_log_probs(x, sigma, Target(labels), alpha)
     for index in range(3):
-        levels = float(sigma[index]), int(labels[index]), float(alpha[index])
+        levels = float(sigma[index]), Target(int(labels[index])), float(alpha[index])
         alone = classifier.gradient_and_log_probs(x[index : index + 1], *levels)
         for one, whole in zip(alone, together, strict=True):
             assert (whole[index] - one[0]).abs().max() < 1e-12
