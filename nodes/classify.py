@@ -6,8 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..guidance.adm import EncoderUNet
-from ..guidance.classifiers.image import ImageClassifier
-from ..guidance.classifiers.noisy import NoisyClassifier
+from ..guidance.classifiers.base import Classifier, class_name
 from .schema import NoisyClassifierType, node_schema, number
 
 
@@ -47,13 +46,13 @@ class ClassifyImage(io.ComfyNode):
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def describe(classifier: NoisyClassifier | ImageClassifier, probs: torch.Tensor, top_k: int) -> str:
+def describe(classifier: Classifier, probs: torch.Tensor, top_k: int) -> str:
     """One line per image of probs (B, classes): its most likely classes in percent."""
     values, classes = probs.topk(min(top_k, probs.shape[1]), dim=1)
     lines = []
     for image, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
         named = [
-            f"{classifier.name(index)} {100 * share:.1f} %"
+            f"{class_name(classifier, index)} {100 * share:.1f} %"
             for index, share in zip(indices, shares, strict=True)
         ]
         lines.append((f"{image + 1}: " if len(probs) > 1 else "") + ", ".join(named))

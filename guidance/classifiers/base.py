@@ -136,7 +136,7 @@ def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
     return to_device(log_probs.device, index)[:, None]
 
 
-def class_name(index: int, num_classes: int | None, labels: tuple[str, ...] | None) -> str:
+def class_name(classifier: Classifier, index: int) -> str:
     """The name of class `index`, or its number if it has no name."""
-    names = class_names(num_classes or 0, labels)
+    names = class_names(classifier.num_classes or 0, classifier.labels)
     return names[index] if names else str(index)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -69,37 +68,29 @@ def gradient_bytes(
     The activations that the blocks keep, plus SPARE times those of the largest block, for temporary
     buffers.
     """
-    stages = list(_stages(layout, size))
-    kept, largest = sum(stage.kept for stage in stages), max(stage.kept for stage in stages)
-    if recompute:
-        kept = sum(stage.inputs for stage in stages)
-        kept += largest
-    return int((kept + SPARE * largest) * torch.empty((), dtype=dtype).element_size())
+    inputs, kept = zip(*_stages(layout, size), strict=True)
+    values = sum(inputs) + max(kept) if recompute else sum(kept)
+    return int((values + SPARE * max(kept)) * dtype.itemsize)
 
 
 SPARE = 3
 
 
-class _Stage(NamedTuple):
-    """The number of values that a stage reads, and that it keeps for its gradient."""
+def _stages(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """The number of values that each stage reads, and that it keeps for its gradient.
 
-    inputs: int
-    kept: int
-
-
-def _stages(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[_Stage]:
-    """The stages of the network, as `encoder_stages` and `middle_stage` build them."""
+    The stages are those that `encoder_stages` and `middle_stage` build.
+    """
     places, inputs = size[0] * size[1], layout.level_channels[0]
-    attention = 0
     for level, width in enumerate(layout.level_channels):
         attention = 5 * width * places if level in layout.attention_levels else 0
         for _ in range(layout.num_res_blocks):
             # a residual block: the inputs of two norms and of two activations
-            yield _Stage(inputs * places, 2 * (inputs + width) * places + attention)
+            yield inputs * places, 2 * (inputs + width) * places + attention
             inputs = width
         if level < len(layout.level_channels) - 1:
             # the mean over 2x2 also keeps its input
-            yield _Stage(width * places, 3 * width * places + 2 * width * places // 4)
+            yield width * places, 3 * width * places + 2 * width * places // 4
             places //= 4
     # attention: the input of its norm, q, k, v and the output
-    yield _Stage(inputs * places, (4 + 5 + 4) * inputs * places)
+    yield inputs * places, (4 + 5 + 4) * inputs * places

@@ -8,16 +8,23 @@ and guidance adds sigma^2 / alpha * J^T g. See docs/image_classifiers.md for the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..core.autograd import FP16_LOSS_SCALE, compute_dtype, log_softmax, use_ordinary_weights
+from ..core.autograd import (
+    compute_dtype,
+    log_softmax,
+    scaled_gradient,
+    tracked,
+    use_ordinary_weights,
+)
 from ..core.host_copy import device_of
 from ..core.noise import per_image, tweedie_weight, within_range
-from .base import ClassifierOutput, SamplingPoint, Target, class_name, log_likelihood
+from .base import ClassifierOutput, SamplingPoint, Target, log_likelihood
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
@@ -44,6 +51,7 @@ class ImageClassifier:
 
     reads_images = True
     channels = 3
+    space = "rgb"
 
     def __init__(
         self,
@@ -66,26 +74,15 @@ class ImageClassifier:
         self.preprocessing = preprocessing
         self.num_classes = num_classes
         self.labels = tuple(labels) if labels is not None else None
-        self.space = "rgb"
         self.through_model = gradient == "exact"
         self.data_std = data_std
         self.decode = decode
 
     def with_network(self, network: nn.Module, decode: Decode | None = None) -> ImageClassifier:
         """The same classifier with another copy of its network and this `decode`."""
-        return ImageClassifier(
-            network,
-            self.preprocessing,
-            self.num_classes,
-            self.labels,
-            gradient=GRADIENTS[self.through_model],
-            data_std=self.data_std,
-            decode=decode,
-        )
-
-    def name(self, index: int) -> str:
-        """The name of class `index`, or its number if it has no name."""
-        return class_name(index, self.num_classes, self.labels)
+        placed = copy.copy(self)
+        placed.network, placed.decode = network, decode
+        return placed
 
     @torch.no_grad()
     def image_log_probs(self, images: Tensor) -> Tensor:
@@ -98,9 +95,7 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs = self.image_gradient(
-            point.denoised, target.labels, target.label_smoothing
-        )
+        gradient, log_probs = self.image_gradient(point.denoised, target)
         levels = point.sigma, point.alpha
         if not self.through_model:
             return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels)
@@ -121,20 +116,16 @@ class ImageClassifier:
         """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
-    def image_gradient(
-        self, x0: Tensor, label: Tensor | int, label_smoothing: float = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """g = grad_x0 log p(label | x0), of x0's shape, and log p(y | x0) (B, classes)."""
-        with torch.inference_mode(False), torch.enable_grad():
+    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """g = grad_x0 log p(target | x0), of x0's shape, and log p(y | x0) (B, classes)."""
+        with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
-            x_in = x0.detach().to(device_of(self.network, x0.device)).clone().requires_grad_(True)
             pixels = x_in if self.decode is None else self.decode(x_in)
             log_probs = self._log_probs(pixels)
-            chosen = log_likelihood(log_probs, Target(label, label_smoothing))
-            halves = torch.float16 in (compute_dtype(self.network, x0), pixels.dtype)
-            scale = FP16_LOSS_SCALE if halves else 1.0
-            (gradient,) = torch.autograd.grad(chosen * scale, x_in)
-        return (gradient / scale).to(x0.device), log_probs.detach().to(x0.device)
+            chosen = log_likelihood(log_probs, target)
+            dtypes = compute_dtype(self.network, x0), pixels.dtype
+            gradient = scaled_gradient(chosen, x_in, *dtypes)
+        return gradient.to(x0.device), log_probs.detach().to(x0.device)
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))

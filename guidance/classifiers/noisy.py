@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.autograd import FP16_LOSS_SCALE, compute_dtype, log_softmax, use_ordinary_weights
+from ..core.autograd import compute_dtype, log_softmax, scaled_gradient, use_ordinary_weights
 from ..core.host_copy import device_of
 from ..core.noise import (
     NoiseSchedule,
@@ -22,11 +23,13 @@ from .base import (
     ClassifierOutput,
     SamplingPoint,
     Target,
-    class_name,
     label_of_each,
     log_likelihood,
 )
 from .gradient_memory import WHOLE, GradientMemoryPlan
+
+# the plan, or a function that returns it for x (B, C, H, W)
+MemoryPlan = GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan]
 
 
 class NoisyClassifier:
@@ -49,7 +52,7 @@ class NoisyClassifier:
         noise_schedule: str | Tensor | NoiseSchedule,
         labels: Sequence[str] | None = None,
         space: str | None = None,
-        memory_plan: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan] = WHOLE,
+        memory_plan: MemoryPlan = WHOLE,
     ):
         if not isinstance(noise_schedule, NoiseSchedule):
             noise_schedule = NoiseSchedule(noise_schedule)
@@ -69,9 +72,7 @@ class NoisyClassifier:
         """The same classifier with another copy of its network."""
         return NoisyClassifier(network, self.schedule, self.labels, self.space, self.memory_plan)
 
-    def with_memory_plan(
-        self, memory_plan: GradientMemoryPlan | Callable[[Tensor], GradientMemoryPlan]
-    ) -> NoisyClassifier:
+    def with_memory_plan(self, memory_plan: MemoryPlan) -> NoisyClassifier:
         """The same classifier with another memory plan for its gradient."""
         return NoisyClassifier(self.network, self.schedule, self.labels, self.space, memory_plan)
 
@@ -91,10 +92,6 @@ class NoisyClassifier:
     def channels(self) -> int | None:
         """Input channels, or None if the network does not have them."""
         return self.layout.in_channels if self.layout is not None else None
-
-    def name(self, index: int) -> str:
-        """The name of class `index`, or its number if it has no name."""
-        return class_name(index, self.num_classes, self.labels)
 
     @torch.no_grad()
     def log_probs(self, x: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0) -> Tensor:
@@ -120,57 +117,32 @@ class NoisyClassifier:
         torch.inference_mode and under no_grad. Raises ValueError for a label that is not a class
         or does not fit the batch (Dhariwal & Nichol 2021, algorithm 1 and 2).
         """
-        return self.gradient_and_log_probs(x, sigma, label, alpha)[0]
+        return self.gradient_and_log_probs(x, sigma, Target(label), alpha)[0]
 
     def gradient_and_log_probs(
         self,
         x: Tensor,
         sigma: Tensor | float,
-        label: Tensor | int,
+        target: Target,
         alpha: Tensor | float = 1.0,
-        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Like `gradient`, plus log p(y | x) of every class (B, classes), from one evaluation.
-
-        label_smoothing: see `guidance.classifiers.base.smoothed_target`.
-        """
-        labels = label_of_each(label, len(x))
+        """Like `gradient`, plus log p(y | x) of every class (B, classes), from one evaluation."""
+        labels = label_of_each(target.labels, len(x))
         plan = self.memory_plan
         plan = plan if isinstance(plan, GradientMemoryPlan) else plan(x)
+        gradients, log_probs = [], []
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
             x_in = x.detach().to(device_of(self.network, x.device))
             sigma, alpha = levels_like(x_in, sigma, alpha)
-
-            def gradient_of(part: slice) -> tuple[Tensor, Tensor]:
-                levels = sigma[part], alpha[part]
-                return self._part(
-                    x_in[part], *levels, labels[part], label_smoothing, plan.recompute
-                )
-
-            parts = [gradient_of(part) for part in plan.parts(len(x))]
-        gradients, log_probs = zip(*parts, strict=True)
-        return _joined(gradients).to(x.device), _joined(log_probs).to(x.device)
-
-    def _part(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        alpha: Tensor,
-        label: Tensor,
-        label_smoothing: float,
-        recompute: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """`gradient_and_log_probs` of a part of the batch, outside of inference mode."""
-        # the clone is an ordinary tensor, even if x is an inference tensor
-        x_in = x.clone().requires_grad_(True)
-        log_probs = self._log_probs(x_in, sigma, alpha, recompute)
-        chosen = log_likelihood(log_probs, Target(label, label_smoothing))
-        scale = FP16_LOSS_SCALE if compute_dtype(self.network, x) == torch.float16 else 1.0
-        (gradient,) = torch.autograd.grad(chosen * scale, x_in)
-        if scale != 1.0:
-            gradient = (gradient.float() / scale).to(x.dtype)
-        return gradient, log_probs.detach()
+            for part in plan.parts(len(x)):
+                # the clone is an ordinary tensor, even if x is an inference tensor
+                some = x_in[part].clone().requires_grad_(True)
+                of_each = self._log_probs(some, sigma[part], alpha[part], plan.recompute)
+                chosen = log_likelihood(of_each, replace(target, labels=labels[part]))
+                gradients.append(scaled_gradient(chosen, some, compute_dtype(self.network, x)))
+                log_probs.append(of_each.detach())
+        return torch.cat(gradients).to(x.device), torch.cat(log_probs).to(x.device)
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
         """The gradient at x, with sigma / alpha clamped to the range of the schedule.
@@ -179,9 +151,7 @@ class NoisyClassifier:
         range, so the weight of the gradient is clamped too.
         """
         near = within_range(point.sigma, point.alpha, self.schedule.max_ratio)
-        gradient, log_probs = self.gradient_and_log_probs(
-            point.x, near[0], target.labels, near[1], target.label_smoothing
-        )
+        gradient, log_probs = self.gradient_and_log_probs(point.x, near[0], target, near[1])
         return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
@@ -204,8 +174,3 @@ class NoisyClassifier:
         options = {"recompute": True} if recompute else {}
         logits = self.network(x_vp.to(dtype), t, **options)
         return log_softmax(logits)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The parts of a batch, concatenated; a single part is returned unchanged."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

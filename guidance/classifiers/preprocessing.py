@@ -73,14 +73,8 @@ class Preprocessing:
 def _cropped(pixels: Tensor, size: tuple[int, int] | None, down: bool) -> Tensor:
     if size is None or size == tuple(pixels.shape[-2:]):
         return pixels
-    missing = [
-        max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[-2:], strict=True)
-    ]
-    if any(missing):
-        (top, left), (bottom, right) = zip(*((m // 2, (m + 1) // 2) for m in missing), strict=True)
-        pixels = F.pad(pixels, (left, right, top, bottom))
-    top, left = (
-        (found - wanted) // 2 if down else round((found - wanted) / 2)
-        for wanted, found in zip(size, pixels.shape[-2:], strict=True)
-    )
-    return pixels[..., top : top + size[0], left : left + size[1]]
+    missing = [wanted - found for wanted, found in zip(size, pixels.shape[-2:], strict=True)]
+    # halves of an odd number of missing pixels are rounded down; of one to crop, see crop_down
+    top, left = (int(m / 2) if down or m > 0 else round(m / 2) for m in missing)
+    # negative margins crop
+    return F.pad(pixels, (left, missing[1] - left, top, missing[0] - top))

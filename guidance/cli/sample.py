@@ -9,8 +9,9 @@ from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
+from ..core.atomic_write import check_target
 from ..core.distributed import Processes, process_group
-from ..core.images import check_output, save_samples
+from ..core.images import save_samples
 from ..sampling.generate import SamplingConfig, generate
 from ..sampling.loop import METHODS
 from ..sampling.low_res import read_low_res
@@ -115,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    check_output(args.output)
+    check_target(args.output, ".png", ".npz")
     options.set_threads(args)
     with process_group() as processes:
         _sample(args, processes)

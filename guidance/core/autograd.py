@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-# without a loss scale, fp16 gradients of small log-probabilities underflow; 2**16 overflows
-FP16_LOSS_SCALE = 1024.0
+FP16_LOSS_SCALE = 1024.0  # 2**16 overflows
 
 
 @contextmanager
@@ -23,6 +22,16 @@ def tracked(x: Tensor, wanted: bool = True) -> Iterator[Tensor]:
         return
     with torch.inference_mode(False), torch.enable_grad():
         yield x.detach().clone().requires_grad_(True)
+
+
+def scaled_gradient(value: Tensor, x: Tensor, *dtypes: torch.dtype) -> Tensor:
+    """d value / d x, of a value that was computed in these dtypes.
+
+    Without a loss scale, fp16 gradients of small log-probabilities underflow.
+    """
+    scale = FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
+    (gradient,) = torch.autograd.grad(value * scale, x)
+    return gradient / scale
 
 
 def use_ordinary_weights(network: nn.Module) -> None:

@@ -100,11 +100,7 @@ class _ShortReads:
 
     def __init__(self, file: BinaryIO):
         self.file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def seekable(self) -> bool:
-        """For zipfile."""
-        return True
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
         """Reads from the file; raises BadZipFile for more bytes than a directory may have."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 DPI = 100
 
@@ -23,7 +21,5 @@ def new_figure(width: float, height: float) -> Any:
 
 def to_pixels(figure: Any) -> np.ndarray:
     """The figure as uint8 (H, W, 3)."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB"))
+    figure.canvas.draw()
+    return np.array(figure.canvas.buffer_rgba())[..., :3]

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .atomic_write import atomic_path, check_target
+from .atomic_write import atomic_path
 from .bounded_read import MOST_CLASSES, open_zip
 
 SMALL_IMAGE = 64
@@ -153,8 +153,3 @@ def open_picture(path: str | Path) -> Image.Image:
         raise
     except Exception as error:  # damaged bytes can make the reader fail in any way
         raise ValueError(f"{path} is not a whole picture ({type(error).__name__}).") from error
-
-
-def check_output(path: str | Path) -> None:
-    """Raises ValueError unless it can be written and its name ends in .png or .npz."""
-    check_target(path, ".png", ".npz")

@@ -42,13 +42,8 @@ def parse_labels(text: str, num_classes: int, names: Sequence[str] | None = None
     only one name has. Raises LabelError that offers the nearest names.
     """
     known = class_names(num_classes, names)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = [index for line in lines for index in _parse_line(line, num_classes, known)]
-    if not found:
-        raise LabelError(
-            f"label is {quoted(text)}; expected a class index or name, or several with commas."
-        )
-    return found
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [text]
+    return [index for line in lines for index in _parse_line(line, num_classes, known)]
 
 
 def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -124,16 +119,13 @@ def _parse_one(part: str, num_classes: int, names: tuple[str, ...] | None) -> in
     found = _named(part, names)
     whole = len(found) == 1 and names is not None and names[found[0]].casefold() == part.casefold()
     if not whole and re.fullmatch(r"[+-]?\d{1,9}", part):
-        return _checked_index(int(part), num_classes)
+        index = int(part)
+        if not 0 <= index < num_classes:
+            raise LabelError(f"label is {index}, but the classes go from 0 to {num_classes - 1}.")
+        return index
     if len(found) == 1:
         return found[0]
     raise LabelError(_unknown(part, found, names, num_classes))
-
-
-def _checked_index(index: int, num_classes: int) -> int:
-    if not 0 <= index < num_classes:
-        raise LabelError(f"label is {index}, but the classes go from 0 to {num_classes - 1}.")
-    return index
 
 
 def _unknown(part: str, found: list[int], names: tuple[str, ...] | None, num_classes: int) -> str:
@@ -147,9 +139,8 @@ def _unknown(part: str, found: list[int], names: tuple[str, ...] | None, num_cla
         return (
             f"label {quoted(part)} could be any of {len(found)} classes: {options}; give the index."
         )
-    near = difflib.get_close_matches(
-        part[:80].casefold(), [n.casefold() for n in names], n=3, cutoff=0.5
-    )
-    spelled = [next(n for n in names if n.casefold() == match) for match in near]
-    hint = f"did you mean {' or '.join(map(repr, spelled))}?" if spelled else "no name is similar."
+    spelled = {name.casefold(): name for name in reversed(names)}
+    near = difflib.get_close_matches(part[:80].casefold(), spelled, n=3, cutoff=0.5)
+    offered = " or ".join(repr(spelled[match]) for match in near)
+    hint = f"did you mean {offered}?" if near else "no name is similar."
     return f"label is {quoted(part)}, but none of the {num_classes} classes has this name; {hint}"

@@ -22,16 +22,15 @@ SCHEDULE_NAMES = ("linear", "cosine")
 NUM_TIMESTEPS = 1000
 
 
-def linear_betas(steps: int = NUM_TIMESTEPS) -> np.ndarray:
-    """beta from 1e-4 to 0.02 in 1000 steps, rescaled for other counts (Ho et al. 2020, sec. 4)."""
-    stretch = NUM_TIMESTEPS / steps
-    return np.linspace(stretch * 1e-4, stretch * 2e-2, steps, dtype=np.float64)
+def linear_betas() -> np.ndarray:
+    """beta from 1e-4 to 0.02 (Ho et al. 2020, sec. 4)."""
+    return np.linspace(1e-4, 2e-2, NUM_TIMESTEPS, dtype=np.float64)
 
 
-def cosine_betas(steps: int = NUM_TIMESTEPS, offset: float = 0.008) -> np.ndarray:
+def cosine_betas() -> np.ndarray:
     """alpha_bar = cos^2, betas at most 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
-    share = np.arange(steps + 1, dtype=np.float64) / steps
-    alpha_bar = np.cos((share + offset) / (1 + offset) * math.pi / 2) ** 2
+    share = np.arange(NUM_TIMESTEPS + 1, dtype=np.float64) / NUM_TIMESTEPS
+    alpha_bar = np.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 

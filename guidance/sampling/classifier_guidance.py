@@ -40,7 +40,9 @@ class Guide:
         if self.schedule is None:
             return self if self.strength.is_on else None
         assert position is not None
-        strength = self.strength.at(self.schedule, position, batch)
+        scales = self.schedule.scales(position, batch)
+        scale = tuple(scales) if isinstance(scales, list) else (scales,)
+        strength = replace(self.strength, scale=scale)
         return replace(self, strength=strength) if strength.is_on else None
 
     def needs_graph(self, x: Tensor) -> bool:
@@ -60,21 +62,16 @@ class Guide:
         """
         target = Target(self.labels, self.strength.label_smoothing)
         output = self.cache.output(self.classifier, point, target)
-        check_gradient(output.gradient, point, guard)
+        checks = guard or NaNGuard()
+        checks.check(output.gradient, point.x, point.sigma, point.denoised)
+        if guard is None:
+            checks.finish()
         scales = self.strength.scales(output.log_probs)
         term = guidance_term(output.gradient, output.weight, scales)
         term = self.strength.capped(term, point.denoised.detach())
         if report is not None:
             report(scales, term, output.log_probs)
         return term
-
-
-def check_gradient(gradient: Tensor, point: SamplingPoint, guard: NaNGuard | None) -> None:
-    """Raises ValueError if it is not finite; without the guard of a run, at once."""
-    own = guard or NaNGuard()
-    own.check(gradient, point.x, point.sigma, point.denoised)
-    if guard is None:
-        own.finish()
 
 
 def guide_denoised(
@@ -101,11 +98,3 @@ def guidance_term(gradient: Tensor, weight: Tensor | float, scale: Tensor | floa
         factor = factor.to(torch.promote_types(gradient.dtype, torch.float32))
     term = per_image(factor, gradient) * gradient
     return term.to(gradient.dtype)
-
-
-def mean_shift(gradient: Tensor, variance: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """scale * Sigma * gradient, the shift of the mean of a DDPM step in algorithm 1.
-
-    gradient is taken at x_t in VP coordinates; variance broadcasts with it.
-    """
-    return per_image(scale, gradient) * variance * gradient

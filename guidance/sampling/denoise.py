@@ -35,27 +35,28 @@ class Denoiser:
         prediction is not computed.
         """
         due = self.cache.due()
+        t = torch.full((len(x),), float(step.timestep), device=x.device)
         if self.labels is None or cfg in (0, 1):
-            eps, v = self._one_pass(x, step, conditional=cfg == 1)
+            eps, v = self._one_pass(x, t, conditional=cfg == 1)
             return predict_x0(x, eps, step.alpha_bar), v
         levels = levels_like(x, (1 - step.alpha_bar) ** 0.5, step.alpha_bar**0.5)
         if due or not self.cache.matches_shape(x.shape):
-            cond, uncond, v = self._two_passes(x, step)
+            cond, uncond, v = self._two_passes(x, t)
             term = (uncond - cond).detach() * (1 / step.alpha_bar - 1) ** 0.5
             self.cache.store(term, *levels)
             eps = classifier_free(cond, uncond, _scale_like(cfg, cond))
             return predict_x0(x, eps, step.alpha_bar), v
-        eps, v = self._one_pass(x, step, conditional=True)
+        eps, v = self._one_pass(x, t, conditional=True)
         x0 = predict_x0(x, eps, step.alpha_bar)
         return classifier_free(x0, x0 - self.cache.term_at(*levels), _scale_like(cfg, x0)), v
 
-    def _one_pass(self, x: Tensor, step: Step, conditional: bool) -> tuple[Tensor, Tensor | None]:
+    def _one_pass(self, x: Tensor, t: Tensor, conditional: bool) -> tuple[Tensor, Tensor | None]:
         """eps and v for the labels, or for no class."""
         labels = self.labels if conditional else None
         labels = self.model.null_labels(len(x)) if labels is None else labels
-        return self.model(x, _timesteps(x, step), labels, self.low_res)
+        return self.model(x, t, labels, self.low_res)
 
-    def _two_passes(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _two_passes(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """eps of cond and uncond, and v of cond, computed in one batch."""
         assert self.labels is not None
         null = self.model.null_labels(len(x))
@@ -66,16 +67,11 @@ class Denoiser:
         low_res = self.low_res
         if low_res is not None and len(low_res) > 1:
             low_res = torch.cat([low_res, low_res])
-        t = _timesteps(x, step)
         eps, v = self.model(
             torch.cat([x, x]), torch.cat([t, t]), torch.cat([self.labels, null]), low_res
         )
         cond, uncond = eps.chunk(2)
         return cond, uncond, None if v is None else v.chunk(2)[0]
-
-
-def _timesteps(x: Tensor, step: Step) -> Tensor:
-    return torch.full((len(x),), float(step.timestep), device=x.device)
 
 
 def _scale_like(cfg: Scale, like: Tensor) -> float | Tensor:

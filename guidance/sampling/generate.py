@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ..core.labels import parse_labels
 from ..schedules.schedule import GuidanceSchedule
 from .cfg_cache import CFGCacheConfig
 from .classifier_guidance import Guide
-from .loop import sample, step_position
+from .loop import Noise, sample, step_position
 from .low_res import UPSCALE
 from .model import DiffusionModel
 from .respacing import respaced_timesteps
@@ -56,7 +55,6 @@ class SamplingConfig:
 
     @property
     def strength(self) -> Strength:
-        """The strength of classifier guidance."""
         return Strength(
             scale=self.scale,
             entropy_limit=self.entropy_limit,
@@ -66,7 +64,6 @@ class SamplingConfig:
 
     @property
     def cfg_cache(self) -> CFGCacheConfig:
-        """When the CFG term is computed."""
         return CFGCacheConfig(self.cfg_interval, self.cfg_tolerance)
 
     def __post_init__(self) -> None:
@@ -101,25 +98,33 @@ def generate(
     size = _size(model, image_size, low_res)
     generator = torch.Generator(model.device).manual_seed(config.seed)
     steps = _steps(model, config)
-    wanted = _fixed_labels(model, classifier, config)
+    classes = _classes(model, classifier)
+    wanted = _fixed_labels(model, classifier, config, classes)
     images: dict[int, np.ndarray] = {}
     labels: list[int] = []
     starts = range(0, config.num_samples, config.batch_size)
-    mine = [start for number, start in enumerate(starts) if processes.has(number)]
-    total = len(steps) * sum(min(config.batch_size, config.num_samples - start) for start in mine)
+    batches = [range(config.num_samples)[start : start + config.batch_size] for start in starts]
+    mine = [numbers for index, numbers in enumerate(batches) if processes.has(index)]
+    total = len(steps) * sum(map(len, mine))
     quiet = not processes.first
     with tqdm(total=total, desc=title, unit="eval", mininterval=0.5, disable=quiet) as bar:
-        for start in starts:
-            count = min(config.batch_size, config.num_samples - start)
-            batch = _batch_labels(model, classifier, wanted, start, count, generator)
-            labels += batch.tolist() if batch is not None else [0] * count
-            shape = (count, model.layout.image_channels, *size)
-            if start not in mine:
-                _pass_over(shape, len(steps), generator)
+
+        def noise(like: Tensor) -> Tensor:
+            bar.update(len(like))
+            return torch.randn(like.shape, generator=generator, device=like.device)
+
+        for numbers in batches:
+            batch = _batch_labels(wanted, classes, numbers, generator)
+            labels += batch.tolist() if batch is not None else [0] * len(numbers)
+            shape = (len(numbers), model.layout.image_channels, *size)
+            x = torch.randn(shape, generator=generator, device=model.device)
+            if numbers not in mine:  # only passes over the random numbers of another process
+                for _ in steps:
+                    torch.randn(shape, generator=generator, device=model.device)
                 continue
-            small = _turn(low_res, start, count)
-            drawn = _draw(model, classifier, config, steps, batch, small, shape, generator, bar)
-            images[start] = to_uint8(drawn)
+            small = None if low_res is None else low_res[[n % len(low_res) for n in numbers]]
+            drawn = _draw(model, classifier, config, x, steps, batch, small, noise)
+            images[numbers.start] = to_uint8(drawn)
     for others in processes.gathered(images):
         images |= others
     whole = np.concatenate([images[start] for start in starts])
@@ -142,12 +147,6 @@ def check_schedules(model: DiffusionModel, config: SamplingConfig) -> None:
 def _steps(model: DiffusionModel, config: SamplingConfig) -> list[Step]:
     timesteps = respaced_timesteps(config.respacing, len(model.schedule))
     return chain(model.schedule.alpha_bar.tolist(), timesteps)
-
-
-def _pass_over(shape: tuple[int, ...], steps: int, generator: torch.Generator) -> None:
-    """Advances the generator past another process's batch: x_T and one noise per step."""
-    for _ in range(1 + steps):
-        torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _check_channels(model: DiffusionModel, classifier: Classifier | None) -> None:
@@ -175,19 +174,12 @@ def _draw(
     model: DiffusionModel,
     classifier: Classifier | None,
     config: SamplingConfig,
+    x: Tensor,
     steps: Sequence[Step],
     labels: Tensor | None,
     low_res: Tensor | None,
-    shape: tuple[int, ...],
-    generator: torch.Generator,
-    bar: Any,
+    noise: Noise,
 ) -> Tensor:
-    x = torch.randn(shape, generator=generator, device=model.device)
-
-    def noise(like: Tensor) -> Tensor:
-        bar.update(len(like))
-        return torch.randn(like.shape, generator=generator, device=like.device)
-
     guides = []
     if classifier is not None and labels is not None:
         cache = GradientCache(config.gradient_interval)
@@ -208,62 +200,45 @@ def _draw(
     )
 
 
-def _turn(low_res: Tensor | None, start: int, count: int) -> Tensor | None:
-    """The small images for `count` images from number `start`."""
-    if low_res is None:
-        return None
-    return low_res[[index % len(low_res) for index in range(start, start + count)]]
-
-
 def _classes(model: DiffusionModel, classifier: Classifier | None) -> int:
-    counts = {model.num_classes, (classifier.num_classes or 0) if classifier else 0} - {0}
-    if len(counts) > 1:
+    of_model, of_classifier = model.num_classes, (classifier and classifier.num_classes) or 0
+    if of_model and of_classifier and of_model != of_classifier:
         raise ValueError(
-            f"The diffusion model has {model.num_classes} classes and the classifier "
-            f"{classifier.num_classes if classifier else 0}; both must have the same classes."
+            f"The diffusion model has {of_model} classes and the classifier {of_classifier}; both "
+            "must have the same classes."
         )
-    return counts.pop() if counts else 0
+    return of_model or of_classifier
 
 
 def _fixed_labels(
-    model: DiffusionModel, classifier: Classifier | None, config: SamplingConfig
+    model: DiffusionModel, classifier: Classifier | None, config: SamplingConfig, classes: int
 ) -> list[int] | None:
     """The classes to use in turn, or None for random ones."""
-    classes = _classes(model, classifier)
     if config.label == "random":
         return None
     if classes == 0:
         raise ValueError("Neither the model nor a classifier has classes; remove --label.")
     if config.label == "all":
         return list(range(classes))
-    if not isinstance(config.label, str):
-        return _known(config.label, classes)
-    names = (classifier.labels if classifier else None) or model.labels
-    return parse_labels(config.label, classes, names)
-
-
-def _known(labels: Sequence[int], classes: int) -> list[int]:
-    outside = [label for label in labels if not 0 <= label < classes]
+    if isinstance(config.label, str):
+        names = (classifier.labels if classifier else None) or model.labels
+        return parse_labels(config.label, classes, names)
+    outside = [label for label in config.label if not 0 <= label < classes]
     if outside:
         raise ValueError(
             f"label is {outside[0]}, but the classes go from 0 to {classes - 1}; "
             "choose others with --label."
         )
-    return list(labels)
+    return list(config.label)
 
 
 def _batch_labels(
-    model: DiffusionModel,
-    classifier: Classifier | None,
-    wanted: list[int] | None,
-    start: int,
-    count: int,
-    generator: torch.Generator,
+    wanted: list[int] | None, classes: int, numbers: range, generator: torch.Generator
 ) -> Tensor | None:
-    classes = _classes(model, classifier)
+    """The labels of the images with these numbers."""
     if wanted is not None:
-        turn = [wanted[index % len(wanted)] for index in range(start, start + count)]
-        return torch.tensor(turn, device=model.device)
+        turn = [wanted[number % len(wanted)] for number in numbers]
+        return torch.tensor(turn, device=generator.device)
     if classes == 0:
         return None
-    return torch.randint(0, classes, (count,), generator=generator, device=model.device)
+    return torch.randint(0, classes, (len(numbers),), generator=generator, device=generator.device)

@@ -12,7 +12,7 @@ from ..core.autograd import tracked
 from ..schedules.run_position import RunPosition
 from ..schedules.schedule import GuidanceSchedule
 from .cfg_cache import NO_CACHE, CFGCache, CFGCacheConfig
-from .classifier_guidance import Guide, mean_shift
+from .classifier_guidance import Guide
 from .denoise import Denoiser
 from .model import DiffusionModel
 from .nan_guard import NaNGuard
@@ -76,7 +76,7 @@ def sample(
 def _mean_shift(terms: Sequence[Tensor], variance: Tensor, step: Step) -> Tensor | float:
     """Algorithm 1: Sigma times the sum of scale * grad log p(y | x_t)."""
     to_gradient = step.alpha_bar**0.5 / (1 - step.alpha_bar)  # removes the weight of the term
-    return sum((mean_shift(term * to_gradient, variance) for term in terms), 0.0)
+    return sum((variance * (term * to_gradient) for term in terms), 0.0)
 
 
 def step_position(step: Step, index: int, steps: int, timesteps: int) -> RunPosition:

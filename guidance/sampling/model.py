@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adm import UNet, UNetLayout
+from ..core.autograd import compute_dtype
 from ..core.noise import NoiseSchedule
 from .low_res import check_low_res, enlarged
 
@@ -36,7 +37,6 @@ class DiffusionModel:
         return next(self.network.parameters()).device
 
     def to(self, device: torch.device | str) -> DiffusionModel:
-        """Moves the network."""
         self.network.to(device)
         return self
 
@@ -64,8 +64,7 @@ class DiffusionModel:
         upsampler; raises ValueError if they are missing, have a wrong size, or are given to a model
         that is not an upsampler.
         """
-        dtype = getattr(self.network, "compute_dtype", None)
-        dtype = dtype or next(self.network.parameters()).dtype
+        dtype = compute_dtype(self.network, x)
         output = self.network(self._beside(x, low_res).to(dtype), t, labels).float()
         channels = self.layout.image_channels
         return output[:, :channels], output[:, channels:] if self.layout.learned_variance else None

@@ -35,12 +35,6 @@ class Step:
     def beta(self) -> float:
         return 1 - self.alpha_bar / self.alpha_bar_prev
 
-    @property
-    def log_variance_range(self) -> tuple[float, float]:
-        """log beta_tilde (clipped) and log beta: the ends of the learned range."""
-        low = posterior_variance(self.alpha_bar, self.alpha_bar_prev) or self.floor
-        return math.log(low), math.log(self.beta)
-
 
 def posterior_variance(alpha_bar: float, alpha_bar_prev: float) -> float:
     """beta_tilde = (1 - alpha_bar_prev) / (1 - alpha_bar) * beta (Ho et al. 2020, eq. 7)."""
@@ -78,17 +72,20 @@ def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
 
 def ddpm_variance(step: Step, v: Tensor | None, like: Tensor) -> Tensor:
     """Sigma: between beta_tilde and beta, set by the network's `v` in [-1, 1]; beta without v."""
-    low, high = step.log_variance_range
     if v is None:
         return torch.full_like(like[:1], step.floor if step.last else step.beta)
     share = (v + 1) / 2
-    return (share * high + (1 - share) * low).exp()
+    low = posterior_variance(step.alpha_bar, step.alpha_bar_prev) or step.floor
+    return (share * math.log(step.beta) + (1 - share) * math.log(low)).exp()
 
 
 def ddpm_step(
     x: Tensor, x0: Tensor, variance: Tensor, step: Step, shift: Tensor | float, noise: Tensor
 ) -> Tensor:
-    """x_{t-1} ~ N(mu_tilde(x_t, x0) + shift, variance); without noise in the last step."""
+    """x_{t-1} ~ N(mu_tilde(x_t, x0) + shift, variance); without noise in the last step.
+
+    shift: of algorithm 1 of Dhariwal & Nichol 2021, scale * variance * grad log p(y | x_t).
+    """
     ab, prev, beta = step.alpha_bar, step.alpha_bar_prev, step.beta
     mean = (beta * prev**0.5 / (1 - ab)) * x0 + ((1 - prev) * (1 - beta) ** 0.5 / (1 - ab)) * x
     mean = mean + shift

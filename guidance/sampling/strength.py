@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.host_copy import to_device
 from ..core.noise import per_image
-from ..schedules.run_position import RunPosition
-from ..schedules.schedule import GuidanceSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +52,6 @@ class Strength:
     def is_on(self) -> bool:
         """Whether it changes anything."""
         return any(self.scale) if isinstance(self.scale, tuple) else self.scale != 0
-
-    def at(self, schedule: GuidanceSchedule, position: RunPosition, batch: int) -> Strength:
-        """The same with the schedule's scale at this position."""
-        scales = schedule.scales(position, batch)
-        return replace(self, scale=tuple(scales) if isinstance(scales, list) else (scales,))
 
     def capped(self, term: Tensor, denoised: Tensor) -> Tensor:
         """The guidance term (B, ...), limited by the cap."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
@@ -19,35 +20,15 @@ MOST_RUNS = 8  # that a trace keeps
 
 
 @dataclass
-class ClassifierRecord:
-    """The guidance of one classifier; lengths are means over the batch."""
-
-    scale: HostCopy
-    norm: HostCopy
-    log_probs: HostCopy
-
-    @property
-    def arrived(self) -> bool:
-        """Whether its numbers can be read without waiting."""
-        return self.scale.arrived and self.norm.arrived and self.log_probs.arrived
-
-    def to_dict(self) -> dict[str, Any]:
-        """As numbers."""
-        return {
-            "scale": float(self.scale.wait()),
-            "norm": float(self.norm.wait()),
-            "log_probs": self.log_probs.wait().tolist(),
-        }
-
-
-@dataclass
 class Evaluation:
     """One evaluation of a guided model.
 
     cfg_norm: the length of (cfg - 1) (cond - uncond), the term that CFG adds to the conditional
     prediction; None if uncond was not computed. passes: number of conditionings that the network
-    was run for. saved: number of those that were skipped thanks to the CFG cache. A run does not
-    wait for its device: `position_of` gives the position when sigma has arrived.
+    was run for. saved: number of those that were skipped thanks to the CFG cache. classifiers: the
+    scale, the length of the term ("norm") and log_probs of each. Scales and lengths are means over
+    the batch. A run does not wait for its device: `position_of` gives the position when sigma has
+    arrived.
     """
 
     sigma: HostCopy
@@ -56,20 +37,18 @@ class Evaluation:
     cfg_norm: HostCopy | None = None
     passes: int = 0
     saved: int = 0
-    classifiers: list[ClassifierRecord] = field(default_factory=list)
+    classifiers: list[dict[str, HostCopy]] = field(default_factory=list)
 
     @property
     def position(self) -> RunPosition:
-        """Its position in the run."""
         return self.position_of(float(self.sigma.wait()))
 
     @property
     def arrived(self) -> bool:
         """Whether its numbers can be read without waiting."""
-        numbers = (self.sigma, self.cfg, self.cfg_norm)
-        return all(one.arrived for one in numbers if isinstance(one, HostCopy)) and all(
-            record.arrived for record in self.classifiers
-        )
+        numbers = [self.sigma, self.cfg, self.cfg_norm]
+        numbers += [number for record in self.classifiers for number in record.values()]
+        return all(one.arrived for one in numbers if isinstance(one, HostCopy))
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers."""
@@ -78,11 +57,14 @@ class Evaluation:
             "sigma": position.sigma,
             "step": position.step,
             "percent": position.percent,
-            "cfg": float(self.cfg.wait()) if isinstance(self.cfg, HostCopy) else self.cfg,
-            "cfg_norm": None if self.cfg_norm is None else float(self.cfg_norm.wait()),
+            "cfg": _number(self.cfg),
+            "cfg_norm": _number(self.cfg_norm),
             "passes": self.passes,
             "saved": self.saved,
-            "classifiers": [record.to_dict() for record in self.classifiers],
+            "classifiers": [
+                {name: _number(value) for name, value in record.items()}
+                for record in self.classifiers
+            ],
         }
 
     def to_plain(self) -> dict[str, Any]:
@@ -141,8 +123,10 @@ class Trace:
     def classifier(self, scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
         """A classifier added `term` (B, ...); its scales and log p(label | x) are (B,)."""
         if self.evaluations:
-            seen = (HostCopy(values) for values in (scales.mean(), mean_norm(term), log_probs))
-            self.evaluations[-1].classifiers.append(ClassifierRecord(*seen))
+            record = {"scale": scales.mean(), "norm": mean_norm(term), "log_probs": log_probs}
+            self.evaluations[-1].classifiers.append(
+                {name: HostCopy(values) for name, values in record.items()}
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers: {"passes": ..., "saved": ..., "evaluations": [...]}."""
@@ -159,14 +143,16 @@ def _mean(scale: Any) -> float | HostCopy:
     return HostCopy(scale.as_subclass(Tensor).mean()) if isinstance(scale, Tensor) else float(scale)
 
 
+def _number(value: float | HostCopy | None) -> Any:
+    return value.wait().tolist() if isinstance(value, HostCopy) else value
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_plain(inner) for inner in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _fingerprint(samples: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import numpy as np
 from ..core.figures import new_figure, to_pixels
 from .trace import Trace
 
+COLOURS = ("tab:orange", "tab:green", "tab:red", "tab:purple")  # of classifiers, in turn
+
 
 def plot_trace(trace: Trace) -> np.ndarray:
     """(H, W, 3) uint8: scales, lengths of the terms, p(label | x) and passes over the run.
@@ -24,8 +26,8 @@ def plot_trace(trace: Trace) -> np.ndarray:
         )
     figure = new_figure(9.0, 7.0)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 2))
-    _scales(axes[0], seen)
-    _norms(axes[1], seen)
+    _terms(axes[0], seen, "scale", "cfg", "CFG", "scale")
+    _terms(axes[1], seen, "length of the term", "cfg_norm", "(cfg - 1)(cond - uncond)", "norm")
     _probabilities(axes[2], seen)
     _passes(axes[3], seen)
     _sigmas(axes[0], seen)
@@ -36,18 +38,19 @@ def plot_trace(trace: Trace) -> np.ndarray:
     return to_pixels(figure)
 
 
-def _scales(ax: Any, seen: list[dict]) -> None:
-    ax.set_ylabel("scale")
-    _line(ax, seen, lambda one: one["cfg"], "CFG", "tab:blue")
-    _each_classifier(ax, seen, lambda record: record["scale"])
-    _legend(ax)
-
-
-def _norms(ax: Any, seen: list[dict]) -> None:
-    ax.set_ylabel("length of the term")
-    _line(ax, seen, lambda one: one["cfg_norm"], "(cfg - 1)(cond - uncond)", "tab:blue")
-    _each_classifier(ax, seen, lambda record: record["norm"])
-    _legend(ax)
+def _terms(ax: Any, seen: list[dict], unit: str, of_cfg: str, label: str, of_each: str) -> None:
+    """Lines for CFG, with this key of an evaluation, and for each classifier's key `of_each`."""
+    ax.set_ylabel(unit)
+    values = [math.nan if one[of_cfg] is None else one[of_cfg] for one in seen]
+    if not all(map(math.isnan, values)):
+        ax.plot(values, label=label, color="tab:blue", marker=".", lw=1.5)
+    for number in range(_classifiers(seen)):
+        label = "classifier" if _classifiers(seen) == 1 else f"classifier {number + 1}"
+        rows = [_record(one, number) for one in seen]
+        values = [row[of_each] if row else 0.0 for row in rows]
+        ax.plot(values, label=label, color=COLOURS[number % 4], marker=".", lw=1.5)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="upper right", fontsize=8)
 
 
 def _probabilities(ax: Any, seen: list[dict]) -> None:
@@ -58,7 +61,7 @@ def _probabilities(ax: Any, seen: list[dict]) -> None:
         images = max((len(row["log_probs"]) for row in rows if row), default=0)
         for image in range(images):
             values = [math.exp(row["log_probs"][image]) if row else math.nan for row in rows]
-            ax.plot(values, color=_colour(number), alpha=max(0.15, 0.8 / images**0.5), lw=1)
+            ax.plot(values, color=COLOURS[number % 4], alpha=max(0.15, 0.8 / images**0.5), lw=1)
     if not _classifiers(seen):
         ax.text(0.5, 0.5, "no classifier", transform=ax.transAxes, ha="center", color="gray")
 
@@ -80,32 +83,9 @@ def _sigmas(ax: Any, seen: list[dict]) -> None:
     top.set_xlabel("sigma")
 
 
-def _line(ax: Any, seen: list[dict], read: Any, label: str, colour: str) -> None:
-    values = [math.nan if read(one) is None else read(one) for one in seen]
-    if not all(map(math.isnan, values)):
-        ax.plot(values, label=label, color=colour, marker=".", lw=1.5)
-
-
-def _each_classifier(ax: Any, seen: list[dict], read: Any) -> None:
-    for number in range(_classifiers(seen)):
-        label = "classifier" if _classifiers(seen) == 1 else f"classifier {number + 1}"
-        rows = [_record(one, number) for one in seen]
-        values = [read(row) if row else 0.0 for row in rows]
-        ax.plot(values, label=label, color=_colour(number), marker=".", lw=1.5)
-
-
 def _classifiers(seen: list[dict]) -> int:
     return max(len(one["classifiers"]) for one in seen)
 
 
 def _record(one: dict, number: int) -> dict | None:
     return one["classifiers"][number] if number < len(one["classifiers"]) else None
-
-
-def _colour(number: int) -> str:
-    return ("tab:orange", "tab:green", "tab:red", "tab:purple")[number % 4]
-
-
-def _legend(ax: Any) -> None:
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper right", fontsize=8)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from .run_position import RunPosition
-from .values import is_finite_number, shortened
 
 AXES = ("percent", "step", "sigma")
+MOST_LISTED = 5  # points or steps that a description names
 
 
 class ScheduleError(ValueError):
@@ -53,7 +54,10 @@ class Curve(ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """A short text for a table or a legend; long lists are shortened."""
+        """A short text for a table or a legend, such as "4 for percent 0.2 to 0.8, else 1".
+
+        Long lists are shortened.
+        """
 
 
 def check_finite(name: str, value: Any) -> None:
@@ -64,3 +68,22 @@ def check_finite(name: str, value: Any) -> None:
 def check_one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ScheduleError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
+
+
+def listed(parts: list[str]) -> str:
+    """The first few and the last."""
+    if len(parts) > MOST_LISTED:
+        parts = [*parts[: MOST_LISTED - 2], "...", parts[-1]]
+    return ", ".join(parts)
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether it is a number that a float can hold; an integer may be too large."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and -sys.float_info.max <= value <= sys.float_info.max
+
+
+def shortened(value: Any) -> str:
+    """What was found, for an error."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from .curve import (
@@ -18,13 +19,13 @@ from .curve import (
     ScheduleError,
     check_finite,
     check_one_of,
+    listed,
+    shortened,
 )
-from .expression import Expression, ExpressionError
+from .expression import Formula
 from .run_position import RunPosition
-from .values import listed, shortened
 
 INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
-VARIABLES = ("percent", "step", "steps", "sigma")
 # tolerance, because sigma is a float32 and percent is computed from it
 SLACK = 1e-5
 
@@ -94,7 +95,7 @@ class Points(Curve):
             )
 
     def _check_order(self) -> None:
-        for (a, _), (b, _) in zip(self.points, self.points[1:], strict=False):
+        for a, b in pairwise(self.knots):
             if self._sign * a >= self._sign * b:
                 way = "fall, as sigma does in a run" if self.axis == "sigma" else "rise"
                 raise ScheduleError(
@@ -110,7 +111,6 @@ class Points(Curve):
         return [self._sign * position for position, _ in self.points]
 
     def at(self, position: RunPosition) -> float:
-        """The scale there."""
         found = position.on(self.axis)
         slack = SLACK * (found if self.axis == "sigma" else 1)
         along, (first, last) = self._sign * found, (self._positions[0], self._positions[-1])
@@ -138,16 +138,13 @@ class Points(Curve):
 
     @property
     def knots(self) -> list[float]:
-        """The points' positions."""
         return [position for position, _ in self.points]
 
     @property
     def depends_on(self) -> frozenset[str]:
-        """Its axis."""
         return frozenset({self.axis})
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
         values: dict[str, Any] = {"axis": self.axis, "interpolation": self.interpolation}
         if self.interpolation == "power":
             values["exponent"] = self.exponent
@@ -156,22 +153,16 @@ class Points(Curve):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Points:
-        """From its JSON form."""
-        points, exponent = values["points"], values.get("exponent", 2.0)
-        pairs = isinstance(points, list) and all(
+        points = values["points"]
+        if not isinstance(points, list) or not all(
             isinstance(point, list) and len(point) == 2 for point in points
-        )
-        if not pairs:
+        ):
             raise ScheduleError(
                 f"points is {shortened(points)}; expected a list of [position, scale]."
             )
-        axis, interpolation = values.get("axis", "percent"), values.get("interpolation", "linear")
-        return cls(
-            axis, tuple((a, b) for a, b in points), interpolation, values.get("outside"), exponent
-        )
+        return cls(**{"axis": "percent", **values, "points": tuple(map(tuple, points))})
 
     def describe(self) -> str:
-        """ "4 for percent 0.2 to 0.8, else 1"."""
         scales = {scale for _, scale in self.points}
         if len(scales) == 1 and self.outside is None:
             return f"{scales.pop():g} everywhere"
@@ -194,6 +185,7 @@ class StepList(Curve):
 
     key: ClassVar[str] = "values"
     keys: ClassVar[frozenset[str]] = frozenset({"axis", "values"})
+    depends_on: ClassVar[frozenset[str]] = frozenset({"step"})
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -211,22 +203,14 @@ class StepList(Curve):
         return self.values[int(position.step + SLACK)]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
         return {"axis": "step", "values": list(self.values)}
 
     @property
-    def depends_on(self) -> frozenset[str]:
-        """The step."""
-        return frozenset({"step"})
-
-    @property
     def steps(self) -> int:  # type: ignore[override]
-        """The number of values."""
         return len(self.values)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StepList:
-        """From its JSON form."""
         _check_axis_is_step(values)
         if not isinstance(values["values"], list):
             raise ScheduleError(
@@ -235,7 +219,6 @@ class StepList(Curve):
         return cls(tuple(values["values"]))
 
     def describe(self) -> str:
-        """ "step by step 7, 7, 5, 1"."""
         return f"step by step {listed([f'{value:g}' for value in self.values])}"
 
 
@@ -249,6 +232,7 @@ class LastSteps(Curve):
 
     key: ClassVar[str] = "last"
     keys: ClassVar[frozenset[str]] = frozenset({"axis", "last", "scale", "outside"})
+    depends_on: ClassVar[frozenset[str]] = frozenset({"step"})
 
     def __post_init__(self) -> None:
         if isinstance(self.last, bool) or not isinstance(self.last, int) or self.last < 1:
@@ -257,22 +241,14 @@ class LastSteps(Curve):
         check_finite("outside", self.outside)
 
     def at(self, position: RunPosition) -> float:
-        """The scale there."""
         inside = position.step + SLACK >= position.steps - self.last
         return self.scale if inside else self.outside
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
         return {"axis": "step", "last": self.last, "scale": self.scale, "outside": self.outside}
-
-    @property
-    def depends_on(self) -> frozenset[str]:
-        """The step."""
-        return frozenset({"step"})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LastSteps:
-        """From its JSON form."""
         _check_axis_is_step(values)
         if "scale" not in values:
             raise ScheduleError(
@@ -281,57 +257,7 @@ class LastSteps(Curve):
         return cls(values["last"], values["scale"], values.get("outside", 1.0))
 
     def describe(self) -> str:
-        """ "4 in the last 5 steps, else 1"."""
         return f"{self.scale:g} in the last {self.last} steps, else {self.outside:g}"
-
-
-class Formula(Curve):
-    """An expression in percent, step, steps and sigma."""
-
-    key: ClassVar[str] = "expression"
-    keys: ClassVar[frozenset[str]] = frozenset({"expression"})
-
-    def __init__(self, text: str):
-        try:
-            self._expression = Expression(text, VARIABLES)
-            # a formula that always fails is reported before a run
-            self.at(RunPosition(percent=0.5, step=9.5, steps=20, sigma=0.5))
-        except ExpressionError as error:
-            raise ScheduleError(str(error)) from error
-
-    @property
-    def depends_on(self) -> frozenset[str]:
-        """The variables of the formula, except steps."""
-        return self._expression.reads & {"percent", "step", "sigma"}
-
-    def at(self, position: RunPosition) -> float:
-        """The scale there; ScheduleError if the formula has no value there."""
-        try:
-            return self._expression(**{name: float(getattr(position, name)) for name in VARIABLES})
-        except ExpressionError as error:
-            raise ScheduleError(str(error)) from error
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Formula) and other.to_dict() == self.to_dict()
-
-    def __hash__(self) -> int:
-        return hash(self._expression.text)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"expression": self._expression.text}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Formula:
-        """From its JSON form."""
-        text = values["expression"]
-        if not isinstance(text, str):
-            raise ScheduleError(f"expression is {shortened(text)}; expected text.")
-        return cls(text)
-
-    def describe(self) -> str:
-        """The expression."""
-        return self._expression.text
 
 
 CURVES: tuple[type[Curve], ...] = (Points, StepList, LastSteps, Formula)

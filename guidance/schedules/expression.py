@@ -5,10 +5,16 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from .curve import AXES, Curve, ScheduleError, shortened
+from .run_position import RunPosition
 
 MAX_LENGTH = 500
+VARIABLES = ("percent", "step", "steps", "sigma")
 OPERATORS: dict[Any, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -33,59 +39,63 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 CONSTANTS = {"pi": math.pi, "e": math.e}
 
 
-class ExpressionError(ValueError):
-    """An expression that cannot be used; the message says why."""
+@dataclass(frozen=True)
+class Formula(Curve):
+    """An expression in percent, step, steps and sigma.
 
-
-class Expression:
-    """A formula with the given variables, numbers, + - * / % **, comparisons, a if b else c.
-
-    Functions: sin cos exp log sqrt floor ceil min max abs clamp(x, low, high); pi, e. Raises
-    ExpressionError for anything else.
+    Numbers, pi, e, + - * / % **, comparisons, a if b else c, and the functions sin cos exp log sqrt
+    floor ceil min max abs clamp(x, low, high). Raises ScheduleError for anything else.
     """
 
-    def __init__(self, text: str, variables: Sequence[str]):
-        from simpleeval import SimpleEval  # imported on first use, so that ComfyUI starts faster
+    text: str
 
-        self.text = text
-        self._variables = tuple(variables)
-        if len(text) > MAX_LENGTH:
-            raise ExpressionError(
-                f"expression has {len(text)} characters; at most {MAX_LENGTH} are allowed."
+    key: ClassVar[str] = "expression"
+    keys: ClassVar[frozenset[str]] = frozenset({"expression"})
+
+    def __post_init__(self) -> None:
+        if len(self.text) > MAX_LENGTH:
+            raise ScheduleError(
+                f"expression has {len(self.text)} characters; at most {MAX_LENGTH} are allowed."
             )
-        self._evaluator = SimpleEval(operators=OPERATORS, functions=FUNCTIONS)
+        self._refuse_foreign_nodes()
+        # a formula that always fails is reported before a run
+        self.at(RunPosition(percent=0.5, step=9.5, steps=20, sigma=0.5))
+
+    @cached_property
+    def _tree(self) -> ast.expr:
         try:
-            ast.parse(text.strip(), mode="eval")  # one expression: of several, only one is read
-            self._tree = self._evaluator.parse(text.strip())
-            self._refuse_foreign_nodes()
-        except ExpressionError:
-            raise
-        except Exception as error:  # simpleeval and ast raise many kinds of errors
+            return ast.parse(self.text.strip(), mode="eval").body
+        except Exception as error:  # ast raises many kinds of errors
             raise self._wrong(str(error)) from error
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """Which of the variables the formula has."""
-        names = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)}
-        return frozenset(names & {*self._variables})
+    @cached_property
+    def _evaluator(self) -> Any:
+        from simpleeval import SimpleEval  # imported on first use, so that ComfyUI starts faster
 
-    def __call__(self, **values: float) -> float:
-        """Its value, a finite float; ExpressionError if there is none."""
+        return SimpleEval(operators=OPERATORS, functions=FUNCTIONS)
+
+    @property
+    def depends_on(self) -> frozenset[str]:
+        names = {node.id for node in ast.walk(self._tree) if isinstance(node, ast.Name)}
+        return frozenset(names & {*AXES})
+
+    def at(self, position: RunPosition) -> float:
+        """The scale there, finite; ScheduleError if the formula has no value there."""
+        values = {name: float(getattr(position, name)) for name in VARIABLES}
         self._evaluator.names = CONSTANTS | values
         where = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         try:
-            value = self._evaluator.eval(self.text, previously_parsed=self._tree)
-            number = float(value)
+            number = float(self._evaluator.eval(self.text, previously_parsed=self._tree))
         except ArithmeticError as error:
             raise self._wrong(f"{error} at {where}") from error
-        except Exception as error:
+        except Exception as error:  # simpleeval raises many kinds of errors
             raise self._wrong(str(error)) from error
         if not math.isfinite(number):
             raise self._wrong(f"it is {number} at {where}")
         return number
 
     def _refuse_foreign_nodes(self) -> None:
-        known = {*self._variables, *CONSTANTS, *FUNCTIONS}
+        known = {*VARIABLES, *CONSTANTS, *FUNCTIONS}
         for node in ast.walk(self._tree):
             if isinstance(node, ast.Constant) and not isinstance(node.value, (int, float)):
                 raise self._wrong(f"{node.value!r} is not a number")
@@ -94,24 +104,34 @@ class Expression:
             if not isinstance(node, ALLOWED):
                 raise self._wrong(f"{type(node).__name__} is not allowed")
 
-    def _wrong(self, reason: str) -> ExpressionError:
+    def _wrong(self, reason: str) -> ScheduleError:
         shown = self.text if len(self.text) <= 80 else self.text[:77] + "..."
         brief = " ".join(reason.split())[:120].rstrip(".")
-        names = ", ".join((*self._variables, *CONSTANTS))
-        return ExpressionError(
+        names = ", ".join((*VARIABLES, *CONSTANTS))
+        return ScheduleError(
             f"expression {shown!r} cannot be used ({brief}); write a formula in {names}, such as "
             "'1 + 6 * (1 - percent)'."
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"expression": self.text}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Formula:
+        text = values["expression"]
+        if not isinstance(text, str):
+            raise ScheduleError(f"expression is {shortened(text)}; expected text.")
+        return cls(text)
+
+    def describe(self) -> str:
+        return self.text
+
 
 ALLOWED = (
-    ast.Expression,
-    ast.Expr,
     ast.BinOp,
     ast.UnaryOp,
     ast.BoolOp,
-    ast.And,
-    ast.Or,
+    ast.boolop,
     ast.Compare,
     ast.IfExp,
     ast.Call,

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -162,13 +164,10 @@ def _reading(schedule: GuidanceSchedule, run: RunPosition) -> tuple[float, bool]
 
 def _intervals(positions: list[float], active: list[bool]) -> Iterable[tuple[float, float]]:
     """(from, to) of each series of neighbouring active points."""
-    start = None
-    for index, position in enumerate(positions):
-        if active[index] and start is None:
-            start = position
-        if start is not None and (index + 1 == len(positions) or not active[index + 1]):
-            yield start, position
-            start = None
+    for on, series in groupby(zip(active, positions, strict=True), key=itemgetter(0)):
+        inside = [position for _, position in series]
+        if on:
+            yield inside[0], inside[-1]
 
 
 def _note(schedule: GuidanceSchedule, axis: str, by_sigma: bool, gaps: bool) -> str:

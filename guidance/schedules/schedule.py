@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .curve import Curve, ScheduleError
+from ..core.bounded_read import one_line, parse_json
+from .curve import Curve, ScheduleError, check_one_of, is_finite_number, listed, shortened
 from .curves import FORMS, Points, curve_from_dict
 from .run_position import RunPosition
-from .values import is_finite_number, listed, shortened
 
 MODELS = ("any", "ve", "flow")
 
@@ -29,8 +29,7 @@ class GuidanceSchedule:
     models: str = "any"
 
     def __post_init__(self) -> None:
-        if self.models not in MODELS:
-            raise ScheduleError(f"models is {self.models!r}; expected {', '.join(MODELS)}.")
+        check_one_of("models", self.models, MODELS)
         if not all(map(is_finite_number, self.per_image)):
             raise ScheduleError(
                 f"per_image is {shortened(list(self.per_image))}; expected finite numbers."
@@ -114,18 +113,17 @@ class GuidanceSchedule:
     def from_json(cls, text: str) -> GuidanceSchedule:
         """From its JSON form; also from a plain number or a plain list of points."""
         try:
-            values = json.loads(text, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
+            values = parse_json(text)
+        except ValueError as error:
             raise ScheduleError(
-                f"schedule is not readable JSON ({' '.join(str(error).split())[:100]}); "
-                f"expected {FORMS}."
+                f"schedule is not readable JSON ({one_line(error)}); expected {FORMS}."
             ) from error
         return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Any) -> GuidanceSchedule:
         """From the value of the JSON form."""
-        if _is_number(values):
+        if isinstance(values, (int, float)) and not isinstance(values, bool):
             return cls.constant(values)
         if isinstance(values, list):
             values = {"axis": "percent", "points": values}
@@ -137,14 +135,6 @@ class GuidanceSchedule:
             raise ScheduleError(f"per_image is {shortened(per_image)}; expected a list of numbers.")
         models = values.pop("models", "any")
         return cls(curve_from_dict(values), tuple(per_image), models)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _wrong_kind(what: str, flow: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from .curve import ScheduleError
 from .curves import Formula, LastSteps, Points, StepList
-from .presets import SCHEDULE_PRESETS, preset
+from .presets import SCHEDULE_PRESETS
 from .schedule import GuidanceSchedule
 
 RAMPS = ("linear", "cosine", "power", "exponential")
@@ -41,7 +41,7 @@ def schedule_of_shape(
         points = [(start, scale), (end, end_scale)]
         made = GuidanceSchedule.ramp(axis, points, shape, exponent=exponent)
     elif shape in SCHEDULE_PRESETS:
-        made = preset(shape, scale)
+        made = SCHEDULE_PRESETS[shape](scale)
     else:
         kinds: dict[str, Callable[[], GuidanceSchedule]] = {
             "constant": lambda: GuidanceSchedule.constant(scale),

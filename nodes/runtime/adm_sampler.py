@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ...guidance.core.noise import alpha_bar_from_sigma
-from ...guidance.sampling.classifier_guidance import mean_shift
 from ...guidance.sampling.steps import (
     Step,
     ddim_step,
@@ -61,8 +60,7 @@ def sample_adm(
         if method == "ddpm":
             variance = ddpm_variance(step, side_outputs.v, x)
             gradient = side_outputs.gradient(x) * to_vp * _mask(model, sigma, extra_args)
-            shift = mean_shift(gradient, variance)
-            x_vp = ddpm_step(x_vp, denoised, variance, step, shift, noise)
+            x_vp = ddpm_step(x_vp, denoised, variance, step, variance * gradient, noise)
         else:
             x_vp = ddim_step(x_vp, denoised, step, eta, noise)
         x = x_vp * (1 + following**2).sqrt()

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ...guidance.schedules.curve import ScheduleError
+from ...guidance.schedules.curve import ScheduleError, is_finite_number, shortened
 from ...guidance.schedules.preview import preview
 from ...guidance.schedules.shapes import schedule_of_shape
-from ...guidance.schedules.values import is_finite_number, shortened
 
 
 def preview_response(inputs: Sequence[Any], text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tiny_networks import guidance_term, images
 from guidance import NoisyClassifier
 from guidance.core.noise import NoiseSchedule
 from guidance.sampling.cfg import classifier_free
-from guidance.sampling.classifier_guidance import guide_denoised, mean_shift
+from guidance.sampling.classifier_guidance import guide_denoised
 
 CUSTOM = torch.linspace(0.995, 0.001, 300, dtype=torch.float64) ** 1.5
 
@@ -96,13 +96,10 @@ def test_each_image_can_have_its_own_scale_and_noise():
     alpha = torch.tensor([0.5, 0.25]).double()
     guided = guide_denoised(uncond, gradient, sigma, scale, alpha)
     free = classifier_free(gradient, uncond, scale)
-    shift = mean_shift(gradient, uncond, scale)
     for index, (factor, weight) in enumerate(((1.0, 0.5), (-3.0, 16.0))):
         one, two = uncond[index], gradient[index]
         assert torch.allclose(guided[index], one + factor * weight * two, atol=1e-13)
         assert torch.allclose(free[index], one + factor * (two - one), atol=1e-13)
-        assert torch.allclose(shift[index], factor * one * two, atol=1e-13)
-    assert torch.equal(mean_shift(gradient, uncond), uncond * gradient)
     assert torch.equal(classifier_free(gradient, uncond, 0.0), uncond)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from guidance import GuidanceSchedule
 from guidance.schedules import curves
-from guidance.schedules.curve import Curve, ScheduleError
+from guidance.schedules.curve import Curve, ScheduleError, is_finite_number, shortened
 from guidance.schedules.curves import (
     CURVES,
     Formula,
@@ -21,7 +21,6 @@ from guidance.schedules.curves import (
 )
 from guidance.schedules.preview import preview
 from guidance.schedules.run_position import RunPosition, step_of
-from guidance.schedules.values import is_finite_number, shortened
 
 
 def place(percent=0.5, step=10.0, steps=21, sigma=1.0):

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from guidance import NoisyClassifier
 from guidance.adm import EncoderUNet, layers
+from guidance.classifiers.base import Target
 from guidance.classifiers.gradient_memory import (
     WHOLE,
     GradientMemoryPlan,
@@ -106,12 +107,12 @@ def test_parts_of_a_batch_give_the_same_gradient(at_once, label):
     """The plan may be a function of the images."""
     whole, seen, sigma = noisy_classifier(), [], torch.tensor([0.5, 3.0, 20.0])
     whole.network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    expected = whole.gradient_and_log_probs(images(3), sigma, label)
+    expected = whole.gradient_and_log_probs(images(3), sigma, Target(label))
     plan = GradientMemoryPlan(images=at_once)
     for memory_plan in (plan, lambda x: plan if len(x) == 3 else None):
         seen.clear()
         parts = whole.with_memory_plan(memory_plan)
-        got = parts.gradient_and_log_probs(images(3), sigma, label)
+        got = parts.gradient_and_log_probs(images(3), sigma, Target(label))
         assert max(seen) == min(at_once, 3) and sum(seen) == 3
         for one, other in zip(got, expected, strict=True):
             assert (one - other).abs().max() < 1e-5 * other.abs().max()

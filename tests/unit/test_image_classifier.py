@@ -16,7 +16,7 @@ from tiny_networks import (
 from torch import nn
 
 from guidance import ImageClassifier
-from guidance.classifiers.base import SamplingPoint, Target
+from guidance.classifiers.base import SamplingPoint, Target, class_name
 from guidance.classifiers.preprocessing import Preprocessing
 from guidance.sampling.classifier_guidance import Guide
 from guidance.sampling.loop import sample
@@ -83,7 +83,7 @@ def test_cheap_is_the_variance_times_the_gradient(sigma, alpha, std):
     denoised = denoiser(POINTS)
     guide = classifier(data_std=std)
     term = guidance_term(guide, POINTS, denoised, sigma, LABELS, alpha)
-    g, _ = guide.image_gradient(denoised, LABELS)
+    g, _ = guide.image_gradient(denoised, Target(LABELS))
     variance = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     assert (term - variance * g).abs().max() < 1e-12
 
@@ -158,7 +158,7 @@ def test_decoding_is_part_of_the_gradient():
     latents = torch.randn(2, 5, SIZE, SIZE, dtype=torch.float64)
     guide = classifier("exact", data_std=0.5).with_network(Smooth(), decode)
     assert guide.through_model and guide.data_std == 0.5 and guide.labels == NAMES
-    g, log_probs = guide.image_gradient(latents, LABELS)
+    g, log_probs = guide.image_gradient(latents, Target(LABELS))
     x0 = latents.clone().requires_grad_()
     expected = Smooth()(decode(x0)).log_softmax(dim=1)
     (wanted,) = torch.autograd.grad(expected[[0, 1], LABELS].sum(), x0)
@@ -174,8 +174,8 @@ def test_half_precision_keeps_small_gradients():
     nn.init.normal_(network[1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
     network.requires_grad_(False)
     x0 = images()
-    expected, log_probs = classifier(network=network).image_gradient(x0, LABELS)
-    got, _ = classifier(network=network.half()).image_gradient(x0, LABELS)
+    expected, log_probs = classifier(network=network).image_gradient(x0, Target(LABELS))
+    got, _ = classifier(network=network.half()).image_gradient(x0, Target(LABELS))
     assert log_probs.min() < -8
     cosine = torch.cosine_similarity(got.flatten(1), expected.flatten(1))
     assert bool((cosine > 0.999).all())
@@ -198,12 +198,12 @@ def test_what_cannot_be():
             ImageClassifier(Smooth(), Preprocessing(), CLASSES, **options)
     for label, said in ((3, "from 0 to 2"), (torch.tensor([0, 1, 2]), "one, or 2 of them")):
         with pytest.raises(ValueError, match=said):
-            classifier().image_gradient(POINTS, label)
+            classifier().image_gradient(POINTS, Target(label))
     for x in (POINTS, POINTS.clone().requires_grad_()):
         with pytest.raises(ValueError, match="not connected with x.*or use cheap"):
             guidance_term(classifier("exact"), x, POINTS, 1.0, 0)
-    assert classifier().name(1) == NAMES[1]
-    assert ImageClassifier(Smooth(), Preprocessing(), CLASSES).name(1) == "1"
+    assert class_name(classifier(), 1) == NAMES[1]
+    assert class_name(ImageClassifier(Smooth(), Preprocessing(), CLASSES), 1) == "1"
 
 
 @pytest.fixture(scope="module")

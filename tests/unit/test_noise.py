@@ -66,7 +66,6 @@ def test_an_own_schedule_is_taken_as_it_is():
 def test_the_papers_betas():
     betas = linear_betas()
     assert (betas[0], betas[-1], len(betas)) == (1e-4, 2e-2, 1000)
-    assert linear_betas(100).sum() == pytest.approx(betas.sum())
     assert cosine_betas().max() == 0.999 and len(cosine_betas()) == 1000
 
 

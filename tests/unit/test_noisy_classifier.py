@@ -8,7 +8,7 @@ from tiny_networks import CLASSES, NAMES, SmoothClassifier, half_unet, images, n
 from torch import nn
 
 from guidance import NoisyClassifier
-from guidance.classifiers.base import SamplingPoint, Target
+from guidance.classifiers.base import SamplingPoint, Target, class_name
 
 
 def smooth():
@@ -35,9 +35,9 @@ def test_each_image_has_its_own_label_and_noise_level():
     classifier, x = smooth(), images(batch=3, dtype=torch.float64)
     labels, sigma = torch.tensor([0, 2, 1]), torch.tensor([0.1, 1.0, 30.0]).double()
     alpha = torch.tensor([1.0, 0.5, 0.2]).double()
-    together = classifier.gradient_and_log_probs(x, sigma, labels, alpha)
+    together = classifier.gradient_and_log_probs(x, sigma, Target(labels), alpha)
     for index in range(3):
-        levels = float(sigma[index]), int(labels[index]), float(alpha[index])
+        levels = float(sigma[index]), Target(int(labels[index])), float(alpha[index])
         alone = classifier.gradient_and_log_probs(x[index : index + 1], *levels)
         for one, whole in zip(alone, together, strict=True):
             assert (whole[index] - one[0]).abs().max() < 1e-12
@@ -85,7 +85,7 @@ def test_the_output_has_tweedies_weight_and_the_schedules_levels(sigma, alpha):
     assert found.sigma.tolist() == pytest.approx([level[0]] * 2, rel=1e-12)
     assert found.alpha.tolist() == pytest.approx([level[1]] * 2, rel=1e-12)
     assert found.weight.tolist() == pytest.approx([level[0] ** 2 / level[1]] * 2, rel=1e-12)
-    gradient, log_probs = classifier.gradient_and_log_probs(x, level[0], 1, level[1], 0.25)
+    gradient, log_probs = classifier.gradient_and_log_probs(x, level[0], Target(1, 0.25), level[1])
     assert torch.allclose(found.gradient, gradient, rtol=1e-9, atol=0)
     assert torch.allclose(found.log_probs, log_probs, rtol=1e-9, atol=0)
 
@@ -127,7 +127,7 @@ def test_nothing_is_left_behind(trainable, inference):
     with torch.inference_mode(inference):
         network = half_unet().requires_grad_(trainable)
         classifier = NoisyClassifier(network, "linear")
-        gradient, log_probs = classifier.gradient_and_log_probs(x, 1.0, 1)
+        gradient, log_probs = classifier.gradient_and_log_probs(x, 1.0, Target(1))
         assert not classifier.log_probs(x, 1.0).requires_grad
     assert not gradient.requires_grad and gradient.grad_fn is None
     assert not log_probs.requires_grad
@@ -185,7 +185,7 @@ def test_a_classifier_knows_its_classes_and_channels():
         (unknown, None, None, "2"),
     ):
         assert (classifier.num_classes, classifier.channels) == (classes, channels)
-        assert classifier.name(2) == name
+        assert class_name(classifier, 2) == name
         assert not classifier.reads_images and not classifier.through_model
     with pytest.raises(ValueError, match="labels names 2 classes; the network has 3"):
         NoisyClassifier(half_unet(), "linear", ("cat", "dog"))

@@ -10,7 +10,7 @@ import pytest
 
 from guidance import GuidanceSchedule
 from guidance.schedules.curves import Formula, LastSteps, ScheduleError, StepList
-from guidance.schedules.presets import preset
+from guidance.schedules.presets import SCHEDULE_PRESETS
 from guidance.schedules.preview import preview
 
 OF_THE_MODEL = "the model decides which steps have these sigmas"
@@ -118,7 +118,7 @@ def test_sigmas_are_even_in_their_logarithm_from_stable_diffusions_first_to_its_
     assert seen.positions[-1] == pytest.approx(LAST, abs=5e-7)
     ratios = [b / a for a, b in itertools.pairwise(seen.positions)]
     assert max(ratios) == pytest.approx(min(ratios))
-    interval = preview(preset("interval for SDXL", 6.0), 20)
+    interval = preview(SCHEDULE_PRESETS["interval for SDXL"](6.0), 20)
     assert interval.intervals == [(5.42, 0.28)] and interval.note == OF_THE_MODEL
 
 

@@ -9,7 +9,7 @@ import torch
 from tiny_networks import CLASSES, SmoothClassifier, guidance_term, images, noisy_classifier
 
 from guidance import GuidanceSchedule, NoisyClassifier
-from guidance.classifiers.base import SamplingPoint
+from guidance.classifiers.base import SamplingPoint, Target
 from guidance.sampling.classifier_guidance import Guide, guide_denoised
 from guidance.sampling.strength import Strength, cap_factor, entropy_factor
 from guidance.schedules.run_position import RunPosition
@@ -81,11 +81,11 @@ def test_a_schedule_takes_the_place_of_the_scale(classifier):
     rising = GuidanceSchedule.ramp("percent", [(0.0, 2.0), (1.0, 6.0)])
     options = {"entropy_limit": 2.0, "cap": 0.5, "label_smoothing": 0.1}
     before = Strength(scale=9.0, **options)
-    assert before.at(rising, POSITION, 3) == Strength(scale=(4.0,), **options)
+    guide = Guide(classifier, LABELS, before, rising).at(POSITION, 3)
+    assert guide.strength == Strength(scale=(4.0,), **options)
     each = GuidanceSchedule(rising.curve, per_image=(1.0, 0.0, -0.5))
-    assert before.at(each, POSITION, 3).scale == (4.0, 0.0, -2.0)
     guide = Guide(classifier, LABELS, before, each).at(POSITION, 3)
-    assert guide.strength == before.at(each, POSITION, 3) and guide.classifier is classifier
+    assert guide.strength.scale == (4.0, 0.0, -2.0) and guide.classifier is classifier
     nothing = GuidanceSchedule.constant(0.0)
     assert Guide(classifier, LABELS, before, nothing).at(POSITION, 3) is None
 
@@ -137,7 +137,7 @@ def test_the_cap_of_nothing_and_of_half_precision():
 
 def test_options_in_the_guidance_term(classifier):
     x = images(3, torch.float64)
-    gradient, log_probs = classifier.gradient_and_log_probs(x, 2.0, LABELS)
+    gradient, log_probs = classifier.gradient_and_log_probs(x, 2.0, Target(LABELS))
     plain = term(classifier, x)
     assert torch.allclose(x + plain, guide_denoised(x, gradient, 2.0, 1.5), rtol=0, atol=1e-12)
     factor = entropy_factor(log_probs, 1.3)
@@ -159,7 +159,7 @@ def test_label_smoothing_mixes_the_classes_gradients(classifier):
     weights = torch.full((3, CLASSES), 0.1, dtype=torch.float64)
     weights[torch.arange(3), LABELS] += 0.7
     mixed = (weights[..., None, None, None] * each).sum(dim=1)
-    got, _ = classifier.gradient_and_log_probs(x, 2.0, LABELS, label_smoothing=0.3)
+    got, _ = classifier.gradient_and_log_probs(x, 2.0, Target(LABELS, 0.3))
     assert torch.allclose(got, mixed, atol=1e-7)
     smoothed = term(classifier, x, label_smoothing=0.3)
     assert torch.allclose(smoothed, 1.5 * 4 * mixed, atol=1e-6)

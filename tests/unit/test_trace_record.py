@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from guidance.core.host_copy import HostCopy
-from guidance.sampling.trace import ClassifierRecord, Evaluation, Trace
+from guidance.sampling.trace import Evaluation, Trace
 from guidance.schedules.run_position import RunPosition
 
 SIGMA = torch.tensor([2.5, 9.0])
@@ -104,11 +104,9 @@ def copy(there=True):
 
 @pytest.mark.parametrize("late", [None, "sigma", "cfg", "cfg_norm", 0, 1, 2])
 def test_an_evaluation_has_arrived_with_the_last_of_its_numbers(late):
-    record = ClassifierRecord(*(copy(index != late) for index in range(3)))
-    assert record.arrived == (late not in (0, 1, 2))
+    record = {str(index): copy(index != late) for index in range(3)}
     numbers = {name: copy(name != late) for name in ("sigma", "cfg", "cfg_norm")}
-    whole = ClassifierRecord(copy(), copy(), copy())
-    evaluation = Evaluation(position_of=position_of, **numbers, classifiers=[whole, record])
+    evaluation = Evaluation(position_of=position_of, **numbers, classifiers=[{}, record])
     assert evaluation.arrived == (late is None)
     assert Evaluation(copy(), position_of, cfg=3.0).arrived
 
