@@ -55,7 +55,8 @@ class ClassifierOutput:
 
     gradient (B, ...) and weight (B,): at scale 1, guidance adds weight * gradient to the denoised
     image. Each kind of classifier has its own gradient and weight. log_probs (B, classes):
-    log p(y | x). sigma, alpha (B,): the noise level of the gradient, for `rescale`.
+    log p(y | x). sigma, alpha (B,): the noise level of the gradient, for `rescale`. decoded (B,):
+    `nan_unless_finite` of the images that a decoder made for it; None without a decoder.
     """
 
     gradient: Tensor
@@ -63,6 +64,12 @@ class ClassifierOutput:
     log_probs: Tensor
     sigma: Tensor
     alpha: Tensor
+    decoded: Tensor | None = None
+
+
+def nan_unless_finite(values: Tensor) -> Tensor:
+    """0 for each image (B, ...) of finite values, else NaN; does not wait for the device."""
+    return values.detach().flatten(1).mul(0).sum(dim=1).float()
 
 
 class Classifier(Protocol):

@@ -23,8 +23,14 @@ from ..core.autograd import (
     use_ordinary_weights,
 )
 from ..core.host_copy import device_of
-from ..core.noise import per_image, tweedie_weight, within_range
-from .base import ClassifierOutput, SamplingPoint, Target, log_likelihood
+from ..core.noise import tweedie_weight, within_range
+from .base import (
+    ClassifierOutput,
+    SamplingPoint,
+    Target,
+    log_likelihood,
+    nan_unless_finite,
+)
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
@@ -95,13 +101,13 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs = self.image_gradient(point.denoised, target)
+        gradient, log_probs, decoded = self.image_gradient(point.denoised, target)
         levels = point.sigma, point.alpha
         if not self.through_model:
-            return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels)
+            return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels, decoded)
         near = within_range(*levels, MAX_RATIO)
         gradient = jacobian_product(point.denoised, point.x, gradient)
-        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near)
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """The output for another noise level.
@@ -116,8 +122,8 @@ class ImageClassifier:
         """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
-    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """g = grad_x0 log p(target | x0), of x0's shape, and log p(y | x0) (B, classes)."""
+    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
+        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`."""
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
@@ -125,7 +131,8 @@ class ImageClassifier:
             chosen = log_likelihood(log_probs, target)
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
-        return gradient.to(x0.device), log_probs.detach().to(x0.device)
+        decoded = None if self.decode is None else nan_unless_finite(pixels)
+        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))
@@ -143,8 +150,9 @@ def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
             "predict it under torch.enable_grad from an x that requires grad, or use cheap."
         )
     with torch.inference_mode(False):
-        # fp16 models would lose small gradients; a power of two does not round
-        size = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        unit = per_image(torch.exp2(size.log2().floor()), gradient)
+        # fp16 models would lose small gradients; a power of two does not round. It is one for the
+        # batch, since the images of a batch may depend on each other: frames of a video do
+        size = gradient.abs().nan_to_num(0, 0).amax().clamp(min=torch.finfo(gradient.dtype).tiny)
+        unit = torch.exp2(size.log2().floor())
         (product,) = torch.autograd.grad(denoised, x, gradient / unit, retain_graph=True)
         return product * unit

@@ -63,7 +63,7 @@ class Guide:
         target = Target(self.labels, self.strength.label_smoothing)
         output = self.cache.output(self.classifier, point, target)
         checks = guard or NaNGuard()
-        checks.check(output.gradient, point.x, point.sigma, point.denoised)
+        checks.check(output.gradient, point.x, point.sigma, point.denoised, output.decoded)
         if guard is None:
             checks.finish()
         scales = self.strength.scales(output.log_probs)

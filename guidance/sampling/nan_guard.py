@@ -7,6 +7,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from ..classifiers.base import nan_unless_finite
 from ..core.host_copy import HostCopy
 
 # The most pending checks on devices that cannot tell when a copy has arrived.
@@ -23,13 +24,21 @@ class NaNGuard:
     def __init__(self) -> None:
         self._pending: deque[HostCopy] = deque()
 
-    def check(self, gradient: Tensor, x: Tensor, sigma: Tensor, denoised: Tensor) -> None:
+    def check(
+        self,
+        gradient: Tensor,
+        x: Tensor,
+        sigma: Tensor,
+        denoised: Tensor,
+        decoded: Tensor | None = None,
+    ) -> None:
         """Checks a gradient (B, ...) at x and denoised (B, ...) and sigma (B,).
 
-        Raises ValueError for this gradient or an earlier one.
+        decoded (B,): see `ClassifierOutput`. Raises ValueError for this gradient or an earlier one.
         """
-        values = (gradient, x, denoised)
-        facts = torch.stack([*map(_nan_unless_finite, values), sigma.float()])
+        values = map(nan_unless_finite, (gradient, x, denoised))
+        decoded = torch.zeros_like(sigma) if decoded is None else decoded.to(sigma.device)
+        facts = torch.stack([*values, decoded.float(), sigma.float()])
         self._pending.append(HostCopy(facts))
         if len(self._pending) >= MOST_PENDING:
             self.finish()
@@ -42,13 +51,8 @@ class NaNGuard:
             _check(self._pending.popleft().wait())
 
 
-def _nan_unless_finite(values: Tensor) -> Tensor:
-    """0 for each finite image (B, ...), else NaN."""
-    return values.detach().flatten(1).mul(0).sum(dim=1).float()
-
-
 def _check(facts: Tensor) -> None:
-    gradient, x, denoised, sigma = facts.tolist()
+    gradient, x, denoised, decoded, sigma = facts.tolist()
     wrong = [index for index, value in enumerate(gradient) if value != 0]
     if not wrong:
         return
@@ -63,6 +67,11 @@ def _check(facts: Tensor) -> None:
         raise ValueError(
             f"The diffusion model's prediction is not finite {where}, before guidance; load the "
             "diffusion model in fp32 or bf16."
+        )
+    if decoded[index] != 0:
+        raise ValueError(
+            f"The image that the VAE decodes for the classifier is not finite {where}; start "
+            "ComfyUI with --fp32-vae or --bf16-vae."
         )
     raise ValueError(
         f"The classifier's gradient is not finite {where}; "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from core_guiders import SAMPLING
-from sampler_runs import counted_calls, drawn, few_sigmas, noise
+from sampler_runs import core_guider, counted_calls, drawn, few_sigmas, noise
+from zoo import ZOO, latent, prompt, zoo_model, zoo_vae
 
 STEPS = 8
 MODEL_SAMPLINGS = {
@@ -135,6 +136,17 @@ def test_an_exact_gradient_that_torch_cannot_take_is_one_sentence(pack_module):
         autograd.differentiating(),
     ):
         x.mul_(2)  # where the graph begins, nothing can be written
+
+
+def test_a_vae_that_decodes_nan_is_named(load_image, steered):
+    """As SDXL's does in fp16."""
+    kind = ZOO["SDXL"]
+    vae = zoo_vae(kind)
+    vae.first_stage_model.mix.data.fill_(torch.nan)
+    guided = steered(zoo_model(kind), load_image("cheap", vae=vae), "1")
+    guider = core_guider(guided, 3.0, prompt(kind, 1), prompt(kind, 2))
+    with pytest.raises(ValueError, match="image that the VAE decodes .* not finite .*fp32-vae"):
+        drawn(guider, few_sigmas(guided, 2), start=latent(kind))
 
 
 def test_one_frame_in_a_video_models_shape_is_an_image(pack_module):

@@ -45,6 +45,14 @@ CONFIGS = {
     "SD15": {"use_linear_in_transformer": False} | UNET,
     "SD20": UNET | UNET_OF_SD2,
     "SDXL": UNET | {"num_classes": "sequential", "adm_in_channels": 16 + 6 * 256},
+    "SVD_img2vid": {
+        **UNET,
+        **{"in_channels": 8, "num_classes": "sequential", "adm_in_channels": 768},
+        **{"use_temporal_attention": True, "use_temporal_resblock": True},
+        **{"extra_ff_mix_layer": True, "use_spatial_context": True, "merge_factor": 0.0},
+        **{"merge_strategy": "learned_with_images", "video_kernel_size": [3, 1, 1]},
+        "model_channels": 64,
+    },
     "SD3": {
         **{"in_channels": 16, "out_channels": 16, "patch_size": 2, "depth": 2},
         **{"adm_in_channels": 16, "num_patches": 64, "pos_embed_max_size": 8, "qk_norm": "rms"},
@@ -112,7 +120,8 @@ class Kind:
     """A model of the zoo: core's class, and what it reads.
 
     shape: of a latent, without the batch. text: channels of a prompt's tokens. pooled: length of
-    its pooled vector; 0 for none. masked: its prompts bring an attention mask.
+    its pooled vector; 0 for none. masked: its prompts bring an attention mask. frames: of a
+    video whose frames are the batch.
     """
 
     name: str
@@ -121,6 +130,7 @@ class Kind:
     text: int
     pooled: int = 0
     masked: bool = False
+    frames: int = 1
 
     @property
     def is_video(self) -> bool:
@@ -134,6 +144,7 @@ ZOO = {
         Kind("SD 1.5", "SD15", (4, 8, 8), 24),
         Kind("SD 2 v", "SD20", (4, 16, 16), 24),
         Kind("SDXL", "SDXL", (4, 8, 8), 24, 16),
+        Kind("SVD", "SVD_img2vid", (4, 8, 8), 24, frames=2),
         Kind("SD3", "SD3", (16, 8, 8), 24, 16),
         Kind("Flux", "Flux", (16, 8, 8), 12, 8),
         Kind("Flux 2", "Flux2", (128, 4, 4), 12),
@@ -175,8 +186,8 @@ def prompt(kind: Kind, seed: int):
 
 
 def latent(kind: Kind, seed: int = 3):
-    """Noise of a batch of one."""
-    return torch.randn(1, *kind.shape, generator=torch.Generator().manual_seed(seed))
+    """Noise of one image or video."""
+    return torch.randn(kind.frames, *kind.shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Decoder(torch.nn.Module):

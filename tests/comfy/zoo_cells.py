@@ -65,7 +65,7 @@ class Cells:
         passes = counted_calls(model.model.diffusion_model)
         self._draw(kind, guider, model)
         seen = trace.to_dict()
-        assert seen["passes"] == sum(passes)
+        assert seen["passes"] * kind.frames == sum(passes)
         assert [one["step"] for one in seen["evaluations"]] == list(range(STEPS))
         if guider != "BasicGuider":
             assert all(one["cfg"] for one in seen["evaluations"])
@@ -131,7 +131,7 @@ class Cells:
         if self.said.text:
             assert sum(passes) == full
             return self.said.messages[-1]
-        others = 2 if guider == "PerpNegGuider" else 1  # that one computed term gives
+        others = kind.frames * (2 if guider == "PerpNegGuider" else 1)  # that a term is made of
         assert sum(passes) == full - others * (STEPS - computed)
 
     def _clean(self, kind: Kind, guider: str, gradient: str) -> str | None:
@@ -170,7 +170,7 @@ class Cells:
         def once(denoise, begin, sigmas, extra_args=None, **_):
             x_in = x.clone().requires_grad_()
             with torch.set_grad_enabled(whole):
-                denoised = denoise(x_in, sigmas[:1], **extra_args)
+                denoised = denoise(x_in, sigmas[:1].repeat(len(x)), **extra_args)
             at = x_in if whole else denoised.detach().requires_grad_()
             latents = model.model.process_latent_out(denoised if whole else at)
             pixels = vae.decode(latents)
@@ -219,7 +219,7 @@ class Cells:
 
         import comfy.sample
 
-        zeros = torch.zeros(1, *kind.shape)
+        zeros = torch.zeros_like(latent(kind))
         return drawn(
             asked,
             few_sigmas(model, STEPS),
@@ -231,7 +231,7 @@ class Cells:
     def _ksampler(self, kind, model, seed):
         named = {"sampler_name": "euler", "scheduler": "normal", "steps": STEPS, "cfg": CFG}
         prompts = {"positive": self._positive(kind, seed), "negative": prompt(kind, 9)}
-        empty = {"samples": torch.zeros(1, *kind.shape)}
+        empty = {"samples": torch.zeros_like(latent(kind))}
         inputs = {"model": model, "seed": 7, "latent_image": empty, **named, **prompts}
         return self.call_core("nodes", "KSampler", **inputs)[0]["samples"]
 

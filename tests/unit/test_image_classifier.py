@@ -83,7 +83,7 @@ def test_cheap_is_the_variance_times_the_gradient(sigma, alpha, std):
     denoised = denoiser(POINTS)
     guide = classifier(data_std=std)
     term = guidance_term(guide, POINTS, denoised, sigma, LABELS, alpha)
-    g, _ = guide.image_gradient(denoised, Target(LABELS))
+    g, *_ = guide.image_gradient(denoised, Target(LABELS))
     variance = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     assert (term - variance * g).abs().max() < 1e-12
 
@@ -158,7 +158,7 @@ def test_decoding_is_part_of_the_gradient():
     latents = torch.randn(2, 5, SIZE, SIZE, dtype=torch.float64)
     guide = classifier("exact", data_std=0.5).with_network(Smooth(), decode)
     assert guide.through_model and guide.data_std == 0.5 and guide.labels == NAMES
-    g, log_probs = guide.image_gradient(latents, Target(LABELS))
+    g, log_probs, _ = guide.image_gradient(latents, Target(LABELS))
     x0 = latents.clone().requires_grad_()
     expected = Smooth()(decode(x0)).log_softmax(dim=1)
     (wanted,) = torch.autograd.grad(expected[[0, 1], LABELS].sum(), x0)
@@ -174,8 +174,8 @@ def test_half_precision_keeps_small_gradients():
     nn.init.normal_(network[1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
     network.requires_grad_(False)
     x0 = images()
-    expected, log_probs = classifier(network=network).image_gradient(x0, Target(LABELS))
-    got, _ = classifier(network=network.half()).image_gradient(x0, Target(LABELS))
+    expected, log_probs, _ = classifier(network=network).image_gradient(x0, Target(LABELS))
+    got, *_ = classifier(network=network.half()).image_gradient(x0, Target(LABELS))
     assert log_probs.min() < -8
     cosine = torch.cosine_similarity(got.flatten(1), expected.flatten(1))
     assert bool((cosine > 0.999).all())

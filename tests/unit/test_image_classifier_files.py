@@ -132,7 +132,7 @@ def test_a_folder_is_the_model_itself(vit, no_network):
     with torch.no_grad():
         expected = model(pixel_values=x).logits.log_softmax(dim=1)
     assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-5
-    gradient, _ = loaded.image_gradient(images(), Target(torch.tensor([0, 2])))
+    gradient, *_ = loaded.image_gradient(images(), Target(torch.tensor([0, 2])))
     assert gradient.shape == images().shape and gradient.abs().max() > 0
     assert classes_of_image_classifier(folder) == (3, NAMES)
     model.save_pretrained(folder, max_shard_size="40KB")

@@ -49,6 +49,12 @@ def test_a_prediction_that_is_not_finite():
         NaNGuard().check(broken(1), GOOD, SIGMA, broken(1))
 
 
+def test_a_decoded_image_that_is_not_finite():
+    decoded = torch.tensor([0.0, torch.nan, 0.0])
+    with pytest.raises(ValueError, match="VAE decodes .* sigma 2.5 in image 1 .*fp32-vae"):
+        NaNGuard().check(broken(1), GOOD, SIGMA, GOOD, decoded)
+
+
 class Slow(HostCopy):
     """Values that arrive when the test says so."""
 
