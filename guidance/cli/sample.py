@@ -164,13 +164,19 @@ def load_models(
     """The diffusion model, and the classifier or None."""
     where = {"dtype": args.dtype, "device": options.device(args.device)}
     model = load_adm(args.model, **options.architecture_overrides(args), **where)
+    overrides = options.architecture_overrides(args, "classifier-")
+    is_noisy = args.classifier and args.gradient is None and not Path(args.classifier).is_dir()
+    if is_noisy:
+        return model, load_classifier(args.classifier, **overrides, **where)
+    if any(value not in (0, "auto") for value in overrides.values()):
+        raise ValueError(
+            "--classifier-noise-schedule, --classifier-num-heads and their like are for a noisy "
+            "classifier, and --classifier names none; leave them out."
+        )
     if args.classifier is None:
         return model, None
-    if args.gradient is not None or Path(args.classifier).is_dir():
-        gradient = args.gradient or GRADIENTS[0]
-        return model, load_image_classifier(args.classifier, gradient=gradient, **where)
-    overrides = options.architecture_overrides(args, "classifier-")
-    return model, load_classifier(args.classifier, **overrides, **where)
+    gradient = args.gradient or GRADIENTS[0]
+    return model, load_image_classifier(args.classifier, gradient=gradient, **where)
 
 
 def sampling_options(args: argparse.Namespace) -> dict:

@@ -129,7 +129,7 @@ def test_small_images_say_how_many_and_which(asked):
     assert (seen["job"].num_samples, seen["job"].label) == (1, "random")
 
 
-def test_models_are_loaded_as_the_options_say(asked, monkeypatch):
+def test_models_are_loaded_as_the_options_say(asked, guidance, monkeypatch):
     seen = []
 
     def loader(name, made):
@@ -150,7 +150,7 @@ def test_models_are_loaded_as_the_options_say(asked, monkeypatch):
 
     where = {"dtype": "bf16", "device": torch.device("cpu")}
     options = ["--dtype", "bf16", "--noise-schedule", "linear", "--num-heads", "2"]
-    options += ["--classifier-noise-schedule", "cosine", "--classifier-num-head-channels", "64"]
+    its = ["--classifier-noise-schedule", "cosine", "--classifier-num-head-channels", "64"]
     told = {"num_heads": 2, "num_head_channels": 0, "attention_order": "auto"}
     model = ("load_adm", "m", {"noise_schedule": "linear", **told, **where})
     told = {"num_heads": 0, "num_head_channels": 64, "attention_order": "auto"}
@@ -158,6 +158,9 @@ def test_models_are_loaded_as_the_options_say(asked, monkeypatch):
     exact = ("load_image_classifier", "c", {"gradient": "exact", **where})
     cheap = ("load_image_classifier", "folder", {"gradient": "cheap", **where})
     assert loads(*options) == [model]
-    assert loads(*options, "--classifier", "c") == [model, noisy]
+    assert loads(*options, *its, "--classifier", "c") == [model, noisy]
     assert loads(*options, "--classifier", "c", "--gradient", "exact") == [model, exact]
     assert loads(*options, "--classifier", "folder") == [model, cheap]
+    for other in ([], ["--classifier", "folder"], ["--classifier", "c", "--gradient", "exact"]):
+        said = guidance("sample", "--model", "m", *OUT, "--device", "cpu", *its, *other, status=1)
+        assert "--classifier-num-heads" in said
