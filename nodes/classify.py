@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..guidance.adm import EncoderUNet
 from ..guidance.classifiers.base import Classifier, class_name
-from .schema import NoisyClassifierType, node_schema, number
+from .schema import NoisyClassifierType, Schema, number
 
 
 class ClassifyImage(io.ComfyNode):
@@ -15,8 +15,8 @@ class ClassifyImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ClassifyImage",
+        return Schema(
+            node_id="ClassifyImage",
             search_aliases=["classifier", "recognize", "predict class", "image classification"],
             is_output_node=True,
             inputs=[

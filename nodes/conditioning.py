@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..guidance.core.labels import parse_labels
 from .host.adm_model import adm_model
-from .schema import label_input, node_schema
+from .schema import Schema, label_input
 
 
 class ADMClassLabel(io.ComfyNode):
@@ -15,8 +15,8 @@ class ADMClassLabel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ADMClassLabel",
+        return Schema(
+            node_id="ADMClassLabel",
             search_aliases=["class label", "class conditioning", "ImageNet class"],
             inputs=[
                 io.Model.Input("model"),
@@ -60,8 +60,8 @@ class ADMUpscaleConditioning(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ADMUpscaleConditioning",
+        return Schema(
+            node_id="ADMUpscaleConditioning",
             search_aliases=["ADM upsampler", "super resolution", "64 to 256", "128 to 512"],
             inputs=[
                 io.Conditioning.Input("conditioning"),

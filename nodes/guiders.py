@@ -15,9 +15,9 @@ from .schema import (
     ADVANCED,
     GuidanceScheduleType,
     NoisyClassifierType,
+    Schema,
     cfg_cache_inputs,
     label_input,
-    node_schema,
     number,
 )
 
@@ -27,8 +27,8 @@ class ClassifierGuidance(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ClassifierGuidance",
+        return Schema(
+            node_id="ClassifierGuidance",
             search_aliases=["classifier guidance", "guided diffusion", "noisy classifier", "steer"],
             inputs=[
                 io.Model.Input("model"),
@@ -61,8 +61,8 @@ class ClassifierFreeGuidance(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ClassifierFreeGuidance",
+        return Schema(
+            node_id="ClassifierFreeGuidance",
             search_aliases=["CFG", "CFG guider", "classifier free"],
             inputs=[
                 io.Model.Input("model"),

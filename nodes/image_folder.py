@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .host.paths import class_folder_names, class_folder_path, fingerprint
 from .host.training import check_room
-from .schema import TRAINING, node_schema, number
+from .schema import TRAINING, Schema, number
 
 
 class LabelledImageFolder(io.ComfyNode):
@@ -16,8 +16,8 @@ class LabelledImageFolder(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "LabelledImageFolder",
+        return Schema(
+            node_id="LabelledImageFolder",
             category=TRAINING,
             search_aliases=["ImageFolder", "dataset", "load images from folder", "class folders"],
             inputs=[

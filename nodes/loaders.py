@@ -18,7 +18,7 @@ from .host.paths import (
     model_names,
     model_path,
 )
-from .schema import ADVANCED, NoisyClassifierType, node_schema, number
+from .schema import ADVANCED, NoisyClassifierType, Schema, number
 
 SCHEDULES = ["auto", "linear", "cosine"]
 
@@ -39,8 +39,8 @@ class NoisyClassifierLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "NoisyClassifierLoader",
+        return Schema(
+            node_id="NoisyClassifierLoader",
             search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
             inputs=[
                 io.Combo.Input("classifier_name", options=model_names(CLASSIFIERS)),
@@ -65,8 +65,8 @@ class ImageClassifierLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ImageClassifierLoader",
+        return Schema(
+            node_id="ImageClassifierLoader",
             search_aliases=[
                 "clean classifier",
                 "universal guidance",
@@ -99,8 +99,8 @@ class ADMModelLoader(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ADMModelLoader",
+        return Schema(
+            node_id="ADMModelLoader",
             search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
             inputs=[
                 io.Combo.Input("model_name", options=model_names(DIFFUSION_MODELS)),

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..guidance.sampling.respacing import respaced_timesteps
 from .host.samplers import sampler
 from .runtime.adm_sampler import sample_adm
-from .schema import node_schema, number
+from .schema import Schema, number
 
 
 class ADMScheduler(io.ComfyNode):
@@ -16,8 +16,8 @@ class ADMScheduler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "ADMScheduler",
+        return Schema(
+            node_id="ADMScheduler",
             search_aliases=["timestep respacing", "ddim25", "guided diffusion scheduler"],
             inputs=[
                 io.Model.Input("model"),
@@ -47,8 +47,8 @@ class SamplerADM(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "SamplerADM",
+        return Schema(
+            node_id="SamplerADM",
             search_aliases=["DDPM", "DDIM", "guided diffusion sampler", "ancestral"],
             inputs=[
                 io.Combo.Input("method", options=["ddpm", "ddim"]),

@@ -9,7 +9,7 @@ from ..guidance.schedules.curve import AXES
 from ..guidance.schedules.shapes import SHAPES, schedule_of_shape
 from .runtime.cfg_cache import cache_cfg
 from .runtime.cfg_schedule import schedule_cfg
-from .schema import ADVANCED, GuidanceScheduleType, cfg_cache_inputs, node_schema, number
+from .schema import ADVANCED, GuidanceScheduleType, Schema, cfg_cache_inputs, number
 
 CURVE = '{"axis": "percent", "interpolation": "linear", "points": [[0, 7.5], [0.6, 7.5], [1, 1]]}'
 
@@ -27,8 +27,8 @@ class GuidanceSchedule(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "GuidanceSchedule",
+        return Schema(
+            node_id="GuidanceSchedule",
             search_aliases=["CFG schedule", "dynamic CFG", "guidance interval", "keyframes"],
             inputs=[
                 io.Combo.Input("shape", options=list(SHAPES), default="interval"),
@@ -60,8 +60,8 @@ class CFGScaleScheduler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "CFGScaleScheduler",
+        return Schema(
+            node_id="CFGScaleScheduler",
             search_aliases=["dynamic CFG", "CFG schedule", "scheduled CFG", "CFG interval"],
             inputs=[
                 io.Model.Input("model"),

@@ -23,16 +23,20 @@ _FILE = Path(__file__).resolve().parent.parent / "locales" / "en" / "nodeDefs.js
 _TEXTS: dict[str, Any] = json.loads(_FILE.read_text("utf-8"))
 
 
-def node_schema(node_id: str, *, category: str = CATEGORY, **options: Any) -> io.Schema:
-    """The schema of a node with its texts; options: inputs, outputs and others of io.Schema."""
-    texts = _TEXTS[node_id]
-    about = {name: texts[name] for name in ("display_name", "description")}
-    schema = io.Schema(node_id=node_id, category=category, **about, **options)
-    for one in schema.inputs:
-        one.tooltip = texts["inputs"][one.id]["tooltip"]
-    for index, one in enumerate(schema.outputs):
-        one.tooltip = texts["outputs"][str(index)]["tooltip"]
-    return schema
+class Schema(io.Schema):
+    """The schema of a node with its texts; options: inputs, outputs and others of io.Schema.
+
+    The Registry reads `Schema(node_id="...")` without running anything, so ids are literals.
+    """
+
+    def __init__(self, node_id: str, *, category: str = CATEGORY, **options: Any):
+        texts = _TEXTS[node_id]
+        about = {name: texts[name] for name in ("display_name", "description")}
+        super().__init__(node_id, category=category, **about, **options)
+        for one in self.inputs:
+            one.tooltip = texts["inputs"][one.id]["tooltip"]
+        for index, one in enumerate(self.outputs):
+            one.tooltip = texts["outputs"][str(index)]["tooltip"]
 
 
 def number(name: str, default: float, low: float, high: float, **options: Any) -> io.Input:

@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..guidance.sampling.trace import Trace
 from .runtime.trace_wrapper import traced
-from .schema import GuidanceTraceType, node_schema
+from .schema import GuidanceTraceType, Schema
 
 
 class GuidanceTrace(io.ComfyNode):
@@ -15,8 +15,8 @@ class GuidanceTrace(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "GuidanceTrace",
+        return Schema(
+            node_id="GuidanceTrace",
             search_aliases=["guidance log", "trace", "CFG monitor", "debug guidance"],
             inputs=[io.Model.Input("model")],
             outputs=[
@@ -38,8 +38,8 @@ class GuidancePlot(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "GuidancePlot",
+        return Schema(
+            node_id="GuidancePlot",
             search_aliases=["guidance plot", "CFG plot", "trace"],
             is_output_node=True,
             inputs=[

@@ -13,7 +13,7 @@ from .host.classifiers import place_noisy
 from .host.paths import new_output_path
 from .host.training import train_in_bf16
 from .runtime.training import train, training_data
-from .schema import ADVANCED, TRAINING, NoisyClassifierType, node_schema, number
+from .schema import ADVANCED, TRAINING, NoisyClassifierType, Schema, number
 
 
 class TrainNoisyClassifier(io.ComfyNode):
@@ -21,8 +21,8 @@ class TrainNoisyClassifier(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "TrainNoisyClassifier",
+        return Schema(
+            node_id="TrainNoisyClassifier",
             category=TRAINING,
             search_aliases=["train classifier", "noisy classifier", "classifier training"],
             inputs=[
@@ -105,8 +105,8 @@ class SaveNoisyClassifier(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
-            "SaveNoisyClassifier",
+        return Schema(
+            node_id="SaveNoisyClassifier",
             category=TRAINING,
             search_aliases=["save classifier", "export classifier"],
             is_output_node=True,

@@ -108,7 +108,7 @@ class FakeDevice:
         options |= {"sample_sigmas": sigmas}
         sampling = SimpleNamespace(log_sigmas=torch.zeros(1000, device=self.device))
         inner = SimpleNamespace(model_sampling=sampling)
-        guider = SimpleNamespace(model_patcher=model, inner_model=inner)
+        guider = SimpleNamespace(model_patcher=model, inner_model=inner, conds={})
         wrappers = model.get_all_wrappers(extension.WrappersMP.PREDICT_NOISE)
         executor = extension.WrapperExecutor.new_class_executor(
             lambda x, sigma, options, seed: x * 0.5, guider, wrappers
