@@ -22,7 +22,7 @@ PATCHES = {
         {"tile_size": 32, "swap_size": 1, "max_depth": 0, "scale_depth": False},
     ),
     "TomePatchModel": ("SDXL", "nodes_tomesd", {"ratio": 0.3}),
-    "VideoLinearCFGGuidance": ("SDXL", "nodes_video_model", {"min_cfg": 1.0}),
+    "VideoLinearCFGGuidance": ("SVD", "nodes_video_model", {"min_cfg": 1.0}),
     "ControlNet": ("SD 1.5", None, {}),
 }
 
