@@ -24,7 +24,7 @@ SIDES = ("positive", "negative")
 
 
 class Template:
-    """A saved graph. A node is found by its title, or by its type if it has none."""
+    """A saved graph. The tests find a node by its title, or by its type if it has none."""
 
     def __init__(self, path):
         self.graph = json.loads(path.read_text("utf-8"))
@@ -35,33 +35,39 @@ class Template:
         """Its title or its type."""
         return node.get("title", node["type"])
 
-    def values(self, name):
+    @staticmethod
+    def values(node):
         """A node's widgets; a seed's second one is the page's own."""
-        names = [one["name"] for one in self.nodes[name]["inputs"] if "widget" in one]
-        values = self.nodes[name]["widgets_values"]
-        values = [value for value in values if value not in ("randomize", "fixed")]
+        names = [one["name"] for one in node["inputs"] if "widget" in one]
+        values = [one for one in node["widgets_values"] if one not in ("randomize", "fixed")]
         return dict(zip(names, values, strict=True))
 
     def run(self, given, call, call_core, changed=None):
-        """The outputs of all nodes by name, of which `given` has some; changed: widgets by node."""
-        outputs = dict(given)
+        """The outputs of its nodes by name; given: of some nodes; changed: some widgets."""
+        outputs = {}
         links = {one[0]: (one[1], one[2]) for one in self.graph["links"]}
-        names = {node["id"]: self.name(node) for node in self.graph["nodes"]}
         for node in sorted(self.graph["nodes"], key=lambda node: node["order"]):
             name, kind = self.name(node), node["type"]
-            if name in outputs or kind in LEFT_OUT:
+            if kind in LEFT_OUT:
                 continue
             linked = {one["name"]: links[one["link"]] for one in node["inputs"] if one["link"]}
-            inputs = {key: outputs[names[source]][slot] for key, (source, slot) in linked.items()}
-            if node["mode"] == BYPASSED:
-                (value,) = inputs.values()
-                outputs[name] = (value,)
-                continue
-            inputs |= self.values(name) | (changed or {}).get(name, {})
-            module = MODULES.get(kind)
-            run = call_core(module, kind, **inputs) if module else call(kind, **inputs)
-            outputs[name] = run
-        return outputs
+            if name in given:
+                result = given[name]
+            else:
+                inputs = {key: outputs[source][slot] for key, (source, slot) in linked.items()}
+                inputs |= self.values(node) | (changed or {}).get(name, {})
+                result = self._called(node, inputs, call, call_core)
+            outputs[node["id"]] = result
+        return {name: outputs.get(node["id"]) for name, node in self.nodes.items()}
+
+    @staticmethod
+    def _called(node, inputs, call, call_core):
+        kind = node["type"]
+        if node["mode"] == BYPASSED:
+            return (next(iter(inputs.values())),)  # what is linked comes first
+        if kind in MODULES:
+            return call_core(MODULES[kind], kind, **inputs)
+        return call(kind, **inputs)
 
 
 def given(kind, *latent):
@@ -80,12 +86,12 @@ def test_cfg_in_the_middle_of_the_run_for_your_checkpoint(root, call, call_core,
         changed = {sampler: {"sampler_name": "euler", "scheduler": "simple"}}
     files = {"CheckpointLoaderSimple": (model, None, None)}
     outputs = template.run(files | given(ZOO[name], "EmptyLatentImage"), call, call_core, changed)
-    schedule = template.values("GuidanceSchedule")
+    schedule = template.values(template.nodes["GuidanceSchedule"])
     seen = json.loads(outputs["GuidancePlot"][1])["evaluations"]
     inside = [schedule["start"] <= one["percent"] <= schedule["end"] for one in seen]
     assert [one["cfg"] for one in seen] == [7.0 if within else 1.0 for within in inside]
     assert [one["passes"] for one in seen] == [1 + within for within in inside]
-    assert len(seen) == template.values(sampler)["steps"] == 25
+    assert len(seen) == template.values(template.nodes[sampler])["steps"] == 25
     assert len(passes) == 25 + sum(inside)
     if name != "Flux":
         assert len(passes) == 37  # as its note says
@@ -107,7 +113,6 @@ def test_each_of_two_models_follows_its_own_schedule(root, call, call_core):
     assert [one["cfg"] for one in high] == pytest.approx(
         [4 - 2 * share for share in percent[:10]], abs=1e-6
     )
-    print([(one["percent"], one["step"], one["cfg"], one["passes"]) for one in high + low])
     assert [one["cfg"] for one in low] == [3.0] * 7 + [1.0] * 3
     assert [len(passes) for _, passes in models.values()] == [20, 17]
 
