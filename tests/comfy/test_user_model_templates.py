@@ -132,7 +132,8 @@ def test_the_worse_model_is_only_run_where_the_scale_is_not_1(root, call, call_c
     }
     outputs = template.run(files | given(kind, "EmptyLatentImage"), call, call_core)
     seen = outputs["GuidanceTrace"][1].to_dict()["evaluations"]
-    assert [one["cfg"] for one in seen] == [2.5] * 14 + [1.0] * 11
+    # at 1 core does not come to its CFG
+    assert [one["cfg"] for one in seen] == [2.5] * 14 + [None] * 11
     assert [one["passes"] for one in seen] == [2] * 14 + [1] * 11  # 39, as its note says
     assert [sum(one) for one in calls] == [25, 14]
     assert all(one["cfg_norm"] > 0 for one in seen[:14])  # two models, not one twice
