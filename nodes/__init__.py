@@ -12,7 +12,7 @@ from .host.server import add_routes
 from .image_folder import LabelledImageFolder
 from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
 from .runtime.schedule_preview_api import preview_response
-from .sampling import ADMScheduler, SamplerADM
+from .sampling import ADMScheduler, RecurrentSampler, SamplerADM
 from .schedules import CFGScaleScheduler, GuidanceSchedule
 from .tracing import GuidancePlot, GuidanceTrace
 from .training import SaveNoisyClassifier, TrainNoisyClassifier
@@ -25,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     ADMUpscaleConditioning,
     ADMScheduler,
     SamplerADM,
+    RecurrentSampler,
     ClassifierGuidance,
     ClassifierFreeGuidance,
     ClassifyImage,

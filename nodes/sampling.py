@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..guidance.sampling.respacing import respaced_timesteps
 from .host.samplers import sampler
 from .runtime.adm_sampler import sample_adm
+from .runtime.recurrent_sampler import recurrent
 from .schema import Schema, number
 
 
@@ -60,3 +61,27 @@ class SamplerADM(io.ComfyNode):
     @classmethod
     def execute(cls, method, eta) -> io.NodeOutput:
         return io.NodeOutput(sampler(sample_adm, method=method, eta=eta))
+
+
+class RecurrentSampler(io.ComfyNode):
+    """Any SAMPLER, each step taken several times."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return Schema(
+            node_id="RecurrentSampler",
+            search_aliases=["recurrence", "time travel", "RePaint", "resample", "restart"],
+            inputs=[
+                io.Sampler.Input("sampler"),
+                number("repeats", 2, 1, 100),
+                number("start_percent", 0.0, 0.0, 1.0, step=0.01),
+                number("end_percent", 0.8, 0.0, 1.0, step=0.01),
+            ],
+            hidden=[io.Hidden.unique_id],
+            outputs=[io.Sampler.Output()],
+        )
+
+    @classmethod
+    def execute(cls, sampler, repeats, start_percent, end_percent) -> io.NodeOutput:
+        node = getattr(cls.hidden, "unique_id", None)
+        return io.NodeOutput(recurrent(sampler, repeats, start_percent, end_percent, node))

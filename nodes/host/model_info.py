@@ -22,6 +22,11 @@ def levels_of(model_sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
     return sigma, torch.ones_like(sigma)
 
 
+def sampling_of(denoise: Any) -> Any:
+    """The model sampling behind what a SAMPLER's function is given."""
+    return denoise.inner_model.inner_model.model_sampling
+
+
 def active_conditionings(conds: list, sigma: Tensor) -> tuple:
     """The uuids of the conditionings that act at sigma (B,): they tell one prompt from another."""
     timed = any("timestep_start" in one or "timestep_end" in one for each in conds for one in each)

@@ -23,6 +23,40 @@ def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
     return comfy.samplers.KSAMPLER(function, extra_options=options)
 
 
+class CountedSampler(comfy.samplers.KSAMPLER):
+    """A sampler with steps of its own number: steps_of(model, sigmas), for the page's progress."""
+
+    steps_of: Callable[[Any, Tensor], int]
+
+    def sample(
+        self, model_wrap: Any, sigmas: Tensor, extra_args: dict, callback: Any, *rest: Any, **more
+    ) -> Tensor:
+        """As core's, whose callback is given (step, denoised, x, steps)."""
+        steps = self.steps_of(_Wrapped(model_wrap), sigmas)
+
+        def counted(step: int, denoised: Tensor, x: Tensor, _: int) -> None:
+            callback(step, denoised, x, steps)
+
+        told = None if callback is None else counted
+        return super().sample(model_wrap, sigmas, extra_args, told, *rest, **more)
+
+
+class _Wrapped:
+    """A guider where sampler functions expect it, one level further in."""
+
+    def __init__(self, guider: Any):
+        self.inner_model = guider
+
+
+def counted_sampler(
+    inner: Any, function: Callable[..., Tensor], steps_of: Callable[[Any, Tensor], int]
+) -> Any:
+    """The SAMPLER `inner` with another function, which takes the same options."""
+    sampler = CountedSampler(function, inner.extra_options, inner.inpaint_options)
+    sampler.steps_of = steps_of
+    return sampler
+
+
 def noise_of_seed(x: Tensor, seed: int | None) -> Callable[[Tensor, Tensor], Tensor]:
     """Core's noise sampler, called with (sigma, next sigma)."""
     return comfy.k_diffusion.sampling.default_noise_sampler(x, seed=seed)
