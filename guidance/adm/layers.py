@@ -69,24 +69,19 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     quicker = x.ndim == 4 and x.device.type == "cpu" and x.dtype != torch.float16
     if quicker and only_input_tracked(x, weight, bias):
         return FrozenGroupNorm.apply(x, groups, weight, bias, eps)
-    y = F.group_norm(summed_well(x), groups, *_cast(x, weight, bias), eps)
-    return y.contiguous(memory_format=memory_format_of(x))
+    maps = summed_well(x)
+    y = F.group_norm(maps, groups, *_cast(x, weight, bias), eps)
+    return y if maps is x else y.contiguous(memory_format=torch.channels_last)
 
 
 def summed_well(x: Tensor) -> Tensor:
-    """Maps (B, C, ...) whose sums torch's group norm does well.
+    """Maps (B, C, H, W) whose sums torch's group norm does well.
 
     On a CPU it adds up channels-last maps one value after another: of 512x512 its fp32 result is
     off by 1e-5, thirty times as much as of contiguous maps. Small maps are not worth the copy.
     """
-    large = x.device.type == "cpu" and x.shape[2:].numel() > 64 * 64
+    large = x.ndim == 4 and x.device.type == "cpu" and x[0, 0].numel() > 64 * 64
     return x.contiguous() if large else x
-
-
-def memory_format_of(x: Tensor) -> torch.memory_format:
-    """Channels-last for such maps, else contiguous."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
 
 
 class FrozenConv2d(torch.autograd.Function):
@@ -102,7 +97,8 @@ class FrozenConv2d(torch.autograd.Function):
         padding: tuple,
     ) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.format = memory_format_of(x)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.format = torch.channels_last if last else torch.contiguous_format
         ctx.shape, ctx.stride, ctx.padding = x.shape, stride, padding
         return conv2d(x, weight, bias, stride, padding)
 
@@ -140,8 +136,9 @@ class FrozenGroupNorm(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
         batch, channels = x.shape[:2]
+        maps = summed_well(x)
         y, mean, rstd = torch.native_group_norm(
-            summed_well(x),
+            maps,
             weight.to(exact),
             bias.to(exact),
             batch,
@@ -151,7 +148,7 @@ class FrozenGroupNorm(torch.autograd.Function):
             eps,
         )
         ctx.save_for_backward(x, mean, rstd, weight)
-        return y.contiguous(memory_format=memory_format_of(x))
+        return y if maps is x else y.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     @once_differentiable
