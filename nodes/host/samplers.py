@@ -24,7 +24,7 @@ def sampler(function: Callable[..., Tensor], **options: Any) -> Any:
 
 
 class CountedSampler(comfy.samplers.KSAMPLER):
-    """A sampler with steps of its own number: steps_of(model, sigmas), for the page's progress."""
+    """A sampler whose progress on the page goes to steps_of(model_sampling, sigmas)."""
 
     steps_of: Callable[[Any, Tensor], int]
 
@@ -32,20 +32,13 @@ class CountedSampler(comfy.samplers.KSAMPLER):
         self, model_wrap: Any, sigmas: Tensor, extra_args: dict, callback: Any, *rest: Any, **more
     ) -> Tensor:
         """As core's, whose callback is given (step, denoised, x, steps)."""
-        steps = self.steps_of(_Wrapped(model_wrap), sigmas)
+        steps = self.steps_of(model_wrap.inner_model.model_sampling, sigmas)
 
         def counted(step: int, denoised: Tensor, x: Tensor, _: int) -> None:
             callback(step, denoised, x, steps)
 
         told = None if callback is None else counted
         return super().sample(model_wrap, sigmas, extra_args, told, *rest, **more)
-
-
-class _Wrapped:
-    """A guider where sampler functions expect it, one level further in."""
-
-    def __init__(self, guider: Any):
-        self.inner_model = guider
 
 
 def counted_sampler(

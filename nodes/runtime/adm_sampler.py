@@ -34,7 +34,7 @@ def sample_adm(
     noise_sampler: Any = None,
 ) -> Tensor:
     """From x = x0 + sigma eps (B, C, H, W) at sigmas[0] to x0; falling sigmas (steps + 1,)."""
-    if model_info.is_flow(model.inner_model.inner_model.model_sampling):
+    if model_info.is_flow(model_info.sampling_of(model)):
         raise ValueError(
             "ADM Sampler works with EPS and V models, but this is a flow model; use a core sampler "
             "(euler) instead: Classifier Guidance works with all of them."

@@ -45,13 +45,12 @@ def recurrent(sampler: Any, repeats: int, start: float, end: float, node: str | 
             f"start_percent is {start:g} and end_percent {end:g}; the end must be after the start."
         )
 
-    def taken(model: Any, sigmas: Tensor) -> list[int]:
-        sampling = model_info.sampling_of(model)
+    def taken(sampling: Any, sigmas: Tensor) -> list[int]:
         first, last = (float(sampling.percent_to_sigma(percent)) for percent in (start, end))
         return repeats_of_steps(sigmas.cpu(), repeats, first, last)
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, **run: Any) -> Tensor:
-        often = taken(model, sigmas)
+        often = taken(model_info.sampling_of(model), sigmas)
         if max(often, default=1) == 1:
             if repeats > 1:
                 show_on_node(
@@ -62,7 +61,7 @@ def recurrent(sampler: Any, repeats: int, start: float, end: float, node: str | 
             return function(model, x, sigmas, **run)
         return sample_repeatedly(function, often, model, x, sigmas, **run)
 
-    return counted_sampler(sampler, sample, lambda model, sigmas: sum(taken(model, sigmas)))
+    return counted_sampler(sampler, sample, lambda *run: sum(taken(*run)))
 
 
 def sample_repeatedly(
