@@ -31,6 +31,7 @@ from .base import (
     log_likelihood,
     nan_unless_finite,
 )
+from .looks import NO_LOOKS, Looks, LooksMemory, log_mean_exp, noise_like
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
@@ -52,6 +53,8 @@ class ImageClassifier:
       r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
       "Pseudoinverse-Guided Diffusion Models". The model is not differentiated.
 
+    `looks`: g is of log (1/K) sum_k p(y | look k of x0), see `Looks`.
+
     Raises ValueError for another gradient, or if the number of labels is wrong.
     """
 
@@ -69,6 +72,7 @@ class ImageClassifier:
         gradient: str = "cheap",
         data_std: float = 1.0,
         decode: Decode | None = None,
+        looks: Looks = NO_LOOKS,
     ):
         if gradient not in GRADIENTS:
             raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
@@ -83,6 +87,8 @@ class ImageClassifier:
         self.through_model = gradient == "exact"
         self.data_std = data_std
         self.decode = decode
+        self.looks = looks
+        self.memory = LooksMemory(looks.count)
 
     def with_network(self, network: nn.Module, decode: Decode | None = None) -> ImageClassifier:
         """The same classifier with another copy of its network and this `decode`."""
@@ -101,7 +107,7 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, decoded = self.image_gradient(point.denoised, target)
+        gradient, log_probs, decoded = self.image_gradient(point.denoised, target, point.generator)
         levels = point.sigma, point.alpha
         if not self.through_model:
             return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels, decoded)
@@ -122,24 +128,60 @@ class ImageClassifier:
         """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
-    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
-        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`."""
+    def image_gradient(
+        self, x0: Tensor, target: Target, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`.
+
+        Where memory is short, the looks are taken in parts.
+        """
+        generator = generator or torch.default_generator
+        while True:
+            state = generator.get_state()
+            try:
+                return self._image_gradient(x0, target, generator)
+            except torch.OutOfMemoryError:
+                if not self.memory.can_shrink:
+                    raise
+            # after the except block, which keeps the tensors alive
+            self.memory.shrink()
+            generator.set_state(state)
+
+    def _image_gradient(
+        self, x0: Tensor, target: Target, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
-            log_probs = self._log_probs(pixels)
+            log_probs = self._averaged_log_probs(pixels, generator)
             chosen = log_likelihood(log_probs, target)
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
         decoded = None if self.decode is None else nan_unless_finite(pixels)
         return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
 
+    def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """log of p averaged over the looks (B, classes)."""
+        if self.looks.count == 0:
+            return self._log_probs(pixels)
+        pixels = self._ready(pixels)
+        looks = self.looks.of(pixels, generator)
+        inputs = torch.stack([self.preprocessing(look) for look in looks])
+        noise = self.looks.noise * noise_like(inputs, generator)
+        inputs = inputs + self.preprocessing.of_difference(noise)
+        log_probs = self.memory.over_parts(self._of_inputs, inputs)
+        return log_mean_exp(log_probs)
+
     def _log_probs(self, pixels: Tensor) -> Tensor:
+        return self._of_inputs(self.preprocessing(self._ready(pixels)))
+
+    def _ready(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))
         # resizing and normalising in half precision would round the image to its 256 levels
-        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-        logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))
-        return log_softmax(logits)
+        return pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+
+    def _of_inputs(self, inputs: Tensor) -> Tensor:
+        return log_softmax(self.network(inputs.to(compute_dtype(self.network, inputs))))
 
 
 def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
