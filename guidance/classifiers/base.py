@@ -58,8 +58,9 @@ class ClassifierOutput:
 
     gradient (B, ...) and weight (B,): at scale 1, guidance adds weight * gradient to the denoised
     image. Each kind of classifier has its own gradient and weight. log_probs (B, classes):
-    log p(y | x). sigma, alpha (B,): the noise level of the gradient, for `rescale`. decoded (B,):
-    `nan_unless_finite` of the images that a decoder made for it; None without a decoder.
+    log p(y | x), or of a score (B, 1) the score itself. sigma, alpha (B,): the noise level of the
+    gradient, for `rescale`. decoded (B,): `nan_unless_finite` of the images that a decoder made for
+    it; None without a decoder.
     """
 
     gradient: Tensor
@@ -81,7 +82,7 @@ class Classifier(Protocol):
     network: computes the logits. reads_images: it reads clean RGB images, also for latent models.
     through_model: its gradient passes through the model's prediction, so `denoised` must be
     connected with x in torch's graph. labels: the names of its classes, or None. num_classes,
-    channels: None if they are not known.
+    channels: None if they are not known. is_score: its log_probs are a score, one number per image.
     """
 
     network: nn.Module
@@ -89,6 +90,9 @@ class Classifier(Protocol):
 
     @property
     def through_model(self) -> bool: ...  # noqa: D102
+
+    @property
+    def is_score(self) -> bool: ...  # noqa: D102
 
     @property
     def labels(self) -> tuple[str, ...] | None: ...  # noqa: D102

@@ -9,13 +9,15 @@ and guidance adds sigma^2 / alpha * J^T g. See docs/image_classifiers.md for the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.autograd import (
+    at_least_fp32,
     compute_dtype,
     log_softmax,
     scaled_gradient,
@@ -35,6 +37,12 @@ from .looks import NO_LOOKS, Looks, LooksMemory, log_mean_exp, noise_like
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
+# From the network's output (B, classes) to what is guided by, at least in fp32.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": log_softmax,
+    "sigmoid": lambda logits: F.logsigmoid(at_least_fp32(logits)),
+    "score": at_least_fp32,
+}
 # of the linear schedule of Ho et al. 2020; above it x has no usable information about x0
 MAX_RATIO = 157.4
 Decode = Callable[[Tensor], Tensor]
@@ -53,9 +61,17 @@ class ImageClassifier:
       r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
       "Pseudoinverse-Guided Diffusion Models". The model is not differentiated.
 
-    `looks`: g is of log (1/K) sum_k p(y | look k of x0), see `Looks`.
+    `activation` makes log p(y | x0) of the logits:
 
-    Raises ValueError for another gradient, or if the number of labels is wrong.
+    - "softmax": of classes that exclude each other.
+    - "sigmoid": of each class on its own, log sigmoid(logit).
+    - "score": the network has one output, and it is used as it is: the rating of an aesthetic or
+      reward model. Such a score takes the place of log p(y | x0) everywhere, so guidance follows
+      its gradient.
+
+    `looks`: g is of log (1/K) sum_k p(y | look k of x0), or of the mean score; see `Looks`.
+
+    Raises ValueError for another gradient or activation, or a wrong number of labels or scores.
     """
 
     reads_images = True
@@ -72,10 +88,13 @@ class ImageClassifier:
         gradient: str = "cheap",
         data_std: float = 1.0,
         decode: Decode | None = None,
+        activation: str = "softmax",
         looks: Looks = NO_LOOKS,
     ):
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
+        _check_choice("gradient", gradient, GRADIENTS)
+        _check_choice("activation", activation, ACTIVATIONS)
+        if activation == "score" and num_classes != 1:
+            raise ValueError(f"A score is one output; this network has {num_classes}.")
         if not data_std > 0:
             raise ValueError(f"data_std is {data_std}; it must be above 0.")
         if labels is not None and len(labels) != num_classes:
@@ -87,8 +106,14 @@ class ImageClassifier:
         self.through_model = gradient == "exact"
         self.data_std = data_std
         self.decode = decode
+        self.activation = activation
         self.looks = looks
         self.memory = LooksMemory(looks.count)
+
+    @property
+    def is_score(self) -> bool:
+        """Whether its log_probs are a score: one number per image, of any size."""
+        return self.activation == "score"
 
     def with_network(self, network: nn.Module, decode: Decode | None = None) -> ImageClassifier:
         """The same classifier with another copy of its network and this `decode`."""
@@ -96,9 +121,20 @@ class ImageClassifier:
         placed.network, placed.decode = network, decode
         return placed
 
+    def with_gradient(self, gradient: str, looks: Looks = NO_LOOKS) -> ImageClassifier:
+        """The same classifier with another gradient, "cheap" or "exact", over these looks."""
+        _check_choice("gradient", gradient, GRADIENTS)
+        other = copy.copy(self)
+        other.through_model = gradient == "exact"
+        other.looks, other.memory = looks, LooksMemory(looks.count)
+        return other
+
     @torch.no_grad()
     def image_log_probs(self, images: Tensor) -> Tensor:
-        """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1]."""
+        """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1].
+
+        Of a score: the score itself (B, 1).
+        """
         return self._log_probs(images).to(images.device)
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
@@ -133,7 +169,8 @@ class ImageClassifier:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`.
 
-        Where memory is short, the looks are taken in parts.
+        Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, looks are taken in
+        parts.
         """
         generator = generator or torch.default_generator
         while True:
@@ -170,7 +207,7 @@ class ImageClassifier:
         noise = self.looks.noise * noise_like(inputs, generator)
         inputs = inputs + self.preprocessing.of_difference(noise)
         log_probs = self.memory.over_parts(self._of_inputs, inputs)
-        return log_mean_exp(log_probs)
+        return log_probs.mean(0) if self.is_score else log_mean_exp(log_probs)
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
         return self._of_inputs(self.preprocessing(self._ready(pixels)))
@@ -181,7 +218,13 @@ class ImageClassifier:
         return pixels.to(torch.promote_types(pixels.dtype, torch.float32))
 
     def _of_inputs(self, inputs: Tensor) -> Tensor:
-        return log_softmax(self.network(inputs.to(compute_dtype(self.network, inputs))))
+        logits = self.network(inputs.to(compute_dtype(self.network, inputs)))
+        return ACTIVATIONS[self.activation](logits)
+
+
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
 
 
 def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
