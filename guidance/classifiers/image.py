@@ -36,6 +36,7 @@ from .base import (
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
+SCORE_LABELS = ("score",)
 # From the network's output (B, classes) to what is guided by, at least in fp32.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": log_softmax,
@@ -103,6 +104,19 @@ class ImageClassifier:
         self.data_std = data_std
         self.decode = decode
         self.activation = activation
+
+    @classmethod
+    def of_outputs(
+        cls,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        outputs: int,
+        labels: Sequence[str] | None = None,
+    ) -> ImageClassifier:
+        """A classifier of as many classes; of one output a score, with the label "score"."""
+        if outputs == 1:
+            return cls(network, preprocessing, 1, SCORE_LABELS, activation="score")
+        return cls(network, preprocessing, outputs, labels)
 
     @property
     def is_score(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
+from ..checkpoints.zero_shot import PLACE, load_zero_shot_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
 from ..core.atomic_write import check_target
@@ -32,6 +33,15 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
         choices=GRADIENTS,
         help="--classifier reads clean images (a Hugging Face folder, a torchvision file, a clean "
         "classifier of this pack): cheap leaves the model out of its gradient, exact does not",
+    )
+    parser.add_argument(
+        "--classes",
+        help='--classifier is the folder of a CLIP or SigLIP model, and these are its classes: "a '
+        'photo of a cat;a photo of a dog"',
+    )
+    parser.add_argument(
+        "--template",
+        help=f'text of a class, with its line of --classes for {PLACE}: "a photo of {PLACE}"',
     )
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
@@ -165,8 +175,9 @@ def load_models(
     where = {"dtype": args.dtype, "device": options.device(args.device)}
     model = load_adm(args.model, **options.architecture_overrides(args), **where)
     overrides = options.architecture_overrides(args, "classifier-")
-    is_noisy = args.classifier and args.gradient is None and not Path(args.classifier).is_dir()
-    if is_noisy:
+    _check_words(args)
+    is_clean = args.gradient or args.classes is not None
+    if args.classifier and not is_clean and not Path(args.classifier).is_dir():
         return model, load_classifier(args.classifier, **overrides, **where)
     if any(value not in (0, "auto") for value in overrides.values()):
         raise ValueError(
@@ -176,7 +187,20 @@ def load_models(
     if args.classifier is None:
         return model, None
     gradient = args.gradient or GRADIENTS[0]
-    return model, load_image_classifier(args.classifier, gradient=gradient, **where)
+    if args.classes is None:
+        return model, load_image_classifier(args.classifier, gradient=gradient, **where)
+    words = {"classes": args.classes.split(";"), "template": args.template or PLACE}
+    return model, load_zero_shot_classifier(args.classifier, **words, gradient=gradient, **where)
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raises ValueError for --classes without --classifier, or --template without --classes."""
+    if args.classes is not None and args.classifier is None:
+        raise ValueError(
+            "--classes needs --classifier, the folder of a CLIP or SigLIP model to compare with."
+        )
+    if args.template is not None and args.classes is None:
+        raise ValueError("--template is for the lines of --classes, which are not given.")
 
 
 def sampling_options(args: argparse.Namespace) -> dict:

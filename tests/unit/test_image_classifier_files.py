@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from guidance import CheckpointError, load_classifier, load_image_classifier
-from guidance.checkpoints.hugging_face import _processing
 from guidance.checkpoints.image_classifiers import (
     classes_of_image_classifier,
     open_image_classifier,
 )
+from guidance.checkpoints.image_processor import processing
 from guidance.checkpoints.torchvision import _preprocessing
 from guidance.classifiers.base import Target
 from guidance.core.autograd import compute_dtype
@@ -98,7 +98,7 @@ def test_it_is_transformers(transformers, tmp_path, kind, options):
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     image, x = picture(60, 90)
     expected = processor(image, return_tensors="pt")["pixel_values"]
-    got = _processing(tmp_path, {}, settings)(x)
+    got = processing(tmp_path, {}, settings)(x)
     assert got.shape == expected.shape
     # theirs rounds to 256 levels after resizing
     level = (got - expected).abs() / (got.amax() - got.amin())
