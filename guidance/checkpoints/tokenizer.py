@@ -21,14 +21,20 @@ SIGLIP = "SiglipTokenizer"  # of SigLIP; SigLIP 2 has Gemma's
 def tokenized(folder: Path, texts: Sequence[str], longest: int, siglip: bool) -> dict[str, Tensor]:
     """input_ids (texts, tokens), for CLIP with attention_mask, as the model was trained.
 
-    longest: the most tokens that the text tower reads. SigLIP was trained on lower case, padded to
-    this length, without a mask (transformers' documentation of SigLIP and SigLIP 2). Raises
-    CheckpointError for a tokenizer that cannot be read, ValueError for a text that is too long.
+    longest: the most tokens that the text tower reads. SigLIP was trained on lower case, padded on
+    the right to this length, without a mask (transformers' documentation of SigLIP and SigLIP 2).
+    Raises CheckpointError for a tokenizer that cannot be read, ValueError for a text that is too
+    long.
     """
+    config = read_json(folder, CONFIG) or {}
+    refuse_code(folder, config)
     tokenizer = _tokenizer(folder)
     if siglip:
-        texts = [_canonical(text, tokenizer) for text in texts]
+        first = str(config.get("tokenizer_class", "")).startswith(SIGLIP)
+        texts = [_canonical(text, first) for text in texts]
     with refused_as(f"The tokenizer of {folder.name} cannot be used", Exception):
+        if siglip:
+            tokenizer.padding_side = "right"
         counts = [len(tokenizer(text)["input_ids"]) for text in texts]
         if max(counts) <= longest:
             padding = {"padding": "max_length", "max_length": longest} if siglip else {}
@@ -45,7 +51,6 @@ def tokenized(folder: Path, texts: Sequence[str], longest: int, siglip: bool) ->
 def _tokenizer(folder: Path) -> Any:
     """transformers' tokenizer of the folder."""
     transformers = transformers_for(folder)
-    refuse_code(folder, read_json(folder, CONFIG))
     found = [name for name in FILES if (folder / name).is_file()]
     if not found:
         raise CheckpointError(
@@ -81,9 +86,9 @@ def _missing(error: ImportError) -> str:
     return " and ".join(names) or one_line(error)
 
 
-def _canonical(text: str, tokenizer: Any) -> str:
+def _canonical(text: str, first: bool) -> str:
     """The text as SigLIP was trained: lower case, and the first SigLIP's without punctuation."""
     text = text.lower()
-    if getattr(tokenizer, "init_kwargs", {}).get("tokenizer_class", "").startswith(SIGLIP):
+    if first:
         text = text.translate(str.maketrans("", "", string.punctuation))
     return " ".join(text.split())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers.image import ImageClassifier
+from ..classifiers.looks import NO_LOOKS, Looks
 from ..classifiers.preprocessing import Preprocessing
 from ..core.autograd import at_least_fp32
 from ..core.bounded_read import quoted
@@ -46,6 +47,7 @@ def load_zero_shot_classifier(
     *,
     template: str = PLACE,
     gradient: str = "cheap",
+    looks: Looks = NO_LOOKS,
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
 ) -> ImageClassifier:
@@ -53,17 +55,22 @@ def load_zero_shot_classifier(
 
     dtype is "fp32", "bf16", "fp16", or "auto": as stored, and fp32 on a CPU.
     """
-    return loaded(open_zero_shot_classifier(path, classes, template, gradient), dtype, device)
+    opened = open_zero_shot_classifier(path, classes, template, gradient, looks)
+    return loaded(opened, dtype, device)
 
 
 def open_zero_shot_classifier(
-    path: str | Path, classes: Sequence[str], template: str = PLACE, gradient: str = "cheap"
+    path: str | Path,
+    classes: Sequence[str],
+    template: str = PLACE,
+    gradient: str = "cheap",
+    looks: Looks = NO_LOOKS,
 ) -> ImageClassifier:
     """The folder as a classifier of these classes; frozen, weights as stored.
 
     classes: 1 to 256 lines of text, which are also its labels. template: the text of a class, with
-    {} in the place of its line. gradient is "cheap" or "exact" (see `ImageClassifier`). With s the
-    model's temperature, b its bias (SigLIP's) and cos_k the cosine of image and line k:
+    {} in the place of its line. gradient, looks: see `ImageClassifier`. With s the model's
+    temperature, b its bias (SigLIP's) and cos_k the cosine of image and line k:
 
     - several lines: p = softmax(s cos + b).
     - one line, SigLIP: p = sigmoid(s cos + b).
@@ -73,6 +80,10 @@ def open_zero_shot_classifier(
     """
     texts = class_texts(classes, template)
     path = Path(path)
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; choose the folder of a CLIP or SigLIP model."
+        )
     if not path.is_dir():
         raise CheckpointError(
             f"{path.name} is no folder, and words need the folder of a CLIP or SigLIP model with "
@@ -93,6 +104,7 @@ def open_zero_shot_classifier(
         len(texts),
         [line.strip() for line in classes],
         gradient=gradient,
+        looks=looks,
         activation=alone if len(texts) == 1 else "softmax",
     )
 

@@ -22,20 +22,23 @@ from ..core.noise import levels_like
 class SamplingPoint:
     """A point of a run: x (B, ...) = alpha x0 + sigma eps, and `denoised` (B, ...) = E[x0 | x].
 
-    sigma and alpha are (B,) on x's device, in float64 where the device has it.
+    sigma and alpha are (B,) on x's device, in float64 where the device has it. generator: of the
+    random numbers that a classifier needs, on the CPU; None is torch's own.
     """
 
     x: Tensor
     denoised: Tensor
     sigma: Tensor
     alpha: Tensor
+    generator: torch.Generator | None = None
 
     @classmethod
     def at(
         cls, x: Tensor, denoised: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0
     ) -> SamplingPoint:
         """From numbers, or from tensors with one value or (B,)."""
-        return cls(x, denoised, *levels_like(x, sigma, alpha))
+        sigma, alpha = levels_like(x, sigma, alpha)
+        return cls(x, denoised, sigma, alpha)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from .base import (
     log_likelihood,
     nan_unless_finite,
 )
+from .looks import NO_LOOKS, Looks, LooksMemory, log_mean_exp, noise_like
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
@@ -61,13 +62,15 @@ class ImageClassifier:
       r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
       "Pseudoinverse-Guided Diffusion Models". The model is not differentiated.
 
+    `looks`: g is of log (1/K) sum_k p(y | look k of x0), see `Looks`.
+
     `activation` makes log p(y | x0) of the logits:
 
     - "softmax": of classes that exclude each other.
     - "sigmoid": of each class on its own, log sigmoid(logit).
     - "score": the network has one output, and it is used as it is: the rating of an aesthetic or
       reward model. Such a score takes the place of log p(y | x0) everywhere, so guidance follows
-      its gradient.
+      its gradient, with looks that of their mean.
 
     Raises ValueError for another gradient or activation, or a wrong number of labels or scores.
     """
@@ -86,6 +89,7 @@ class ImageClassifier:
         gradient: str = "cheap",
         data_std: float = 1.0,
         decode: Decode | None = None,
+        looks: Looks = NO_LOOKS,
         activation: str = "softmax",
     ):
         _check_choice("gradient", gradient, GRADIENTS)
@@ -103,6 +107,8 @@ class ImageClassifier:
         self.through_model = gradient == "exact"
         self.data_std = data_std
         self.decode = decode
+        self.looks = looks
+        self.memory = LooksMemory(looks.count)
         self.activation = activation
 
     @classmethod
@@ -129,11 +135,12 @@ class ImageClassifier:
         placed.network, placed.decode = network, decode
         return placed
 
-    def with_gradient(self, gradient: str) -> ImageClassifier:
-        """The same classifier with another gradient, "cheap" or "exact"."""
+    def with_gradient(self, gradient: str, looks: Looks = NO_LOOKS) -> ImageClassifier:
+        """The same classifier with another gradient, "cheap" or "exact", and these looks."""
         _check_choice("gradient", gradient, GRADIENTS)
         other = copy.copy(self)
         other.through_model = gradient == "exact"
+        other.looks, other.memory = looks, LooksMemory(looks.count)
         return other
 
     @torch.no_grad()
@@ -150,7 +157,7 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, decoded = self.image_gradient(point.denoised, target)
+        gradient, log_probs, decoded = self.image_gradient(point.denoised, target, point.generator)
         levels = point.sigma, point.alpha
         if not self.through_model:
             return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels, decoded)
@@ -171,26 +178,61 @@ class ImageClassifier:
         """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
-    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
+    def image_gradient(
+        self, x0: Tensor, target: Target, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`.
 
-        Of a score f: grad_x0 f(x0), and f(x0) (B, 1).
+        Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, the looks are taken
+        in parts.
         """
+        generator = generator or torch.default_generator
+        while True:
+            state = generator.get_state()
+            try:
+                return self._image_gradient(x0, target, generator)
+            except torch.OutOfMemoryError:
+                if not self.memory.can_shrink:
+                    raise
+            # after the except block, which keeps the tensors alive
+            self.memory.shrink()
+            generator.set_state(state)
+
+    def _image_gradient(
+        self, x0: Tensor, target: Target, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
-            log_probs = self._log_probs(pixels)
+            log_probs = self._averaged_log_probs(pixels, generator)
             chosen = log_likelihood(log_probs, target)
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
         decoded = None if self.decode is None else nan_unless_finite(pixels)
         return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
 
+    def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """log of p averaged over the looks (B, classes); of a score its mean."""
+        if self.looks.count == 0:
+            return self._log_probs(pixels)
+        pixels = self._ready(pixels)
+        looks = self.looks.of(pixels, generator)
+        inputs = torch.stack([self.preprocessing(look) for look in looks])
+        noise = self.looks.noise * noise_like(inputs, generator)
+        inputs = inputs + self.preprocessing.of_difference(noise)
+        log_probs = self.memory.over_parts(self._of_inputs, inputs)
+        return log_probs.mean(0) if self.is_score else log_mean_exp(log_probs)
+
     def _log_probs(self, pixels: Tensor) -> Tensor:
+        return self._of_inputs(self.preprocessing(self._ready(pixels)))
+
+    def _ready(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))
         # resizing and normalising in half precision would round the image to its 256 levels
-        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-        logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))
+        return pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+
+    def _of_inputs(self, inputs: Tensor) -> Tensor:
+        logits = self.network(inputs.to(compute_dtype(self.network, inputs)))
         return ACTIVATIONS[self.activation](logits)
 
 

@@ -10,6 +10,7 @@ from ..checkpoints.loading import load_adm, load_classifier
 from ..checkpoints.zero_shot import PLACE, load_zero_shot_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
+from ..classifiers.looks import Looks
 from ..core.atomic_write import check_target
 from ..core.distributed import Processes, process_group
 from ..core.images import save_samples
@@ -43,6 +44,14 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
         "--template",
         help=f'text of a class, with its line of --classes for {PLACE}: "a photo of {PLACE}"',
     )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=0,
+        help="augmented copies of the image that the gradient of a classifier of clean images is "
+        "averaged over; 0: the image itself",
+    )
+    parser.add_argument("--flip", action="store_true", help="half of the looks are mirror images")
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
     parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
@@ -94,6 +103,12 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--label-smoothing", type=float, default=0.0, help="share of the target for all classes"
+    )
+    group.add_argument(
+        "--normalize",
+        action="store_true",
+        help="use the direction of the gradient alone; a scale of 0.2 to 1 then fits every "
+        "classifier",
     )
 
 
@@ -187,10 +202,12 @@ def load_models(
     if args.classifier is None:
         return model, None
     gradient = args.gradient or GRADIENTS[0]
+    where |= {"gradient": gradient, "looks": Looks(count=args.looks, flip=args.flip)}
     if args.classes is None:
-        return model, load_image_classifier(args.classifier, gradient=gradient, **where)
-    words = {"classes": args.classes.split(";"), "template": args.template or PLACE}
-    return model, load_zero_shot_classifier(args.classifier, **words, gradient=gradient, **where)
+        return model, load_image_classifier(args.classifier, **where)
+    template = PLACE if args.template is None else args.template
+    lines = args.classes.split(";")
+    return model, load_zero_shot_classifier(args.classifier, lines, template=template, **where)
 
 
 def _check_words(args: argparse.Namespace) -> None:
