@@ -62,15 +62,15 @@ class ImageClassifier:
       r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
       "Pseudoinverse-Guided Diffusion Models". The model is not differentiated.
 
-    `looks`: g is of log (1/K) sum_k p(y | look k of x0), see `Looks`.
-
     `activation` makes log p(y | x0) of the logits:
 
     - "softmax": of classes that exclude each other.
     - "sigmoid": of each class on its own, log sigmoid(logit).
     - "score": the network has one output, and it is used as it is: the rating of an aesthetic or
       reward model. Such a score takes the place of log p(y | x0) everywhere, so guidance follows
-      its gradient, with looks that of their mean.
+      its gradient.
+
+    `looks`: g is of log (1/K) sum_k p(y | look k of x0), or of the mean score; see `Looks`.
 
     Raises ValueError for another gradient or activation, or a wrong number of labels or scores.
     """
@@ -89,8 +89,8 @@ class ImageClassifier:
         gradient: str = "cheap",
         data_std: float = 1.0,
         decode: Decode | None = None,
-        looks: Looks = NO_LOOKS,
         activation: str = "softmax",
+        looks: Looks = NO_LOOKS,
     ):
         _check_choice("gradient", gradient, GRADIENTS)
         _check_choice("activation", activation, ACTIVATIONS)
@@ -107,9 +107,9 @@ class ImageClassifier:
         self.through_model = gradient == "exact"
         self.data_std = data_std
         self.decode = decode
+        self.activation = activation
         self.looks = looks
         self.memory = LooksMemory(looks.count)
-        self.activation = activation
 
     @classmethod
     def of_outputs(
@@ -136,7 +136,7 @@ class ImageClassifier:
         return placed
 
     def with_gradient(self, gradient: str, looks: Looks = NO_LOOKS) -> ImageClassifier:
-        """The same classifier with another gradient, "cheap" or "exact", and these looks."""
+        """The same classifier with another gradient, "cheap" or "exact", over these looks."""
         _check_choice("gradient", gradient, GRADIENTS)
         other = copy.copy(self)
         other.through_model = gradient == "exact"
@@ -183,8 +183,8 @@ class ImageClassifier:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`.
 
-        Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, the looks are taken
-        in parts.
+        Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, looks are taken in
+        parts.
         """
         generator = generator or torch.default_generator
         while True:
