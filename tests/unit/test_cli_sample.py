@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import CLASSIFIER, OUT, SAMPLING, names_here, sample
+from test_cli import CLASSIFIER, OUT, SAMPLING, is_one_line, names_here, sample
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
+from tiny_zero_shot import write_zero_shot
 
 from guidance.core.distributed import Processes
 from guidance.sampling.generate import SamplingConfig
@@ -164,3 +165,48 @@ def test_models_are_loaded_as_the_options_say(asked, guidance, monkeypatch):
     for other in ([], ["--classifier", "folder"], ["--classifier", "c", "--gradient", "exact"]):
         said = guidance("sample", "--model", "m", *OUT, "--device", "cpu", *its, *other, status=1)
         assert "--classifier-num-heads" in said
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of a tiny CLIP."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models") / "tiny clip"
+    write_zero_shot(folder, "clip")
+    return str(folder)
+
+
+def test_words_as_classes(guidance, clip):
+    """A line or its number; several lines, and one with a template."""
+    words = ["--classifier", clip, "--classes", "a photo of a cat; a photo of a dog"]
+    base = [*UNCOND[:-2], "--num-samples", "2", "--output", "x.npz"]
+
+    def images(*more):
+        guidance(*base, *more)
+        with np.load("x.npz") as file:
+            return file["arr_0"], file["arr_1"].tolist()
+
+    plain, _ = images(*words, "--label", "0", "--scale", "0")
+    by_line, labels = images(*words, "--label", "A photo of a dog", "--scale", "8")
+    assert labels == [1, 1] and (by_line != plain).any()
+    assert (images(*words, "--label", "1", "--scale", "8")[0] == by_line).all()
+    short = ["--classifier", clip, "--classes", "cat;dog", "--template", "a photo of a {}"]
+    assert (images(*short, "--label", "dog", "--scale", "8")[0] == by_line).all()
+    one = ["--classifier", clip, "--classes", "the zebra", "--gradient", "exact"]
+    assert (images(*one, "--scale", "2")[0] != plain).any()
+
+
+def test_words_that_do_not_fit(guidance, clip):
+    for more, said in (
+        (["--classes", "a;b"], "--classes needs --classifier"),
+        (["--classifier", clip, "--template", "a {}"], "--template is for the lines of --classes"),
+        (["--classifier", clip], "compares images with words"),
+        (["--classifier", clip, "--classes", "a;A"], "has the line 'a' 2 times"),
+        (["--classifier", clip, "--classes", "a;;b"], "Line 2 of classes is empty"),
+        (["--classifier", clip, "--classes", ""], "classes is empty"),
+        (["--classifier", clip, "--classes", "a", "--template", ""], "template is ''"),
+        (["--classifier", clip, "--classes", "a;b", "--label", "c"], "label is 'c'"),
+        ([*CLASSIFIER, "--classes", "a;b"], "classifier.safetensors is no folder"),
+    ):
+        is_one_line(guidance(*UNCOND, *more, status=1), said)
+    assert names_here() == []
