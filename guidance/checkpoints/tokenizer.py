@@ -38,7 +38,8 @@ def tokenized(folder: Path, texts: Sequence[str], longest: int, siglip: bool) ->
         counts = [len(tokenizer(text)["input_ids"]) for text in texts]
         if max(counts) <= longest:
             padding = {"padding": "max_length", "max_length": longest} if siglip else {}
-            found = tokenizer(list(texts), return_tensors="pt", **{"padding": True} | padding)
+            wanted = {"return_tensors": "pt", "return_attention_mask": True, "padding": True}
+            found = tokenizer(list(texts), **wanted | padding)
             names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
             return {name: found[name] for name in names}
     length, text = max(zip(counts, texts, strict=True))
