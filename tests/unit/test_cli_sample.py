@@ -13,6 +13,7 @@ from test_cli import CLASSIFIER, OUT, SAMPLING, is_one_line, names_here, sample
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
 from tiny_zero_shot import write_zero_shot
 
+from guidance.classifiers.looks import Looks
 from guidance.core.distributed import Processes
 from guidance.sampling.generate import SamplingConfig
 
@@ -134,14 +135,14 @@ def test_models_are_loaded_as_the_options_say(asked, guidance, monkeypatch):
     seen = []
 
     def loader(name, made):
-        def load(path, **options):
+        def load(path, *_, **options):
             seen.append((name, str(path), options))
             return made
 
         monkeypatch.setattr(f"guidance.cli.sample.{name}", load)
 
     loader("load_adm", diffusion_model())
-    for name in ("load_classifier", "load_image_classifier"):
+    for name in ("load_classifier", "load_image_classifier", "load_zero_shot_classifier"):
         loader(name, noisy_classifier())
     Path("folder").mkdir()
 
@@ -156,12 +157,16 @@ def test_models_are_loaded_as_the_options_say(asked, guidance, monkeypatch):
     model = ("load_adm", "m", {"noise_schedule": "linear", **told, **where})
     told = {"num_heads": 0, "num_head_channels": 64, "attention_order": "auto"}
     noisy = ("load_classifier", "c", {"noise_schedule": "cosine", **told, **where})
-    exact = ("load_image_classifier", "c", {"gradient": "exact", **where})
-    cheap = ("load_image_classifier", "folder", {"gradient": "cheap", **where})
+    exact = ("load_image_classifier", "c", {"gradient": "exact", "looks": Looks(), **where})
+    cheap = {"gradient": "cheap", "looks": Looks(), **where}
+    words = ("load_zero_shot_classifier", "c", {"template": "a {}", **cheap})
+    cheap = ("load_image_classifier", "folder", cheap)
     assert loads(*options) == [model]
     assert loads(*options, *its, "--classifier", "c") == [model, noisy]
     assert loads(*options, "--classifier", "c", "--gradient", "exact") == [model, exact]
     assert loads(*options, "--classifier", "folder") == [model, cheap]
+    more = ["--classifier", "c", "--classes", "a;b", "--template", "a {}"]
+    assert loads(*options, *more) == [model, words]
     for other in ([], ["--classifier", "folder"], ["--classifier", "c", "--gradient", "exact"]):
         said = guidance("sample", "--model", "m", *OUT, "--device", "cpu", *its, *other, status=1)
         assert "--classifier-num-heads" in said
