@@ -58,8 +58,12 @@ def load_image_classifier(
 
     dtype is "fp32", "bf16", "fp16", or "auto": as stored, and fp32 on a CPU.
     """
+    return loaded(open_image_classifier(path, gradient, looks), dtype, device)
+
+
+def loaded(classifier: ImageClassifier, dtype: str, device: torch.device | str) -> ImageClassifier:
+    """The classifier with its network on the device, in the dtype of `load_image_classifier`."""
     on_cpu = torch.device(device).type == "cpu"
-    classifier = open_image_classifier(path, gradient, looks)
     stored = torch.float32 if on_cpu else compute_dtype(classifier.network, torch.empty(0))
     classifier.network.to(device, stored if dtype == "auto" else dtype_named(dtype))
     return classifier

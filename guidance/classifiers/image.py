@@ -37,6 +37,7 @@ from .looks import NO_LOOKS, Looks, LooksMemory, log_mean_exp, noise_like
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
+SCORE_LABELS = ("score",)
 # From the network's output (B, classes) to what is guided by, at least in fp32.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": log_softmax,
@@ -109,6 +110,19 @@ class ImageClassifier:
         self.activation = activation
         self.looks = looks
         self.memory = LooksMemory(looks.count)
+
+    @classmethod
+    def of_outputs(
+        cls,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        outputs: int,
+        labels: Sequence[str] | None = None,
+    ) -> ImageClassifier:
+        """A classifier of as many classes; of one output a score, with the label "score"."""
+        if outputs == 1:
+            return cls(network, preprocessing, 1, SCORE_LABELS, activation="score")
+        return cls(network, preprocessing, outputs, labels)
 
     @property
     def is_score(self) -> bool:
@@ -198,7 +212,7 @@ class ImageClassifier:
         return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
 
     def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """log of p averaged over the looks (B, classes)."""
+        """log of p averaged over the looks (B, classes); of a score its mean."""
         if self.looks.count == 0:
             return self._log_probs(pixels)
         pixels = self._ready(pixels)

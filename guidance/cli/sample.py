@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
+from ..checkpoints.zero_shot import PLACE, load_zero_shot_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
 from ..classifiers.looks import Looks
@@ -34,6 +35,15 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
         choices=GRADIENTS,
         help="--classifier reads clean images (a Hugging Face folder, a torchvision file, a clean "
         "classifier of this pack): cheap leaves the model out of its gradient, exact does not",
+    )
+    parser.add_argument(
+        "--classes",
+        help='--classifier is the folder of a CLIP or SigLIP model, and these are its classes: "a '
+        'photo of a cat;a photo of a dog"',
+    )
+    parser.add_argument(
+        "--template",
+        help=f'text of a class, with its line of --classes for {PLACE}: "a photo of {PLACE}"',
     )
     parser.add_argument(
         "--looks",
@@ -189,8 +199,9 @@ def load_models(
     where = {"dtype": args.dtype, "device": options.device(args.device)}
     model = load_adm(args.model, **options.architecture_overrides(args), **where)
     overrides = options.architecture_overrides(args, "classifier-")
-    is_noisy = args.classifier and args.gradient is None and not Path(args.classifier).is_dir()
-    if is_noisy:
+    _check_words(args)
+    is_clean = args.gradient or args.looks or args.classes is not None
+    if args.classifier and not is_clean and not Path(args.classifier).is_dir():
         return model, load_classifier(args.classifier, **overrides, **where)
     if any(value not in (0, "auto") for value in overrides.values()):
         raise ValueError(
@@ -198,10 +209,29 @@ def load_models(
             "classifier, and --classifier names none; leave them out."
         )
     if args.classifier is None:
+        if args.looks or args.normalize:
+            raise ValueError(
+                "--looks and --normalize are of a classifier's gradient; give --classifier, or "
+                "leave them out."
+            )
         return model, None
     gradient = args.gradient or GRADIENTS[0]
-    looks = Looks(count=args.looks, flip=args.flip)
-    return model, load_image_classifier(args.classifier, gradient=gradient, looks=looks, **where)
+    where |= {"gradient": gradient, "looks": Looks(count=args.looks, flip=args.flip)}
+    if args.classes is None:
+        return model, load_image_classifier(args.classifier, **where)
+    template = PLACE if args.template is None else args.template
+    lines = args.classes.split(";")
+    return model, load_zero_shot_classifier(args.classifier, lines, template=template, **where)
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raises ValueError for --classes without --classifier, or --template without --classes."""
+    if args.classes is not None and args.classifier is None:
+        raise ValueError(
+            "--classes needs --classifier, the folder of a CLIP or SigLIP model to compare with."
+        )
+    if args.template is not None and args.classes is None:
+        raise ValueError("--template is for the lines of --classes, which are not given.")
 
 
 def sampling_options(args: argparse.Namespace) -> dict:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from prompts import classifier, diffusion_model, guidance, guided_run, ksampler, node, write_models
 from tiny_models import write_classifier, write_unet
+from tiny_zero_shot import write_zero_shot
 
 STEPS = 8
 PLOT = ".cg-trace"
@@ -85,6 +86,18 @@ def test_label_field_offers_the_classes(page, server, renderer):
     field.blur()
     assert page.value("guided", "label") == "3, 5"
     assert page.prompt()["guided"]["inputs"]["label"] == "3, 5"
+
+
+def test_label_field_offers_the_lines_of_words(page, server):
+    write_zero_shot(write_models(server.base) / "classifiers" / "clip", "clip")
+    lines = {"classifier_name": "clip", "classes": "a cat\na dog, sitting\n", "template": "{}"}
+    page.build({"classifier": node("ZeroShotClassifier", **lines), "guided": guidance("0", 1.0)})
+    field = page.tab.locator(".cg-label input")
+    field.focus()
+    page.wait(f"() => {OPTIONS}.length === 2")
+    assert page.run(f"() => {OPTIONS}") == ["a cat", "a dog, sitting"]
+    field.fill("1, ")
+    assert page.run(f"() => {OPTIONS}") == ["1, a cat", '1, "a dog, sitting"']
 
 
 def test_label_of_a_model_offers_a_thousand_classes(page, server):
