@@ -36,7 +36,7 @@ def words(call):
 
     def run(classes=PETS, name=CLIP, template="{}", **options):
         inputs = {"classifier_name": name, "classes": classes, "template": template}
-        return call("ZeroShotClassifier", **inputs, **{"dtype": "fp32"} | options)[0]
+        return call("ZeroShotClassifier", **inputs, **{"dtype": "fp32", "looks": 0} | options)[0]
 
     return run
 
