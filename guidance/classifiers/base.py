@@ -57,6 +57,9 @@ class ClassifierOutput:
     image. Each kind of classifier has its own gradient and weight. log_probs (B, classes):
     log p(y | x). sigma, alpha (B,): the noise level of the gradient, for `rescale`. decoded (B,):
     `nan_unless_finite` of the images that a decoder made for it; None without a decoder.
+
+    seen (B, ...): the predicted images, for a trace: of a classifier of clean images the RGB images
+    in [-1, 1] that it read, of others E[x0 | x]. None if it is not a new output.
     """
 
     gradient: Tensor
@@ -65,6 +68,7 @@ class ClassifierOutput:
     sigma: Tensor
     alpha: Tensor
     decoded: Tensor | None = None
+    seen: Tensor | None = None
 
 
 def nan_unless_finite(values: Tensor) -> Tensor:

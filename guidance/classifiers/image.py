@@ -101,13 +101,14 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, decoded = self.image_gradient(point.denoised, target)
+        gradient, log_probs, decoded, seen = self.image_gradient(point.denoised, target)
         levels = point.sigma, point.alpha
         if not self.through_model:
-            return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels, decoded)
+            weight = self._variance(*levels)
+            return ClassifierOutput(gradient, weight, log_probs, *levels, decoded, seen)
         near = within_range(*levels, MAX_RATIO)
         gradient = jacobian_product(point.denoised, point.x, gradient)
-        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded)
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded, seen)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """The output for another noise level.
@@ -122,8 +123,10 @@ class ImageClassifier:
         """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
-    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
-        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`."""
+    def image_gradient(
+        self, x0: Tensor, target: Target
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), `decoded` and `seen`."""
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
@@ -132,7 +135,7 @@ class ImageClassifier:
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
         decoded = None if self.decode is None else nan_unless_finite(pixels)
-        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
+        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded, pixels.detach()
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))

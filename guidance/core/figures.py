@@ -23,3 +23,9 @@ def to_pixels(figure: Any) -> np.ndarray:
     """The figure as uint8 (H, W, 3)."""
     figure.canvas.draw()
     return np.array(figure.canvas.buffer_rgba())[..., :3]
+
+
+def plain(name: str, longest: int) -> str:
+    """The name, shortened, without characters that matplotlib treats specially."""
+    name = name if len(name) <= longest else f"{name[: longest - 3]}..."
+    return f" {name}".replace("$", r"\$")
