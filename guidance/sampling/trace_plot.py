@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.figures import new_figure, plain, to_pixels
+from ..core.figures import fonts_for_names, new_figure, plain, to_pixels
 from .trace import Trace
 from .trace_strip import draw_strip, strip_height, strips_of
 
@@ -69,7 +69,9 @@ def _panels(figure: Any, seen: dict, names: list[str]) -> None:
     axes[-1].set_xlabel("evaluation of the model")
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=9)
+        columns = 3 if max(map(len, labels)) < 28 else 2
+        font = {"family": fonts_for_names(), "size": 9}
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, prop=font)
 
 
 def _terms(

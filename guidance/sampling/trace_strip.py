@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ..core.figures import plain
+from ..core.figures import fonts_for_names, plain
 from .classifier_record import MOST_IMAGES, ClassifierRecord
 from .trace import Trace
 
 POINTS = 5
-LONGEST = 20  # characters of a class name below a picture
-# inches: a picture's longest side, a line of text, the space between rows, the titles
-PICTURE, LINE, GAP, HEADER = 1.3, 0.15, 0.1, 0.65
+LONGEST = 18  # characters of a class name below a picture
+# inches: the most of a picture, a line of text, the space between rows, the titles
+WIDEST, TALLEST, LINE, GAP, HEADER = 1.6, 1.3, 0.15, 0.1, 0.65
 LEFT = 0.35  # inches, for the names of the rows
-
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,18 @@ class Strip:
     batch: int
 
     @property
+    def picture_size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        pictures = self.columns[0][2].pictures
+        assert pictures is not None
+        height, width = pictures.wait().shape[1:3]
+        inches = min(WIDEST / width, TALLEST / height)
+        return width * inches, height * inches
+
+    @property
     def row_height(self) -> float:
         """Inches: a picture, and a line for each of the best classes."""
-        return PICTURE + self.columns[0][2].best.wait().shape[1] * LINE + GAP
+        return self.picture_size[1] + self.columns[0][2].best.wait().shape[1] * LINE + GAP
 
 
 def strips_of(trace: Trace) -> dict[int, Strip]:
@@ -64,17 +72,18 @@ def strip_height(strip: Strip) -> float:
 
 def draw_strip(figure: Any, width: float, strip: Strip, name: str, colour: str) -> None:
     """A row for each image and a column for each point of the run; width in inches."""
-    height = strip_height(strip)
+    height, (wide, tall) = strip_height(strip), strip.picture_size
     some = f" ({strip.rows} of {strip.batch} images)" if strip.rows < strip.batch else ""
     at = {"x": LEFT / width, "y": 1 - 0.15 / height}
-    figure.text(**at, s=f"Predicted images as seen by{name}{some}", fontsize=10, va="top")
+    title = f"Predicted images as seen by{name}{some}"
+    figure.text(**at, s=title, fontsize=10, fontfamily=fonts_for_names(), va="top")
     column_width = (width - LEFT) / POINTS
     for column, (index, sigma, record) in enumerate(strip.columns):
         assert record.pictures is not None
         best = record.best_of_each()
         for row, picture in enumerate(record.pictures.wait().numpy()[: strip.rows]):
             left, top = LEFT + column * column_width, HEADER + row * strip.row_height
-            place = (left, height - top - PICTURE, PICTURE, PICTURE)
+            place = (left, height - top - tall, wide, tall)
             sizes = (width, height, width, height)
             ax = figure.add_axes([one / size for one, size in zip(place, sizes, strict=True)])
             _draw_picture(ax, picture)
@@ -100,19 +109,25 @@ def _draw_best(
     which = record.classifier
     label = which.labels[image % len(which.labels)] if which.labels else None
     for line, (index, value) in enumerate(best):
-        name = plain(which.class_name(index), LONGEST)
+        name = plain(_shortened(which.class_name(index)), LONGEST)
         wanted = index == label and not which.is_score
         ax.annotate(
-            f"score {value:.3g}" if which.is_score else f"{name}  {percent(value)}",
-            (0.5, 0),
+            f"score {value:.3g}" if which.is_score else f"{name}  {percent(value)}".lstrip(),
+            (0, 0),
             xycoords="axes fraction",
             xytext=(0, -3 - 72 * LINE * line),
             textcoords="offset points",
-            ha="center",
             va="top",
             fontsize=8,
+            fontfamily=fonts_for_names(),
             **({"color": colour, "fontweight": "bold"} if wanted else {"color": "0.3"}),
         )
+
+
+def _shortened(name: str) -> str:
+    """The beginning and the end: lines of words often begin with the same words."""
+    half = (LONGEST - 3) // 2
+    return name if len(name) <= LONGEST else f"{name[: half + 1]}...{name[-half:]}"
 
 
 def percent(probability: float) -> str:

@@ -137,7 +137,7 @@ class ClassifierGuide:
             short_name(self.placed.file_name),
             tuple(self.labels),
             class_names(classifier.num_classes or 0, classifier.labels),
-            getattr(classifier, "is_score", False),
+            classifier.is_score,
         )
 
         def report(scales: Tensor, term: Tensor, output: ClassifierOutput) -> None:

@@ -183,7 +183,7 @@ def test_the_strip_has_five_pictures_with_their_best_classes(figure_of):
     ]
     assert [one[0] for one in found] == [round(index / 50 * 127.5) for index in (0, 2, 4, 6, 8)]
     assert {one[1] for one in found} == {(8, 8, 3)}
-    best = [" dog  50 %", " a name with many ...  30 %", " cat  20 %"]
+    best = ["dog  50 %", "a name w...letters  30 %", "cat  20 %"]
     assert all(one[3] == best for one in found)
 
 

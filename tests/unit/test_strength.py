@@ -106,6 +106,11 @@ def test_entropy_factor(probs, factor):
     assert found.dtype == torch.float64 and found.item() == pytest.approx(factor, rel=1e-6)
 
 
+@pytest.mark.parametrize("value", [-30.0, 0.0, 5.3, 1e4])
+def test_a_single_class_or_score_has_the_factor_1(value):
+    assert entropy_factor(torch.tensor([[value]]), 7.0).item() == 1.0
+
+
 def test_the_entropy_factor_in_half_precision():
     """The entropy of a nearly sure p is too small for half precision."""
     nearly = torch.tensor([[1 - 1e-3, 1e-3]]).log()
