@@ -17,6 +17,7 @@ from ..sampling.generate import SamplingConfig, generate
 from ..sampling.loop import METHODS
 from ..sampling.low_res import read_low_res
 from ..sampling.model import DiffusionModel
+from ..sampling.recurrence import END_PERCENT
 from . import options
 
 HELP = "draw images with classifier guidance, classifier-free guidance, or both"
@@ -45,6 +46,14 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
     parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
+    parser.add_argument(
+        "--recurrence",
+        type=int,
+        default=1,
+        metavar="R",
+        help=f"take each step of the first {END_PERCENT:.0%} of the timesteps R times, with noise "
+        "put back between".replace("%", "%%"),
+    )
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's")

@@ -96,7 +96,7 @@ def test_every_option_is_handed_on(asked):
     values = {"num_samples": 3, "batch_size": 2, "label": "zebra", "scale": 2.0, "cfg": 3.0}
     values |= {"method": "ddpm", "eta": 0.5, "respacing": "7", "seed": 5, "entropy_limit": 4.0}
     values |= {"cap": 0.25, "gradient_interval": 6, "label_smoothing": 0.125}
-    values |= {"cfg_interval": 2, "cfg_tolerance": 0.75}
+    values |= {"cfg_interval": 2, "cfg_tolerance": 0.75, "recurrence": 3}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     seen = asked(*sample(*OUT, *options, "--no-clip", "--image-size", "16"))
     assert seen["job"] == SamplingConfig(**values, clip_denoised=False)
