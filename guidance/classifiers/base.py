@@ -61,6 +61,9 @@ class ClassifierOutput:
     log p(y | x), or of a score (B, 1) the score itself. sigma, alpha (B,): the noise level of the
     gradient, for `rescale`. decoded (B,): `nan_unless_finite` of the images that a decoder made for
     it; None without a decoder.
+
+    seen (B, ...): the predicted images, for a trace: of a classifier of clean images the RGB images
+    in [-1, 1] that it read, of others E[x0 | x]. None if it is not a new output.
     """
 
     gradient: Tensor
@@ -69,6 +72,7 @@ class ClassifierOutput:
     sigma: Tensor
     alpha: Tensor
     decoded: Tensor | None = None
+    seen: Tensor | None = None
 
 
 def nan_unless_finite(values: Tensor) -> Tensor:

@@ -157,13 +157,16 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, decoded = self.image_gradient(point.denoised, target, point.generator)
+        gradient, log_probs, decoded, seen = self.image_gradient(
+            point.denoised, target, point.generator
+        )
         levels = point.sigma, point.alpha
         if not self.through_model:
-            return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels, decoded)
+            weight = self._variance(*levels)
+            return ClassifierOutput(gradient, weight, log_probs, *levels, decoded, seen)
         near = within_range(*levels, MAX_RATIO)
         gradient = jacobian_product(point.denoised, point.x, gradient)
-        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded)
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded, seen)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """The output for another noise level.
@@ -180,8 +183,8 @@ class ImageClassifier:
 
     def image_gradient(
         self, x0: Tensor, target: Target, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`.
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), `decoded` and `seen`.
 
         Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, looks are taken in
         parts.
@@ -200,7 +203,7 @@ class ImageClassifier:
 
     def _image_gradient(
         self, x0: Tensor, target: Target, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
@@ -209,7 +212,7 @@ class ImageClassifier:
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
         decoded = None if self.decode is None else nan_unless_finite(pixels)
-        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
+        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded, pixels.detach()
 
     def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """log of p averaged over the looks (B, classes); of a score its mean."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..classifiers.base import Classifier, SamplingPoint, Target
+from ..classifiers.base import Classifier, ClassifierOutput, SamplingPoint, Target
 from ..classifiers.gradient_cache import GradientCache
 from ..core.noise import per_image
 from ..schedules.run_position import RunPosition
@@ -16,7 +16,7 @@ from ..schedules.schedule import GuidanceSchedule
 from .nan_guard import NaNGuard
 from .strength import Strength, normalized_weight
 
-Report = Callable[[Tensor, Tensor, Tensor], None]
+Report = Callable[[Tensor, Tensor, ClassifierOutput], None]
 LOOKS = 0x6C6F6F6B73  # any number but 0
 
 
@@ -59,9 +59,9 @@ class Guide:
 
         scale * weight * gradient of log p(label | x), with the options of the strength. It is
         finite and continuous, also if sigma / alpha is beyond the classifier's range. `report` is
-        called with the scales (B,), the term (B, ...) and log p(y | x) of every class
-        (B, classes). Raises ValueError if the gradient is not finite. With the `guard` of a run,
-        which does not wait for the device, a later call or the end of the run may raise it.
+        called with the scales (B,), the term (B, ...) and the classifier's output. Raises
+        ValueError if the gradient is not finite. With the `guard` of a run, which does not wait for
+        the device, a later call or the end of the run may raise it.
         """
         target = Target(self.labels, self.strength.label_smoothing)
         point = replace(point, generator=self.generator)
@@ -77,7 +77,7 @@ class Guide:
         term = guidance_term(output.gradient, weight, scales)
         term = self.strength.capped(term, point.denoised.detach())
         if report is not None:
-            report(scales, term, output.log_probs)
+            report(scales, term, output)
         return term
 
 

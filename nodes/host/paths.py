@@ -38,6 +38,12 @@ def model_names(folder: str) -> list[str]:
     return folder_paths.get_filename_list(folder)
 
 
+def short_name(name: str) -> str:
+    """A model file's name without its folder and its suffix; a model folder's own name."""
+    path = Path(name)
+    return path.stem if path.suffix in MODEL_SUFFIXES else path.name
+
+
 def model_path(folder: str, name: str) -> Path:
     """The path of the chosen file, checked because a linked input or a script can send any name.
 

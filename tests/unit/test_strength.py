@@ -181,9 +181,9 @@ def test_the_report_has_the_scales_the_term_and_all_log_probs(classifier):
     guide = Guide(classifier, LABELS, Strength(scale=(1.0, 2.0, 0.0), cap=0.01))
     point = SamplingPoint.at(x, x, 2.0)
     found = guide.term(point, report=lambda *values: seen.append(values))
-    ((scales, reported, log_probs),) = seen
+    ((scales, reported, output),) = seen
     assert scales.tolist() == [1, 2, 0] and reported is found
-    assert torch.allclose(log_probs, classifier.log_probs(x, 2.0))
+    assert torch.allclose(output.log_probs, classifier.log_probs(x, 2.0))
 
 
 def test_what_is_not_finite_is_an_error_at_once():
