@@ -171,7 +171,7 @@ def test_one_output_is_a_score(transformers, tmp_path, no_network):
     x = images().requires_grad_()
     expected = model(pixel_values=loaded.preprocessing(x)).logits
     (wanted,) = torch.autograd.grad(expected.sum(), x)
-    gradient, score, _ = loaded.image_gradient(x.detach(), Target(0))
+    gradient, score, *_ = loaded.image_gradient(x.detach(), Target(0))
     assert wanted.abs().max() > 1e-6
     assert torch.allclose(score, expected) and torch.allclose(gradient, wanted, atol=1e-7)
     looks = Looks(count=3, shift=0.1, zoom=0, noise=0)

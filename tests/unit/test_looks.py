@@ -87,7 +87,7 @@ def test_the_gradient_is_of_the_mean_over_the_looks(activation):
     x0, looks = images(dtype=torch.float64), Looks(count=5)
     guide = classifier(looks, classes=classes, activation=activation)
     labels = torch.zeros(2, dtype=torch.long) if classes == 1 else LABELS
-    gradient, log_probs, _ = guide.image_gradient(x0, Target(labels), seeded(1))
+    gradient, log_probs, *_ = guide.image_gradient(x0, Target(labels), seeded(1))
     x_in, draw = x0.clone().requires_grad_(), seeded(1)
     moved = torch.stack([PREPARED(look) for look in looks.of(x_in, draw)])
     noise = torch.randn(moved.shape, generator=draw).double() * looks.noise
