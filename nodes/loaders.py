@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..guidance.checkpoints.checkpoint import ATTENTION_ORDERS
 from ..guidance.classifiers.image import GRADIENTS
+from ..guidance.classifiers.looks import Looks
 from .host.adm_model import load_adm, pixel_vae
 from .host.classifiers import load_classifier, load_image_classifier
 from .host.files import DTYPE_NAMES
@@ -18,7 +19,7 @@ from .host.paths import (
     model_names,
     model_path,
 )
-from .schema import ADVANCED, NoisyClassifierType, Schema, number
+from .schema import ADVANCED, NoisyClassifierType, Schema, looks_inputs, number
 
 SCHEDULES = ["auto", "linear", "cosine"]
 
@@ -81,6 +82,7 @@ class ImageClassifierLoader(io.ComfyNode):
                 io.Vae.Input("vae", optional=True),
                 io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
                 io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
+                *looks_inputs(),
             ],
             outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )
@@ -90,8 +92,11 @@ class ImageClassifierLoader(io.ComfyNode):
         return fingerprint(image_classifier_path, classifier_name)
 
     @classmethod
-    def execute(cls, classifier_name, vae=None, gradient="cheap", dtype="auto") -> io.NodeOutput:
-        return io.NodeOutput(load_image_classifier(classifier_name, gradient, dtype, vae))
+    def execute(
+        cls, classifier_name, vae=None, gradient="cheap", dtype="auto", looks=0, flip=False
+    ) -> io.NodeOutput:
+        taken = Looks(count=looks, flip=flip)
+        return io.NodeOutput(load_image_classifier(classifier_name, gradient, dtype, vae, taken))
 
 
 class ADMModelLoader(io.ComfyNode):

@@ -45,6 +45,7 @@ class NoisyClassifier:
 
     reads_images = False
     through_model = False
+    is_score = False
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
+from ..classifiers.looks import Looks
 from ..core.atomic_write import check_target
 from ..core.distributed import Processes, process_group
 from ..core.images import save_samples
@@ -34,6 +35,14 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
         help="--classifier reads clean images (a Hugging Face folder, a torchvision file, a clean "
         "classifier of this pack): cheap leaves the model out of its gradient, exact does not",
     )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=0,
+        help="augmented copies of the image that the gradient of a classifier of clean images is "
+        "averaged over; 0: the image itself",
+    )
+    parser.add_argument("--flip", action="store_true", help="half of the looks are mirror images")
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
     parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
@@ -93,6 +102,12 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--label-smoothing", type=float, default=0.0, help="share of the target for all classes"
+    )
+    group.add_argument(
+        "--normalize",
+        action="store_true",
+        help="use the direction of the gradient alone; a scale of 0.2 to 1 then fits every "
+        "classifier",
     )
 
 
@@ -185,7 +200,8 @@ def load_models(
     if args.classifier is None:
         return model, None
     gradient = args.gradient or GRADIENTS[0]
-    return model, load_image_classifier(args.classifier, gradient=gradient, **where)
+    looks = Looks(count=args.looks, flip=args.flip)
+    return model, load_image_classifier(args.classifier, gradient=gradient, looks=looks, **where)
 
 
 def sampling_options(args: argparse.Namespace) -> dict:

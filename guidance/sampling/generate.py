@@ -18,7 +18,7 @@ from ..core.images import to_uint8
 from ..core.labels import parse_labels
 from ..schedules.schedule import GuidanceSchedule
 from .cfg_cache import CFGCacheConfig
-from .classifier_guidance import Guide
+from .classifier_guidance import Guide, looks_generator
 from .loop import sample, step_position, turns
 from .low_res import UPSCALE
 from .model import DiffusionModel
@@ -51,6 +51,7 @@ class SamplingConfig:
     label_smoothing: float = 0.0
     schedule: GuidanceSchedule | None = None
     cfg_schedule: GuidanceSchedule | None = None
+    normalize: bool = False
     gradient_interval: int = 1
     cfg_interval: int = 1
     cfg_tolerance: float = 0.0
@@ -63,6 +64,7 @@ class SamplingConfig:
             entropy_limit=self.entropy_limit,
             cap=self.cap,
             label_smoothing=self.label_smoothing,
+            normalize=self.normalize,
         )
 
     @property
@@ -131,8 +133,9 @@ def generate(
                 continue
             small = None if low_res is None else low_res[[n % len(low_res) for n in numbers]]
             run = {"noise": noise, "progress": bar.update}
-            drawn = _draw(model, classifier, config, x, steps, batch, small, **run)
-            images[numbers.start] = to_uint8(drawn)
+            at = numbers.start
+            drawn = _draw(model, classifier, config, at, x, steps, batch, small, **run)
+            images[at] = to_uint8(drawn)
     for others in processes.gathered(images):
         images |= others
     whole = np.concatenate([images[start] for start in starts])
@@ -197,6 +200,7 @@ def _draw(
     model: DiffusionModel,
     classifier: Classifier | None,
     config: SamplingConfig,
+    first: int,
     x: Tensor,
     steps: Sequence[Step],
     labels: Tensor | None,
@@ -206,7 +210,9 @@ def _draw(
     guides = []
     if classifier is not None and labels is not None:
         cache = GradientCache(config.gradient_interval)
-        guides.append(Guide(classifier, labels, config.strength, config.schedule, cache))
+        generator = looks_generator(config.seed + first)
+        about = (config.strength, config.schedule, cache, generator)
+        guides.append(Guide(classifier, labels, *about))
     return sample(
         model,
         x,

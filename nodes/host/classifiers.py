@@ -12,6 +12,7 @@ import torch
 
 from ...guidance.checkpoints.checkpoint import DTYPES, Description
 from ...guidance.classifiers.image import ImageClassifier
+from ...guidance.classifiers.looks import NO_LOOKS, Looks
 from ...guidance.classifiers.noisy import NoisyClassifier
 from ...guidance.core.autograd import compute_dtype
 from .files import read_file, weight_dtype
@@ -79,12 +80,16 @@ def place_noisy(network: Any, description: Description, name: str) -> PlacedClas
 
 
 def load_image_classifier(
-    name: str, gradient: str, dtype: str, vae: comfy.sd.VAE | None = None
+    name: str,
+    gradient: str,
+    dtype: str,
+    vae: comfy.sd.VAE | None = None,
+    looks: Looks = NO_LOOKS,
 ) -> PlacedClassifier:
     """A classifier of clean images, in main memory until it is used."""
     from ...guidance.checkpoints.image_classifiers import open_image_classifier
 
-    classifier = open_image_classifier(image_classifier_path(name), gradient)
+    classifier = open_image_classifier(image_classifier_path(name), gradient, looks)
     device = comfy.model_management.get_torch_device()
     stored = compute_dtype(classifier.network, torch.empty(0))
     weights = stored if dtype == "auto" else DTYPES[dtype]

@@ -16,7 +16,7 @@ from ...guidance.classifiers.noisy import NoisyClassifier
 from ...guidance.core.host_copy import to_device
 from ...guidance.core.labels import spread_labels
 from ...guidance.core.noise import per_image
-from ...guidance.sampling.classifier_guidance import Guide, Report
+from ...guidance.sampling.classifier_guidance import Guide, Report, looks_generator
 from ...guidance.sampling.strength import Strength
 from ...guidance.sampling.trace import Trace
 from ...guidance.schedules.schedule import GuidanceSchedule
@@ -78,7 +78,7 @@ class ClassifierGuide:
         labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
         state, options = run_state(model_options), hooks.options_of(model_options)
-        guide = self._guide(executor.class_obj, x, sigma, labels, model_options)
+        guide = self._guide(executor.class_obj, x, sigma, labels, model_options, seed)
         if guide is None:
             return executor(x, sigma, model_options, seed)
         with state.guidance_sum() as total:
@@ -105,7 +105,7 @@ class ClassifierGuide:
             return denoised + term
 
     def _guide(
-        self, guider: Any, x: Tensor, sigma: Tensor, labels: Tensor, model_options: dict
+        self, guider: Any, x: Tensor, sigma: Tensor, labels: Tensor, model_options: dict, seed: Any
     ) -> Guide | None:
         """The guide of this run with its current scale; None if it is off."""
         position = None
@@ -116,12 +116,14 @@ class ClassifierGuide:
         classifier = self.placed.bind(patchers, guider.inner_model)
         if model_info.is_single_frame(x) and isinstance(classifier, NoisyClassifier):
             classifier = classifier.with_network(SingleFrame(classifier.network))
+        cache = run_state(model_options).cache
         return Guide(
             classifier,
             to_device(x.device, labels),
             self.strength,
             self.schedule,
-            run_state(model_options).cache(self.key, lambda: GradientCache(self.gradient_interval)),
+            cache(self.key, lambda: GradientCache(self.gradient_interval)),
+            cache((self.key, "looks"), lambda: looks_generator(seed or 0)),
         ).at(position, len(x))
 
     def _check_shape(self, x: Tensor) -> None:

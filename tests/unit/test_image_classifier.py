@@ -168,6 +168,29 @@ def test_decoding_is_part_of_the_gradient():
     assert torch.allclose(guide.image_log_probs(pixels), Smooth()(pixels).log_softmax(dim=1))
 
 
+@pytest.mark.parametrize(
+    ("activation", "classes", "of_logits"),
+    [
+        ("sigmoid", CLASSES, lambda logits: torch.sigmoid(logits).log()),
+        ("sigmoid", 1, lambda logits: torch.sigmoid(logits).log()),
+        ("score", 1, lambda logits: logits),
+    ],
+)
+def test_what_is_no_softmax(activation, classes, of_logits):
+    """A sigmoid of each class, or the output itself: values, and the gradient of the label's."""
+    labels, network = torch.tensor([0, classes - 1]), Smooth(classes=classes)
+    guide = ImageClassifier(network, Preprocessing(), classes, activation=activation)
+    for same in (guide, guide.with_network(network), guide.with_gradient("exact")):
+        assert same.is_score == (activation == "score")
+        g, values, _ = same.image_gradient(POINTS, Target(labels))
+        x0 = POINTS.clone().requires_grad_()
+        expected = of_logits(network(x0))
+        (wanted,) = torch.autograd.grad(expected[[0, 1], labels].sum(), x0)
+        assert wanted.abs().max() > 1e-3
+        assert torch.allclose(g, wanted, atol=1e-12) and torch.allclose(values, expected)
+        assert torch.allclose(same.image_log_probs(POINTS), expected)
+
+
 def test_half_precision_keeps_small_gradients():
     """A label that is very unlikely, and one that is nearly certain: in fp16 both would be lost."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
@@ -193,6 +216,8 @@ def test_what_cannot_be():
         ({"gradient": "half"}, "gradient is 'half'; .* cheap, exact"),
         ({"data_std": 0.0}, "data_std is 0.0; .* above 0"),
         ({"labels": ["a"]}, "labels names 1 classes; the network has 3"),
+        ({"activation": "tanh"}, "activation is 'tanh'; .* softmax, sigmoid, score"),
+        ({"activation": "score"}, "score is one output; this network has 3"),
     ):
         with pytest.raises(ValueError, match=said):
             ImageClassifier(Smooth(), Preprocessing(), CLASSES, **options)
