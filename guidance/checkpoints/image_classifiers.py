@@ -43,7 +43,7 @@ def open_image_classifier(
         opened = open_folder(path) if path.is_dir() else _of_file(path)
         check_finite(path.name, opened.network.state_dict())
         opened.network.eval().requires_grad_(False)
-    return opened.with_gradient(gradient, looks)
+    return opened.with_gradient(gradient).with_looks(looks)
 
 
 def load_image_classifier(

@@ -135,11 +135,16 @@ class ImageClassifier:
         placed.network, placed.decode = network, decode
         return placed
 
-    def with_gradient(self, gradient: str, looks: Looks = NO_LOOKS) -> ImageClassifier:
-        """The same classifier with another gradient, "cheap" or "exact", over these looks."""
+    def with_gradient(self, gradient: str) -> ImageClassifier:
+        """The same classifier with another gradient, "cheap" or "exact"."""
         _check_choice("gradient", gradient, GRADIENTS)
         other = copy.copy(self)
         other.through_model = gradient == "exact"
+        return other
+
+    def with_looks(self, looks: Looks) -> ImageClassifier:
+        """The same classifier with the gradient over these looks."""
+        other = copy.copy(self)
         other.looks, other.memory = looks, LooksMemory(looks.count)
         return other
 

@@ -26,9 +26,11 @@ from ..sampling.generate import SamplingConfig, check_schedules, generate
 from ..sampling.model import DiffusionModel
 from ..training.data import load_images
 from . import options
-from .runs import EvaluationRun, planned
+from .runs import EvaluationRun, distinct, planned
 from .sample import add_sampling, load_models
 from .training import warn_skipped
+from .variants import HELP as VARY_HELP
+from .variants import of_variant, variants
 
 HELP = "judge how well samples follow their class over a range of scales and schedules"
 ASK_FOR_REFERENCE = (
@@ -54,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--schedules", nargs="*", default=[], help=f"of the classifier: {schedules}"
     )
     parser.add_argument("--cfg-schedules", nargs="*", default=[], help=f"of CFG: {schedules}")
+    parser.add_argument("--vary", nargs="*", default=[], metavar="NAME=VALUES", help=VARY_HELP)
     parser.add_argument("--num-samples", type=int, default=500)
     parser.add_argument("--output", help="also write the rows to this .json file")
     parser.add_argument("--plot", help="also draw the rows into this .png file")
@@ -107,7 +110,9 @@ def _rows(
     runs: list[EvaluationRun] = []
     shape = None  # of the model's images, if known
     if model is not None:
-        runs = planned(args, model, classifier)
+        for variant in variants(args):
+            runs += planned(variant, model, of_variant(classifier, variant))
+        runs = distinct(runs)
         for one in runs:
             check_schedules(model, one.config)
         if side := args.image_size or model.layout.image_size:
@@ -118,7 +123,7 @@ def _rows(
     for number, one in enumerate(runs, 1):
         assert model is not None  # without a model there are no runs
         title = f"{number}/{len(runs)} {one.title}"
-        images, labels, work = _draw(args, model, classifier, one.config, title, processes)
+        images, labels, work = _draw(args, model, one.classifier, one.config, title, processes)
         if not processes.first:
             continue
         file = None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..classifiers.base import Classifier
+from ..classifiers.image import ImageClassifier
 from ..sampling.generate import SamplingConfig
 from ..sampling.model import DiffusionModel
 from ..sampling.strength import Strength
@@ -21,13 +22,14 @@ FIELDS = {"classifier": ("scale", "schedule"), "CFG": ("cfg", "cfg_schedule")}
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One run: the kind of guidance, with its scale or schedule."""
+    """One run: the kind of guidance, with its scale or schedule, and the classifier."""
 
     kind: str
     guidance: str
     config: SamplingConfig
     scale: float | None = None
     schedule: GuidanceSchedule | None = None
+    classifier: Classifier | None = None
 
     @property
     def title(self) -> str:
@@ -47,7 +49,8 @@ def planned(
     plain = SamplingConfig(**sampling_options(args), label="all", scale=0.0, cfg=cfg)
     runs: list[EvaluationRun] = []
     if classifier is not None:
-        runs += _runs("classifier", with_options(plain), plain, args.scales, args.schedules)
+        name = with_options(plain, classifier)
+        runs += _runs("classifier", name, plain, args.scales, args.schedules)
     elif args.schedules:
         raise ValueError(
             "--schedules need a --classifier that follows them; those of CFG go to --cfg-schedules."
@@ -66,7 +69,8 @@ def planned(
         )
     guided = [run for run in runs if run.config != plain]
     none = EvaluationRun("none", with_recurrence("none", plain), plain, 0.0)
-    return [none] * (len(guided) < len(runs)) + guided
+    chosen = [none] * (len(guided) < len(runs)) + guided
+    return [replace(run, classifier=classifier) for run in chosen]
 
 
 def _runs(
@@ -87,13 +91,33 @@ def _runs(
     return runs
 
 
-def with_options(config: SamplingConfig) -> str:
+def distinct(runs: Sequence[EvaluationRun]) -> list[EvaluationRun]:
+    """The runs, those without a classifier once, although several variants plan them."""
+    found: list[EvaluationRun] = []
+    known = set()
+    for run in runs:
+        key = (run.title, run.schedule and run.schedule.to_json())
+        if key not in known:
+            known.add(key)
+            found.append(run)
+    return found
+
+
+def with_options(config: SamplingConfig, classifier: Classifier) -> str:
     """The name of the rows with classifier guidance."""
-    chosen = [
-        f"{name.replace('_', ' ')} {value:g}"
+    chosen = []
+    if isinstance(classifier, ImageClassifier):
+        chosen.append("exact" if classifier.through_model else "cheap")
+        if classifier.looks.count:
+            chosen.append(f"looks {classifier.looks.count}")
+    strength = {
+        name: value
         for name, value in asdict(config.strength).items()
         if name != "scale" and value != getattr(Strength, name)
-    ]
+    }
+    if strength.pop("normalize", False):
+        chosen.append("normalized")
+    chosen += [f"{name.replace('_', ' ')} {value:g}" for name, value in strength.items()]
     return ", ".join(["classifier", *chosen])
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from test_resume import run_processes
-from tiny_networks import CLASSES, SIZE, unet, write_model
+from tiny_networks import CLASSES, SIZE, half_unet, unet, write_model
 
 from guidance import GuidanceSchedule, load_classifier
+from guidance.checkpoints.checkpoint import Description, save_checkpoint
 from guidance.evaluation.compute_cost import ComputeCost
 from guidance.evaluation.judge import Score
 from guidance.evaluation.report import Row, table
@@ -281,3 +282,46 @@ def test_two_processes_evaluate_as_one(root, rows, files, tmp_path):
     assert [row["passes"] for row in one] == [4, 8]
     assert all(row.pop("seconds") > 0 for row in one + two)
     assert one == two
+
+
+def test_variants_are_every_combination(runs):
+    """One row each; what they do not change is drawn once."""
+    arguments = ["--scales", "0,2", "--cfg-scales", "1", "--vary", "normalize=off,on"]
+    found, seen = runs(*DRAW, *CLASSIFIER, *arguments, "recurrence=1,2")
+    assert [(row["guidance"], row["scale"]) for row in found] == [
+        ("none", 0.0),
+        ("classifier", 2.0),
+        ("CFG", 1.0),
+        ("none, recurrence 2", 0.0),
+        ("classifier, recurrence 2", 2.0),
+        ("CFG, recurrence 2", 1.0),
+        ("classifier, normalized", 2.0),
+        ("classifier, normalized, recurrence 2", 2.0),
+    ]
+    chosen = [(config.normalize, config.recurrence) for config in seen if config.scale]
+    assert chosen == [(False, 1), (False, 2), (True, 1), (True, 2)]
+
+
+def test_variants_of_a_clean_classifier(runs):
+    network = half_unet()
+    about = {"layout": network.layout, "noise_schedule": "linear", "training": {"clean": True}}
+    save_checkpoint(
+        "clean.safetensors", network.state_dict(), Description(kind="classifier", **about)
+    )
+    arguments = ["--gradient", "cheap", "--scales", "1", "--cfg-scales", ""]
+    varied = ["--vary", "gradient=cheap,exact", "looks=0,3"]
+    found, _ = runs(*DRAW, "--classifier", "clean.safetensors", *arguments, *varied)
+    names = ("cheap", "cheap, looks 3", "exact", "exact, looks 3")
+    assert [row["guidance"] for row in found] == [f"classifier, {name}" for name in names]
+
+
+@pytest.mark.parametrize(
+    "varied", ["shape=1,2", "looks=four", "looks", "normalize=1", "gradient=dear"]
+)
+def test_variants_that_there_are_not(guidance, varied):
+    said = guidance(*DRAW, *CLASSIFIER, "--vary", varied, status=1)
+    assert repr(varied) in said and "looks=0,4" in said
+
+
+def test_looks_of_a_noisy_classifier(guidance):
+    assert "clean" in guidance(*DRAW, *CLASSIFIER, "--vary", "looks=0,4", status=1)
