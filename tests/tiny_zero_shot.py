@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-WORDS = ["a", "photo", "of", "cat", "dog", "zebra", "the", "small", "big", "3", "digit"]
+WORDS = ["a", "photo", "of", "cat", "dog", "zebra", "the", "small", "big", "digit", *"0123456789"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 TOKENS = 12  # the most that the text tower reads
 TOWER = {"hidden_size": 32, "intermediate_size": 48}

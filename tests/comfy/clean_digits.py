@@ -1,6 +1,7 @@
 """A small classifier of clean digits, as Hugging Face's tools would leave it in a folder.
 
-PYTHONPATH=tests python tests/comfy/clean_digits.py FOLDER [NOISE] trains it in less than a minute.
+PYTHONPATH=tests python tests/comfy/clean_digits.py FOLDER [NOISE] [KIND] trains it in a minute or
+two. KIND: resnet, vit, or clip, whose classes are words: "0" to "9", or "a photo of the digit 7".
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from pathlib import Path
 import real_digits
 import torch
 import torch.nn.functional as F
+from tiny_zero_shot import SPECIAL, WORDS, write_tokenizer
 
 HELD_OUT = 500
+TOWER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+TOWER |= {"num_attention_heads": 4}
+PATCHES = {"image_size": 32, "patch_size": 4}
 
 
 @cache
@@ -34,7 +39,8 @@ def train(model, steps: int = 400, noise: float = 1.0, shift: int = 2) -> float:
     held_out = len(images) - HELD_OUT
     draws = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    rate = 5e-3 if steps == 400 else 1e-3
+    fall = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     model.train()
     for _ in range(steps):
         chosen = torch.randint(held_out, (64,), generator=draws)
@@ -42,27 +48,59 @@ def train(model, steps: int = 400, noise: float = 1.0, shift: int = 2) -> float:
         batch = images[chosen].roll(moved, (2, 3))
         level = noise * torch.rand(len(batch), 1, 1, 1, generator=draws)
         batch = batch + level * torch.randn(batch.shape, generator=draws)
-        loss = F.cross_entropy(model(pixel_values=batch).logits, labels[chosen])
+        loss = F.cross_entropy(logits_of(model, batch), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         fall.step()
     model.eval()
     with torch.no_grad():
-        guesses = model(pixel_values=images[held_out:]).logits.argmax(dim=1)
+        guesses = logits_of(model, images[held_out:]).argmax(dim=1)
     return float((guesses == labels[held_out:]).float().mean())
+
+
+def logits_of(model, images):
+    """(B, 10), of a CLIP those of the ten digits as words."""
+    if not hasattr(model, "logit_scale"):
+        return model(pixel_values=images).logits
+    start, end = SPECIAL.index("<s>"), SPECIAL.index("</s>")
+    words = [[start, len(SPECIAL) + WORDS.index(digit), end] for digit in "0123456789"]
+    return model(input_ids=torch.tensor(words), pixel_values=images).logits_per_image
 
 
 def new_resnet():
     """A small ResNet of transformers, not trained."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    names = {index: f"digit {index}" for index in range(10)}
     shape = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1]}
     shape |= {"layer_type": "basic", "hidden_act": "silu"}
-    labels = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     torch.manual_seed(0)
-    return ResNetForImageClassification(ResNetConfig(**shape, **labels))
+    return ResNetForImageClassification(ResNetConfig(**shape, **named()))
+
+
+def new_vit():
+    """A small ViT."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    return ViTForImageClassification(ViTConfig(**TOWER, **PATCHES, **named()))
+
+
+def new_clip():
+    """A small CLIP."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = TOWER | {"vocab_size": len(SPECIAL + WORDS), "max_position_embeddings": 12}
+    text |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=TOWER | PATCHES, projection_dim=64)
+    return CLIPModel(config)
+
+
+def named():
+    """The classes of a config."""
+    names = {index: f"digit {index}" for index in range(10)}
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
 def save(model, folder: Path) -> None:
@@ -75,7 +113,10 @@ def save(model, folder: Path) -> None:
 
 if __name__ == "__main__":
     level = float(sys.argv[2]) if len(sys.argv) > 2 else 1.0
-    resnet = new_resnet()
-    found = train(resnet, noise=level)
-    save(resnet, Path(sys.argv[1]))
+    kind = sys.argv[3] if len(sys.argv) > 3 else "resnet"
+    made = {"resnet": new_resnet, "vit": new_vit, "clip": new_clip}[kind]()
+    found = train(made, steps=400 if kind == "resnet" else 2000, noise=level)
+    save(made, Path(sys.argv[1]))
+    if kind == "clip":
+        write_tokenizer(Path(sys.argv[1]), "<s> $A </s>")
     print(f"{sys.argv[1]}: {found:.3f} of the digits it has not seen")
