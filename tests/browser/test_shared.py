@@ -24,6 +24,8 @@ DROP = """async (data) => {
     canvas.dispatchEvent(new DragEvent("drop", options));
 }"""
 
+ANY = "any_classifier_digits.json"
+
 seeds = itertools.count(2000)
 
 
@@ -83,3 +85,29 @@ def test_a_saved_workflow_is_opened(page, other_page, curve, tmp_path):
     assert shape_of(other_page.prompt()) == shape_of(page.prompt())
     press(other_page, schedule, "ArrowRight")
     assert json.loads(schedule_of(other_page.prompt())) == json.loads(CURVE)
+
+
+def test_graphs_saved_before_an_input_existed_keep_what_they_did(page, root, tmp_path, server):
+    """New nodes normalise the gradient of clean classifiers and take looks; old graphs do not."""
+    write_models(server.base)
+    (values,) = (
+        one["widgets_values"]
+        for one in json.loads((root / "example_workflows" / ANY).read_text("utf-8"))["nodes"]
+        if one["type"] == "ClassifierGuidance"
+    )
+    before = {"ClassifierGuidance": values[:6], "ImageClassifierLoader": ["x", "cheap", "auto"]}
+    workflow = {"last_node_id": 2, "last_link_id": 0, "links": [], "version": 0.4, "nodes": []}
+    for number, (kind, old) in enumerate(before.items(), 1):
+        about = {"id": number, "type": kind, "pos": [400 * number, 100], "size": [300, 200]}
+        workflow["nodes"].append(about | {"flags": {}, "mode": 0, "widgets_values": old})
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(workflow), "utf-8")
+    page.load(path, "ClassifierGuidance")
+    assert [page.value(1, "normalize"), page.value(2, "looks")] == ["off", 0]
+    new = page.add("ClassifierGuidance"), page.add("ImageClassifierLoader")
+    assert [page.value(new[0], "normalize"), page.value(new[1], "looks")] == ["auto", 4]
+    # saved and opened once more, each stays what it is
+    page.load(page.save(tmp_path / "new.json"), "ClassifierGuidance")
+    found = [page.value(node, name) for node, name in ((1, "normalize"), (new[0], "normalize"))]
+    assert found == ["off", "auto"]
+    assert [page.value(2, "looks"), page.value(new[1], "looks")] == [0, 4]

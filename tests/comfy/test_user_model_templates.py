@@ -8,7 +8,8 @@ import pytest
 import torch
 from core_guiders import SAMPLING
 from sampler_runs import counted_calls, counted_passes
-from zoo import ZOO, prompt, zoo_model
+from tiny_zero_shot import write_zero_shot
+from zoo import ZOO, prompt, zoo_model, zoo_vae
 
 CUSTOM = ("DualModelGuider", "RandomNoise", "KSamplerSelect", "BasicScheduler")
 MODULES = {
@@ -136,3 +137,23 @@ def test_the_worse_model_is_only_run_where_the_scale_is_not_1(root, call, call_c
     assert [one["passes"] for one in seen] == [2] * 14 + [1] * 11  # 39, as its note says
     assert [sum(one) for one in calls] == [25, 14]
     assert all(one["cfg_norm"] > 0 for one in seen[:14])  # two models, not one twice
+
+
+def test_words_guide_your_checkpoint(root, call, call_core, files):
+    """CLIP reads the predicted image until 0.7 of the run; SDXL and CLIP are shrunk."""
+    template = Template(root / "example_workflows" / "zero_shot_your_checkpoint.json")
+    kind = ZOO["SDXL"]
+    folder = template.values(template.nodes["ZeroShotClassifier"])["classifier_name"]
+    write_zero_shot(files["classifiers"] / folder, "clip")
+    given_files = {
+        "CheckpointLoaderSimple": (zoo_model(kind), None, None),
+        "Load VAE (small, for the classifier)": (zoo_vae(kind),),
+        "ClassifyImage": None,
+    }
+    outputs = template.run(given_files | given(kind, "EmptyLatentImage"), call, call_core)
+    trace = json.loads(outputs["GuidancePlot"][1])
+    acted = [bool(one["classifiers"]) for one in trace["evaluations"]]
+    assert len(acted) == 25
+    within = [one["percent"] <= 0.7 for one in trace["evaluations"]]
+    scales = [sum(c["scale"] for c in one["classifiers"] if c) for one in trace["evaluations"]]
+    assert [scale == 1 for scale in scales] == within and 0 < sum(within) < 25
