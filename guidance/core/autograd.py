@@ -64,6 +64,11 @@ def log_softmax(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
 
 
+def is_weight(tensor: Tensor) -> bool:
+    """Whether it is a weight of a network, or a view of one, such as its transpose in a product."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+
+
 def graph_despite_writes() -> AbstractContextManager:
     """Torch's graph of the block stays valid where a model writes into its tensors, as Flux does.
 
@@ -71,6 +76,6 @@ def graph_despite_writes() -> AbstractContextManager:
     """
 
     def copied(tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        return tensor if is_weight(tensor) else tensor.detach().clone()
 
     return torch.autograd.graph.saved_tensors_hooks(copied, lambda tensor: tensor)

@@ -7,12 +7,14 @@ from typing import Any
 
 import comfy.sd
 import torch
+from comfy.taesd.taesd import TAESD
 from torch import Tensor
 
 from ...guidance.core.autograd import use_ordinary_weights
 from ...guidance.core.host_copy import device_of
 from .autograd import use_ordinary_attributes
-from .patcher import AllOrNothingPatcher, not_streamed
+from .delegate import not_streamed
+from .patcher import AllOrNothingPatcher
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class PlacedVAE:
             raise ValueError(
                 f"vae decodes {kind}; an image classifier needs the VAE of an image model."
             )
-        patcher = not_streamed(vae.patcher)
+        patcher = vae.patcher
         whole = AllOrNothingPatcher(
-            patcher.model, load_device=patcher.load_device, offload_device=patcher.offload_device
+            _network(vae), load_device=patcher.load_device, offload_device=patcher.offload_device
         )
         # core maps the output to 0..1: (v + 1) / 2 for most VAEs, the identity for some
         low, high = vae.process_output(torch.tensor([0.0, 0.5])).tolist()
@@ -57,3 +59,22 @@ class PlacedVAE:
         pixels = network.decode(latents)
         pixels = pixels.squeeze(2) if pixels.ndim == 5 else pixels  # of a video VAE: one frame
         return pixels * self.slope + self.offset
+
+
+def _network(vae: comfy.sd.VAE) -> torch.nn.Module:
+    """The VAE's network, or a copy whose weights are not streamed.
+
+    Raises ValueError if there can be none.
+    """
+    found = not_streamed(vae.patcher)
+    if found is not None:
+        return found.model
+    network = vae.first_stage_model
+    if isinstance(network, TAESD):  # core loads it from two files, and so makes no delegate of it
+        copy = TAESD(latent_channels=vae.latent_channels)
+        copy.load_state_dict(network.state_dict())
+        return copy.eval().to(vae.vae_dtype)
+    raise ValueError(
+        "vae has weights that are streamed, so gradients cannot pass through it; load it with "
+        "core's Load VAE, or start ComfyUI with --disable-dynamic-vram."
+    )
