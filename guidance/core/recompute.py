@@ -35,15 +35,18 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def recomputed_blocks(
-    networks: Iterable[nn.Module], is_short: Callable[[], bool], again: Context = nullcontext
+    networks: Iterable[nn.Module],
+    device: torch.device,
+    is_short: Callable[[], bool],
+    again: Context = nullcontext,
 ) -> Iterator[None]:
-    """In the block, torch's graph keeps only the inputs of the networks' blocks, not what they
-    compute, from a block on before which `is_short()` is true.
+    """Torch's graph keeps the inputs of the networks' blocks on a device, not what they compute.
 
-    again: the context in which a block computes the second time. The gradient is the same. The
-    backward pass raises ValueError if a block does not compute the same again.
+    It does so for each call of a block at whose beginning `is_short()` is true. again: the context
+    in which a block computes the second time. The gradient is the same. The backward pass raises
+    ValueError if a block does not compute the same again.
     """
-    run = _Run(again)
+    run = _Run(device, again)
     with ExitStack() as stack:
         for block in dict.fromkeys(block for network in networks for block in blocks_of(network)):
             forward = run.recomputed(block.forward, is_short)
@@ -54,8 +57,12 @@ def recomputed_blocks(
 class _Run:
     """The calls of all blocks. Only one of them keeps what it computed again, at a time."""
 
-    def __init__(self, again: Context):
+    def __init__(self, device: torch.device, again: Context):
         self.again = again
+        # where random numbers come from: those of a block must be the same again
+        self.draws: list[Any] = [torch]
+        if device.type != "cpu":
+            self.draws.append(torch.get_device_module(device))
         self.copies: dict[int, tuple[Tensor, int, Tensor]] = {}
         # weak: the graph owns the calls, and frees what they keep
         self.latest: Callable[[], _Call | None] = lambda: None
@@ -90,6 +97,7 @@ class _Call:
 
     def __init__(self, run: _Run, forward: Callable, inputs: Any):
         self.run, self.forward, self.inputs = run, forward, inputs
+        self.states = _states(run.draws)
         self.kinds: list[tuple] = []
         self.kept: list[Tensor] = []
 
@@ -113,21 +121,51 @@ class _Call:
         return self.kept[packed]
 
     def _compute(self) -> None:
-        def keep(tensor: Tensor) -> Tensor:
+        self.kept = []
+
+        def keep(tensor: Tensor) -> None:
+            """Leaves nothing in the second graph, which is not used."""
             if not is_weight(tensor):
                 self.kept.append(tensor.detach().clone())  # the block may write into it later
-            return tensor
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.inference_mode(False), torch.enable_grad(), self.run.again(), hooks:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            self.run.again(),
+            self._draws(),
+        ):
             # the block may write into its inputs, and the graph may be used again
             args, kwargs = _mapped(self.inputs, _writable)
-            self.forward(*args, **kwargs)
+            with torch.autograd.graph.saved_tensors_hooks(keep, _unused):
+                self.forward(*args, **kwargs)
         if [(tensor.shape, tensor.dtype) for tensor in self.kept] != self.kinds:
             raise ValueError(
                 "model, or a patch on it, computes something else when a block is computed again "
                 "because memory is short, so an exact gradient is not possible."
             )
+
+    @contextmanager
+    def _draws(self) -> Iterator[None]:
+        """The random numbers of the first time, and afterwards those that would have come."""
+        before = _states(self.run.draws)
+        _set_states(self.run.draws, self.states)
+        try:
+            yield
+        finally:
+            _set_states(self.run.draws, before)
+
+
+def _states(draws: list[Any]) -> list[Tensor]:
+    return [each.get_rng_state() for each in draws]
+
+
+def _set_states(draws: list[Any], states: list[Tensor]) -> None:
+    for each, state in zip(draws, states, strict=True):
+        each.set_rng_state(state)
+
+
+def _unused(packed: Any) -> Tensor:
+    raise AssertionError("the second graph is not used")
 
 
 def _writable(tensor: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def predict_with_graph(
             use_ordinary_weights(network)
         use_ordinary_attributes(model.latent_format)
         x_in = x if x.requires_grad else x.detach().clone().requires_grad_(True)
-        recomputed = recomputed_blocks(networks, _short_of_memory(x.device), _training)
+        recomputed = recomputed_blocks(networks, x.device, _short_of_memory(x.device), _training)
         with differentiating(), graph_despite_writes(), _training(), recomputed:
             # a copy: some patches write into the x they are given
             denoised = executor(x_in.clone(), sigma.clone(), model_options, seed)
