@@ -8,7 +8,7 @@ import pytest
 import torch
 from sampler_runs import core_guider, differ, drawn, evaluated, few_sigmas
 from streaming import dynamic_vram, model_file
-from zoo import ZOO, config_of, latent, prompt, zoo_vae
+from zoo import ZOO, config_of, latent, prompt, random_weights, zoo_vae
 
 KIND, SIGMA = ZOO["Flux"], 0.6
 LOADED = "comfy.sd.load_diffusion_model"
@@ -125,3 +125,26 @@ def test_a_second_model_of_the_run_is_streamed(load, streamed, steered, exact, c
     both = call_core("comfy_extras.nodes_custom_sampler", "DualModelGuider", **inputs)[0]
     with pytest.raises(ValueError, match="works together with model.*streamed"):
         evaluated(both, SIGMA * latent(KIND), SIGMA)
+
+
+def test_vaes_are_whole(load, load_image, tmp_path):
+    """A streamed VAE: core's delegate of it, or else a copy of it if it is small, or a sentence."""
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    def vae(weights):
+        with torch.inference_mode():
+            return comfy.sd.VAE(sd={name: value.clone() for name, value in weights.items()})
+
+    small = vae(random_weights(TAESD(latent_channels=16)))
+    assert small.patcher.is_dynamic()
+    placed = load_image(vae=small).vae.patcher
+    assert not placed.is_dynamic() and placed.model is not small.first_stage_model
+    for name, weight in small.first_stage_model.state_dict().items():
+        assert torch.equal(placed.model.state_dict()[name], weight)
+    other, cpu = zoo_vae(KIND), torch.device("cpu")
+    other.patcher = comfy.model_patcher.CoreModelPatcher(other.first_stage_model, cpu, cpu)
+    with pytest.raises(ValueError, match="vae.*streamed"):
+        load_image(vae=other)
+    other.patcher.cached_patcher_init = (lambda disable_dynamic: placed, ())
+    assert load_image(vae=other).vae.patcher.model is placed.model
