@@ -75,9 +75,9 @@ def _training() -> AbstractContextManager:
 def _short_of_memory(device: torch.device) -> Callable[[], bool]:
     """Whether the graph has taken half of the memory that is free now.
 
-    Computing blocks again takes about a third more time, and runs the patches on them twice, so
-    it is done only when needed. The other half is for the backward passes of the model and of the
-    VAE, whose sizes are not known in advance.
+    Computing blocks again costs one more forward pass and runs the patches on them twice, so it is
+    done only when needed. How large a graph becomes is not known in advance, so it is measured. The
+    other half is for the backward passes of the model and of the VAE.
     """
     free = functools.partial(comfy.model_management.get_free_memory, device)
     enough = free() / 2
