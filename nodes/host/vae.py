@@ -21,11 +21,13 @@ from .patcher import AllOrNothingPatcher
 class PlacedVAE:
     """A VAE with a differentiable decoder, and its patcher.
 
-    slope, offset: from the decoder's output to pixels in [-1, 1].
+    dimensions: of its latents, 2 for images and 3 for video. slope, offset: from the decoder's
+    output to pixels in [-1, 1].
     """
 
     patcher: Any
     channels: int
+    dimensions: int
     dtype: torch.dtype
     slope: float
     offset: float
@@ -46,7 +48,8 @@ class PlacedVAE:
         # core maps the output to 0..1: (v + 1) / 2 for most VAEs, the identity for some
         low, high = vae.process_output(torch.tensor([0.0, 0.5])).tolist()
         slope = (high - low) / 0.5
-        return cls(whole, vae.latent_channels, vae.vae_dtype, 2 * slope, 2 * low - 1)
+        kind = vae.latent_channels, vae.latent_dim, vae.vae_dtype
+        return cls(whole, *kind, slope=2 * slope, offset=2 * low - 1)
 
     def decode(self, network: Any, model: Any, x0: Tensor) -> Tensor:
         """From a base model's x0 (B, C, H, W) or (B, C, 1, H, W) to RGB in [-1, 1].
@@ -56,6 +59,8 @@ class PlacedVAE:
         use_ordinary_weights(network)
         use_ordinary_attributes(model.latent_format)
         latents = model.process_latent_out(x0).to(device_of(network, x0.device), self.dtype)
+        if latents.ndim == 5 and self.dimensions == 2:  # as core decodes them
+            latents = latents.squeeze(2)
         pixels = network.decode(latents)
         pixels = pixels.squeeze(2) if pixels.ndim == 5 else pixels  # of a video VAE: one frame
         return pixels * self.slope + self.offset
