@@ -35,6 +35,7 @@ BENCHMARKS = {
     "gradient_interval": lambda: _rows("gradient_interval"),
     "cfg_cache": lambda: _rows("cfg_cache"),
     "decoders": lambda: _rows("decoders"),
+    "looks": lambda: _rows("looks"),
 }
 
 

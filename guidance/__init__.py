@@ -7,6 +7,7 @@ denoised' = uncond + scale * (cond - uncond)
 from .checkpoints.checkpoint import CheckpointError
 from .checkpoints.image_classifiers import load_image_classifier
 from .checkpoints.loading import load_adm, load_classifier
+from .checkpoints.zero_shot import load_zero_shot_classifier
 from .classifiers.image import ImageClassifier
 from .classifiers.noisy import NoisyClassifier
 from .core.labels import LabelError
@@ -29,4 +30,5 @@ __all__ = [
     "load_adm",
     "load_classifier",
     "load_image_classifier",
+    "load_zero_shot_classifier",
 ]

@@ -10,7 +10,12 @@ from .guiders import ClassifierFreeGuidance, ClassifierGuidance
 from .host.paths import register_model_folders
 from .host.server import add_routes
 from .image_folder import LabelledImageFolder
-from .loaders import ADMModelLoader, ImageClassifierLoader, NoisyClassifierLoader
+from .loaders import (
+    ADMModelLoader,
+    ImageClassifierLoader,
+    NoisyClassifierLoader,
+    ZeroShotClassifier,
+)
 from .runtime.schedule_preview_api import preview_response
 from .sampling import ADMScheduler, RecurrentSampler, SamplerADM
 from .schedules import CFGScaleScheduler, GuidanceSchedule
@@ -20,6 +25,7 @@ from .training import SaveNoisyClassifier, TrainNoisyClassifier
 NODES: list[type[io.ComfyNode]] = [
     NoisyClassifierLoader,
     ImageClassifierLoader,
+    ZeroShotClassifier,
     ADMModelLoader,
     ADMClassLabel,
     ADMUpscaleConditioning,

@@ -42,18 +42,23 @@ class ClassifyImage(io.ComfyNode):
         if isinstance(inner.network, EncoderUNet):
             inner.network.check_size(x.shape[-2:])
         log_probs = classifier.on_device().image_log_probs(x.to(classifier.patcher.load_device))
-        text = describe(inner, log_probs.exp().cpu(), top_k)
+        text = describe(inner, log_probs.cpu(), top_k)
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
-def describe(classifier: Classifier, probs: torch.Tensor, top_k: int) -> str:
-    """One line per image of probs (B, classes): its most likely classes in percent."""
-    values, classes = probs.topk(min(top_k, probs.shape[1]), dim=1)
+def describe(classifier: Classifier, log_probs: torch.Tensor, top_k: int) -> str:
+    """One line per image of log_probs (B, classes): its most likely classes in percent.
+
+    Of a score (B, 1): the score itself.
+    """
+    found = log_probs if classifier.is_score else 100 * log_probs.exp()
+    shown = "{} {:.2f}" if classifier.is_score else "{} {:.1f} %"
+    values, classes = found.topk(min(top_k, found.shape[1]), dim=1)
     lines = []
-    for image, (shares, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
+    for image, (row, indices) in enumerate(zip(values.tolist(), classes.tolist(), strict=True)):
         named = [
-            f"{class_name(classifier, index)} {100 * share:.1f} %"
-            for index, share in zip(indices, shares, strict=True)
+            shown.format(class_name(classifier, index), value)
+            for index, value in zip(indices, row, strict=True)
         ]
-        lines.append((f"{image + 1}: " if len(probs) > 1 else "") + ", ".join(named))
+        lines.append((f"{image + 1}: " if len(found) > 1 else "") + ", ".join(named))
     return "\n".join(lines)

@@ -21,6 +21,8 @@ from .schema import (
     number,
 )
 
+NORMALIZE = ["auto", "on", "off"]
+
 
 class ClassifierGuidance(io.ComfyNode):
     """Follows the gradient of a noisy classifier at every step."""
@@ -40,20 +42,30 @@ class ClassifierGuidance(io.ComfyNode):
                 number("label_smoothing", 0.0, 0.0, 0.99, step=0.01, round=0.001, **ADVANCED),
                 GuidanceScheduleType.Input("schedule", optional=True),
                 number("gradient_interval", 1, 1, 100, **ADVANCED),
+                io.Combo.Input("normalize", options=NORMALIZE, default="auto", **ADVANCED),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model, classifier, label, schedule=None, gradient_interval=1, **strength
+        cls,
+        model,
+        classifier,
+        label,
+        schedule=None,
+        gradient_interval=1,
+        normalize="off",
+        **options,
     ) -> io.NodeOutput:
         inner = classifier.classifier
         labels = parse_labels(label, inner.num_classes, inner.labels)
-        steered = guided(
-            model, classifier, labels, Strength(**strength), schedule, gradient_interval
+        # the gradient of a noisy classifier already has the right size
+        is_normalized = inner.reads_images if normalize == "auto" else normalize == "on"
+        strength = Strength(normalize=is_normalized, **options)
+        return io.NodeOutput(
+            guided(model, classifier, labels, strength, schedule, gradient_interval)
         )
-        return io.NodeOutput(steered)
 
 
 class ClassifierFreeGuidance(io.ComfyNode):

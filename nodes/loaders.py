@@ -5,9 +5,15 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..guidance.checkpoints.checkpoint import ATTENTION_ORDERS
+from ..guidance.checkpoints.zero_shot import PLACE
 from ..guidance.classifiers.image import GRADIENTS
+from ..guidance.classifiers.looks import Looks
 from .host.adm_model import load_adm, pixel_vae
-from .host.classifiers import load_classifier, load_image_classifier
+from .host.classifiers import (
+    load_classifier,
+    load_image_classifier,
+    load_zero_shot_classifier,
+)
 from .host.files import DTYPE_NAMES
 from .host.paths import (
     CLASSIFIERS,
@@ -17,9 +23,11 @@ from .host.paths import (
     image_classifier_path,
     model_names,
     model_path,
+    zero_shot_names,
 )
-from .schema import ADVANCED, NoisyClassifierType, Schema, number
+from .schema import ADVANCED, NoisyClassifierType, Schema, looks_inputs, number
 
+EXAMPLE_CLASSES = "a photo of a cat\na photo of a dog"
 SCHEDULES = ["auto", "linear", "cosine"]
 
 
@@ -81,6 +89,7 @@ class ImageClassifierLoader(io.ComfyNode):
                 io.Vae.Input("vae", optional=True),
                 io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
                 io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
+                *looks_inputs(),
             ],
             outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )
@@ -90,8 +99,59 @@ class ImageClassifierLoader(io.ComfyNode):
         return fingerprint(image_classifier_path, classifier_name)
 
     @classmethod
-    def execute(cls, classifier_name, vae=None, gradient="cheap", dtype="auto") -> io.NodeOutput:
-        return io.NodeOutput(load_image_classifier(classifier_name, gradient, dtype, vae))
+    def execute(
+        cls, classifier_name, vae=None, gradient="cheap", dtype="auto", looks=0, flip=False
+    ) -> io.NodeOutput:
+        taken = Looks(count=looks, flip=flip)
+        return io.NodeOutput(load_image_classifier(classifier_name, gradient, dtype, vae, taken))
+
+
+class ZeroShotClassifier(io.ComfyNode):
+    """A CLIP or SigLIP model from models/classifiers, with lines of text as its classes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return Schema(
+            node_id="ZeroShotClassifier",
+            search_aliases=[
+                "CLIP guidance",
+                "SigLIP",
+                "words as classes",
+                "text classifier",
+                "prompt guidance",
+                "universal guidance",
+            ],
+            inputs=[
+                io.Combo.Input("classifier_name", options=zero_shot_names()),
+                io.String.Input("classes", default=EXAMPLE_CLASSES, multiline=True),
+                io.String.Input("template", default=PLACE),
+                io.Vae.Input("vae", optional=True),
+                io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
+                io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
+                *looks_inputs(),
+            ],
+            outputs=[NoisyClassifierType.Output(display_name="classifier")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, classifier_name, **_):
+        return fingerprint(image_classifier_path, classifier_name)
+
+    @classmethod
+    def execute(
+        cls,
+        classifier_name,
+        classes,
+        template,
+        vae=None,
+        gradient="cheap",
+        dtype="auto",
+        looks=4,
+        flip=False,
+    ) -> io.NodeOutput:
+        words = (classes.strip().splitlines(), template)
+        about = (gradient, dtype, vae, Looks(count=looks, flip=flip))
+        return io.NodeOutput(load_zero_shot_classifier(classifier_name, *words, *about))
 
 
 class ADMModelLoader(io.ComfyNode):

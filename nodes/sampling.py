@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
+from ..guidance.sampling.recurrence import END_PERCENT, MOST_REPEATS, START_PERCENT
 from ..guidance.sampling.respacing import respaced_timesteps
 from .host.samplers import sampler
 from .runtime.adm_sampler import sample_adm
@@ -73,9 +74,9 @@ class RecurrentSampler(io.ComfyNode):
             search_aliases=["recurrence", "time travel", "RePaint", "resample", "restart"],
             inputs=[
                 io.Sampler.Input("sampler"),
-                number("repeats", 2, 1, 100),
-                number("start_percent", 0.0, 0.0, 1.0, step=0.01),
-                number("end_percent", 0.8, 0.0, 1.0, step=0.01),
+                number("repeats", 2, 1, MOST_REPEATS),
+                number("start_percent", START_PERCENT, 0.0, 1.0, step=0.01),
+                number("end_percent", END_PERCENT, 0.0, 1.0, step=0.01),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[io.Sampler.Output()],

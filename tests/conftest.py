@@ -30,9 +30,12 @@ MODULES["released_table"] = ROOT / "docs" / "released_table.py"
 MODULES["which_guidance"] = ROOT / "docs" / "which_guidance" / "draw.py"
 for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
-for name in ("latent_digits", "mixture", "real_digits", "schedule_inputs", "tiny_models"):
+SHARED = (
+    *("bounded", "latent_digits", "mixture", "real_digits"),
+    *("schedule_inputs", "tiny_models", "tiny_zero_shot"),
+)
+for name in SHARED:
     MODULES[name] = TESTS / f"{name}.py"
-MODULES["bounded"] = TESTS / "bounded.py"
 MODULES["prompts"] = TESTS / "server" / "prompts.py"
 
 

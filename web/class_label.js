@@ -13,11 +13,13 @@ const STYLE = `
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #555);
   border-radius: 8px; }
 `;
-// loader node: the kind of its files, and the input with the file's name
+// loader node: the kind of its files, and the input with the file's name; of words the input
+// with a class on each line
 const LOADERS = {
   NoisyClassifierLoader: ["classifiers", "classifier_name"],
   ImageClassifierLoader: ["image_classifiers", "classifier_name"],
   ADMModelLoader: ["diffusion_models", "model_name"],
+  ZeroShotClassifier: ["words", "classes"],
 };
 let listCount = 0;
 
@@ -89,9 +91,17 @@ async function classesFor(node) {
   const [kind, input] = LOADERS[loader.comfyClass];
   const name = loader.widgets?.find((widget) => widget.name === input)?.value;
   if (!name) return [];
+  if (kind === "words") return linesOf(name);
   const query = new URLSearchParams({ kind, name });
   const response = await api.fetchApi(`/classifier_guidance/classes?${query}`);
   return response.ok ? (await response.json()).classes : [];
+}
+
+function linesOf(text) {
+  return text
+    .split(/\r?\n/)
+    .map((line) => line.trim())
+    .filter((line) => line);
 }
 
 /** The loader that a node's classifier comes from; without a classifier, that of its model. */

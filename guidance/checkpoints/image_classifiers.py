@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..classifiers.image import ImageClassifier
+from ..classifiers.looks import NO_LOOKS, Looks
 from ..classifiers.preprocessing import Preprocessing
 from ..core.autograd import compute_dtype
 from .checkpoint import (
@@ -27,7 +28,9 @@ from .hugging_face import classes_of_folder, open_folder
 from .torchvision import open_state_dict
 
 
-def open_image_classifier(path: str | Path, gradient: str = "cheap") -> ImageClassifier:
+def open_image_classifier(
+    path: str | Path, gradient: str = "cheap", looks: Looks = NO_LOOKS
+) -> ImageClassifier:
     """The classifier in a file, or in a folder with a config.json; frozen, weights as stored.
 
     gradient is "cheap" or "exact" (see `ImageClassifier`). Raises CheckpointError with one sentence
@@ -40,14 +43,14 @@ def open_image_classifier(path: str | Path, gradient: str = "cheap") -> ImageCla
         opened = open_folder(path) if path.is_dir() else _of_file(path)
         check_finite(path.name, opened.network.state_dict())
         opened.network.eval().requires_grad_(False)
-    about = (opened.preprocessing, opened.num_classes, opened.labels)
-    return ImageClassifier(opened.network, *about, gradient=gradient)
+    return opened.with_gradient(gradient, looks)
 
 
 def load_image_classifier(
     path: str | Path,
     *,
     gradient: str = "cheap",
+    looks: Looks = NO_LOOKS,
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
 ) -> ImageClassifier:
@@ -55,8 +58,12 @@ def load_image_classifier(
 
     dtype is "fp32", "bf16", "fp16", or "auto": as stored, and fp32 on a CPU.
     """
+    return loaded(open_image_classifier(path, gradient, looks), dtype, device)
+
+
+def loaded(classifier: ImageClassifier, dtype: str, device: torch.device | str) -> ImageClassifier:
+    """The classifier with its network on the device, in the dtype of `load_image_classifier`."""
     on_cpu = torch.device(device).type == "cpu"
-    classifier = open_image_classifier(path, gradient)
     stored = torch.float32 if on_cpu else compute_dtype(classifier.network, torch.empty(0))
     classifier.network.to(device, stored if dtype == "auto" else dtype_named(dtype))
     return classifier

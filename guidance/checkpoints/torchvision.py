@@ -141,7 +141,7 @@ def _opened(network: Any, name: str, weights: Any, file: str) -> ImageClassifier
                 preprocessing, resize=side, crop=(side, side), interpolation="bilinear"
             )
     labels = entry.meta["categories"] if named else None
-    return ImageClassifier(network, preprocessing, network.num_classes, labels)
+    return ImageClassifier.of_outputs(network, preprocessing, network.num_classes, labels)
 
 
 def _preprocessing(preset: Any) -> Preprocessing:

@@ -22,20 +22,23 @@ from ..core.noise import levels_like
 class SamplingPoint:
     """A point of a run: x (B, ...) = alpha x0 + sigma eps, and `denoised` (B, ...) = E[x0 | x].
 
-    sigma and alpha are (B,) on x's device, in float64 where the device has it.
+    sigma and alpha are (B,) on x's device, in float64 where the device has it. generator: of the
+    random numbers that a classifier needs, on the CPU; None is torch's own.
     """
 
     x: Tensor
     denoised: Tensor
     sigma: Tensor
     alpha: Tensor
+    generator: torch.Generator | None = None
 
     @classmethod
     def at(
         cls, x: Tensor, denoised: Tensor, sigma: Tensor | float, alpha: Tensor | float = 1.0
     ) -> SamplingPoint:
         """From numbers, or from tensors with one value or (B,)."""
-        return cls(x, denoised, *levels_like(x, sigma, alpha))
+        sigma, alpha = levels_like(x, sigma, alpha)
+        return cls(x, denoised, sigma, alpha)
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,12 @@ class ClassifierOutput:
 
     gradient (B, ...) and weight (B,): at scale 1, guidance adds weight * gradient to the denoised
     image. Each kind of classifier has its own gradient and weight. log_probs (B, classes):
-    log p(y | x). sigma, alpha (B,): the noise level of the gradient, for `rescale`. decoded (B,):
-    `nan_unless_finite` of the images that a decoder made for it; None without a decoder.
+    log p(y | x), or of a score (B, 1) the score itself. sigma, alpha (B,): the noise level of the
+    gradient, for `rescale`. decoded (B,): `nan_unless_finite` of the images that a decoder made for
+    it; None without a decoder.
+
+    seen (B, ...): the predicted images, for a trace: of a classifier of clean images the RGB images
+    in [-1, 1] that it read, of others E[x0 | x]. None if it is not a new output.
     """
 
     gradient: Tensor
@@ -65,6 +72,7 @@ class ClassifierOutput:
     sigma: Tensor
     alpha: Tensor
     decoded: Tensor | None = None
+    seen: Tensor | None = None
 
 
 def nan_unless_finite(values: Tensor) -> Tensor:
@@ -78,7 +86,7 @@ class Classifier(Protocol):
     network: computes the logits. reads_images: it reads clean RGB images, also for latent models.
     through_model: its gradient passes through the model's prediction, so `denoised` must be
     connected with x in torch's graph. labels: the names of its classes, or None. num_classes,
-    channels: None if they are not known.
+    channels: None if they are not known. is_score: its log_probs are a score, one number per image.
     """
 
     network: nn.Module
@@ -86,6 +94,9 @@ class Classifier(Protocol):
 
     @property
     def through_model(self) -> bool: ...  # noqa: D102
+
+    @property
+    def is_score(self) -> bool: ...  # noqa: D102
 
     @property
     def labels(self) -> tuple[str, ...] | None: ...  # noqa: D102

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from .base import Classifier, ClassifierOutput, SamplingPoint, Target
@@ -31,8 +33,9 @@ class GradientCache:
     ) -> ClassifierOutput:
         """The classifier's output at this point, or the cached one rescaled to its noise level."""
         if self.is_due(point.x):
-            self._output, self._age = classifier.output(point, target), 1
-            return self._output
+            output = classifier.output(point, target)
+            self._output, self._age = replace(output, seen=None), 1
+            return output
         self._age += 1
         assert self._output is not None
         return classifier.rescale(self._output, point.sigma, point.alpha)

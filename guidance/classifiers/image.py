@@ -9,13 +9,15 @@ and guidance adds sigma^2 / alpha * J^T g. See docs/image_classifiers.md for the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.autograd import (
+    at_least_fp32,
     compute_dtype,
     log_softmax,
     scaled_gradient,
@@ -31,9 +33,17 @@ from .base import (
     log_likelihood,
     nan_unless_finite,
 )
+from .looks import NO_LOOKS, Looks, LooksMemory, log_mean_exp, noise_like
 from .preprocessing import Preprocessing
 
 GRADIENTS = ("cheap", "exact")
+SCORE_LABELS = ("score",)
+# From the network's output (B, classes) to what is guided by, at least in fp32.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": log_softmax,
+    "sigmoid": lambda logits: F.logsigmoid(at_least_fp32(logits)),
+    "score": at_least_fp32,
+}
 # of the linear schedule of Ho et al. 2020; above it x has no usable information about x0
 MAX_RATIO = 157.4
 Decode = Callable[[Tensor], Tensor]
@@ -52,7 +62,17 @@ class ImageClassifier:
       r^2 = s^2 sigma^2 / (alpha^2 s^2 + sigma^2), the variance of x0 given x in Song et al. 2023,
       "Pseudoinverse-Guided Diffusion Models". The model is not differentiated.
 
-    Raises ValueError for another gradient, or if the number of labels is wrong.
+    `activation` makes log p(y | x0) of the logits:
+
+    - "softmax": of classes that exclude each other.
+    - "sigmoid": of each class on its own, log sigmoid(logit).
+    - "score": the network has one output, and it is used as it is: the rating of an aesthetic or
+      reward model. Such a score takes the place of log p(y | x0) everywhere, so guidance follows
+      its gradient.
+
+    `looks`: g is of log (1/K) sum_k p(y | look k of x0), or of the mean score; see `Looks`.
+
+    Raises ValueError for another gradient or activation, or a wrong number of labels or scores.
     """
 
     reads_images = True
@@ -69,9 +89,13 @@ class ImageClassifier:
         gradient: str = "cheap",
         data_std: float = 1.0,
         decode: Decode | None = None,
+        activation: str = "softmax",
+        looks: Looks = NO_LOOKS,
     ):
-        if gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {gradient!r}; expected one of {', '.join(GRADIENTS)}.")
+        _check_choice("gradient", gradient, GRADIENTS)
+        _check_choice("activation", activation, ACTIVATIONS)
+        if activation == "score" and num_classes != 1:
+            raise ValueError(f"A score is one output; this network has {num_classes}.")
         if not data_std > 0:
             raise ValueError(f"data_std is {data_std}; it must be above 0.")
         if labels is not None and len(labels) != num_classes:
@@ -83,6 +107,27 @@ class ImageClassifier:
         self.through_model = gradient == "exact"
         self.data_std = data_std
         self.decode = decode
+        self.activation = activation
+        self.looks = looks
+        self.memory = LooksMemory(looks.count)
+
+    @classmethod
+    def of_outputs(
+        cls,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        outputs: int,
+        labels: Sequence[str] | None = None,
+    ) -> ImageClassifier:
+        """A classifier of as many classes; of one output a score, with the label "score"."""
+        if outputs == 1:
+            return cls(network, preprocessing, 1, SCORE_LABELS, activation="score")
+        return cls(network, preprocessing, outputs, labels)
+
+    @property
+    def is_score(self) -> bool:
+        """Whether its log_probs are a score: one number per image, of any size."""
+        return self.activation == "score"
 
     def with_network(self, network: nn.Module, decode: Decode | None = None) -> ImageClassifier:
         """The same classifier with another copy of its network and this `decode`."""
@@ -90,9 +135,20 @@ class ImageClassifier:
         placed.network, placed.decode = network, decode
         return placed
 
+    def with_gradient(self, gradient: str, looks: Looks = NO_LOOKS) -> ImageClassifier:
+        """The same classifier with another gradient, "cheap" or "exact", over these looks."""
+        _check_choice("gradient", gradient, GRADIENTS)
+        other = copy.copy(self)
+        other.through_model = gradient == "exact"
+        other.looks, other.memory = looks, LooksMemory(looks.count)
+        return other
+
     @torch.no_grad()
     def image_log_probs(self, images: Tensor) -> Tensor:
-        """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1]."""
+        """log p(y | image) of every class (B, classes), at least fp32, of RGB in [-1, 1].
+
+        Of a score: the score itself (B, 1).
+        """
         return self._log_probs(images).to(images.device)
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
@@ -101,13 +157,16 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, decoded = self.image_gradient(point.denoised, target)
+        gradient, log_probs, decoded, seen = self.image_gradient(
+            point.denoised, target, point.generator
+        )
         levels = point.sigma, point.alpha
         if not self.through_model:
-            return ClassifierOutput(gradient, self._variance(*levels), log_probs, *levels, decoded)
+            weight = self._variance(*levels)
+            return ClassifierOutput(gradient, weight, log_probs, *levels, decoded, seen)
         near = within_range(*levels, MAX_RATIO)
         gradient = jacobian_product(point.denoised, point.x, gradient)
-        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded)
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, decoded, seen)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """The output for another noise level.
@@ -122,24 +181,67 @@ class ImageClassifier:
         """r^2, the weight of cheap."""
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
-    def image_gradient(self, x0: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
-        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), the output's `decoded`."""
+    def image_gradient(
+        self, x0: Tensor, target: Target, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), `decoded` and `seen`.
+
+        Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, looks are taken in
+        parts.
+        """
+        generator = generator or torch.default_generator
+        while True:
+            state = generator.get_state()
+            try:
+                return self._image_gradient(x0, target, generator)
+            except torch.OutOfMemoryError:
+                if not self.memory.can_shrink:
+                    raise
+            # after the except block, which keeps the tensors alive
+            self.memory.shrink()
+            generator.set_state(state)
+
+    def _image_gradient(
+        self, x0: Tensor, target: Target, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
-            log_probs = self._log_probs(pixels)
+            log_probs = self._averaged_log_probs(pixels, generator)
             chosen = log_likelihood(log_probs, target)
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
         decoded = None if self.decode is None else nan_unless_finite(pixels)
-        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded
+        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded, pixels.detach()
+
+    def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """log of p averaged over the looks (B, classes); of a score its mean."""
+        if self.looks.count == 0:
+            return self._log_probs(pixels)
+        pixels = self._ready(pixels)
+        looks = self.looks.of(pixels, generator)
+        inputs = torch.stack([self.preprocessing(look) for look in looks])
+        noise = self.looks.noise * noise_like(inputs, generator)
+        inputs = inputs + self.preprocessing.of_difference(noise)
+        log_probs = self.memory.over_parts(self._of_inputs, inputs)
+        return log_probs.mean(0) if self.is_score else log_mean_exp(log_probs)
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
+        return self._of_inputs(self.preprocessing(self._ready(pixels)))
+
+    def _ready(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))
         # resizing and normalising in half precision would round the image to its 256 levels
-        pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-        logits = self.network(self.preprocessing(pixels).to(compute_dtype(self.network, pixels)))
-        return log_softmax(logits)
+        return pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+
+    def _of_inputs(self, inputs: Tensor) -> Tensor:
+        logits = self.network(inputs.to(compute_dtype(self.network, inputs)))
+        return ACTIVATIONS[self.activation](logits)
+
+
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
 
 
 def jacobian_product(denoised: Tensor, x: Tensor, gradient: Tensor) -> Tensor:

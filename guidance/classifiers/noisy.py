@@ -45,6 +45,7 @@ class NoisyClassifier:
 
     reads_images = False
     through_model = False
+    is_score = False
 
     def __init__(
         self,
@@ -147,12 +148,13 @@ class NoisyClassifier:
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
         """The gradient at x, with sigma / alpha clamped to the range of the schedule.
 
-        `denoised` is not used. Above its range, the classifier is evaluated at the end of the
+        `denoised` is only passed on. Above its range, the classifier is evaluated at the end of the
         range, so the weight of the gradient is clamped too.
         """
         near = within_range(point.sigma, point.alpha, self.schedule.max_ratio)
         gradient, log_probs = self.gradient_and_log_probs(point.x, near[0], target, near[1])
-        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near)
+        seen = point.denoised.detach()
+        return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, seen=seen)
 
     def rescale(self, output: ClassifierOutput, sigma: Tensor, alpha: Tensor) -> ClassifierOutput:
         """The output for another noise level: the gradient in x_vp stays the same."""

@@ -47,11 +47,11 @@ class Preprocessing:
         """From pixels (B, C, H, W) in about [-1, 1] to the network's input."""
         pixels = _cropped(self._resized((x + 1) / 2), self.crop, self.crop_down)
         pixels = pixels.flip(1) if self.bgr else pixels
-        mean, std = (
-            to_device(pixels.device, torch.tensor(v, dtype=pixels.dtype)).view(-1, 1, 1)
-            for v in (self.mean, self.std)
-        )
-        return (pixels - mean) / std
+        return (pixels - _channels(self.mean, pixels)) / _channels(self.std, pixels)
+
+    def of_difference(self, difference: Tensor) -> Tensor:
+        """The change (..., C, H, W) of the network's input for a change of its resized pixels."""
+        return difference / 2 / _channels(self.std, difference)
 
     def _resized(self, pixels: Tensor) -> Tensor:
         height, width = pixels.shape[-2:]
@@ -68,6 +68,10 @@ class Preprocessing:
         if self.interpolation == "nearest":
             return F.interpolate(pixels, size, mode="nearest-exact")
         return F.interpolate(pixels, size, mode=self.interpolation, antialias=True)
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return to_device(like.device, torch.tensor(values, dtype=like.dtype)).view(-1, 1, 1)
 
 
 def _cropped(pixels: Tensor, size: tuple[int, int] | None, down: bool) -> Tensor:

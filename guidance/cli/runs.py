@@ -65,7 +65,8 @@ def planned(
             "dropout."
         )
     guided = [run for run in runs if run.config != plain]
-    return [EvaluationRun("none", "none", plain, 0.0)] * (len(guided) < len(runs)) + guided
+    none = EvaluationRun("none", with_recurrence("none", plain), plain, 0.0)
+    return [none] * (len(guided) < len(runs)) + guided
 
 
 def _runs(
@@ -73,6 +74,7 @@ def _runs(
 ) -> list[EvaluationRun]:
     """A run of this kind for each scale, and for each schedule: JSON, or a file of it."""
     scale_field, schedule_field = FIELDS[kind]
+    name = with_recurrence(name, plain)
 
     def run(words: str, change: dict[str, Any], **about: Any) -> EvaluationRun:
         return EvaluationRun(kind, words, replace(plain, **change), **about)
@@ -93,3 +95,8 @@ def with_options(config: SamplingConfig) -> str:
         if name != "scale" and value != getattr(Strength, name)
     ]
     return ", ".join(["classifier", *chosen])
+
+
+def with_recurrence(name: str, config: SamplingConfig) -> str:
+    """The name of a row, and how often its steps are taken if that is more than once."""
+    return name if config.recurrence == 1 else f"{name}, recurrence {config.recurrence}"

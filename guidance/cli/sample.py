@@ -7,8 +7,10 @@ from pathlib import Path
 
 from ..checkpoints.image_classifiers import load_image_classifier
 from ..checkpoints.loading import load_adm, load_classifier
+from ..checkpoints.zero_shot import PLACE, load_zero_shot_classifier
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS
+from ..classifiers.looks import Looks
 from ..core.atomic_write import check_target
 from ..core.distributed import Processes, process_group
 from ..core.images import save_samples
@@ -16,6 +18,7 @@ from ..sampling.generate import SamplingConfig, generate
 from ..sampling.loop import METHODS
 from ..sampling.low_res import read_low_res
 from ..sampling.model import DiffusionModel
+from ..sampling.recurrence import END_PERCENT
 from . import options
 
 HELP = "draw images with classifier guidance, classifier-free guidance, or both"
@@ -33,9 +36,34 @@ def add_sampling(parser: argparse.ArgumentParser, needs_model: bool = True) -> N
         help="--classifier reads clean images (a Hugging Face folder, a torchvision file, a clean "
         "classifier of this pack): cheap leaves the model out of its gradient, exact does not",
     )
+    parser.add_argument(
+        "--classes",
+        help='--classifier is the folder of a CLIP or SigLIP model, and these are its classes: "a '
+        'photo of a cat;a photo of a dog"',
+    )
+    parser.add_argument(
+        "--template",
+        help=f'text of a class, with its line of --classes for {PLACE}: "a photo of {PLACE}"',
+    )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        default=0,
+        help="augmented copies of the image that the gradient of a classifier of clean images is "
+        "averaged over; 0: the image itself",
+    )
+    parser.add_argument("--flip", action="store_true", help="half of the looks are mirror images")
     parser.add_argument("--method", choices=METHODS, default="ddim")
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's share of noise, 0 to 1")
     parser.add_argument("--respacing", default="ddim50", help='"250", "ddim25" or "10,15,20"')
+    parser.add_argument(
+        "--recurrence",
+        type=int,
+        default=1,
+        metavar="R",
+        help=f"take each step of the first {END_PERCENT:.0%} of the timesteps R times, with noise "
+        "put back between".replace("%", "%%"),
+    )
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--image-size", type=int, help="side in pixels; default: the model's")
@@ -84,6 +112,12 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--label-smoothing", type=float, default=0.0, help="share of the target for all classes"
+    )
+    group.add_argument(
+        "--normalize",
+        action="store_true",
+        help="use the direction of the gradient alone; a scale of 0.2 to 1 then fits every "
+        "classifier",
     )
 
 
@@ -165,8 +199,9 @@ def load_models(
     where = {"dtype": args.dtype, "device": options.device(args.device)}
     model = load_adm(args.model, **options.architecture_overrides(args), **where)
     overrides = options.architecture_overrides(args, "classifier-")
-    is_noisy = args.classifier and args.gradient is None and not Path(args.classifier).is_dir()
-    if is_noisy:
+    _check_words(args)
+    is_clean = args.gradient or args.looks or args.classes is not None
+    if args.classifier and not is_clean and not Path(args.classifier).is_dir():
         return model, load_classifier(args.classifier, **overrides, **where)
     if any(value not in (0, "auto") for value in overrides.values()):
         raise ValueError(
@@ -174,9 +209,29 @@ def load_models(
             "classifier, and --classifier names none; leave them out."
         )
     if args.classifier is None:
+        if args.looks or args.normalize:
+            raise ValueError(
+                "--looks and --normalize are of a classifier's gradient; give --classifier, or "
+                "leave them out."
+            )
         return model, None
     gradient = args.gradient or GRADIENTS[0]
-    return model, load_image_classifier(args.classifier, gradient=gradient, **where)
+    where |= {"gradient": gradient, "looks": Looks(count=args.looks, flip=args.flip)}
+    if args.classes is None:
+        return model, load_image_classifier(args.classifier, **where)
+    template = PLACE if args.template is None else args.template
+    lines = args.classes.split(";")
+    return model, load_zero_shot_classifier(args.classifier, lines, template=template, **where)
+
+
+def _check_words(args: argparse.Namespace) -> None:
+    """Raises ValueError for --classes without --classifier, or --template without --classes."""
+    if args.classes is not None and args.classifier is None:
+        raise ValueError(
+            "--classes needs --classifier, the folder of a CLIP or SigLIP model to compare with."
+        )
+    if args.template is not None and args.classes is None:
+        raise ValueError("--template is for the lines of --classes, which are not given.")
 
 
 def sampling_options(args: argparse.Namespace) -> dict:

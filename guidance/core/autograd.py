@@ -61,7 +61,12 @@ def compute_dtype(network: nn.Module, x: Tensor) -> torch.dtype:
 
 def log_softmax(logits: Tensor) -> Tensor:
     """At least in fp32, because fp16 gradients of unlikely classes underflow to zero."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+    return at_least_fp32(logits).log_softmax(dim=-1)
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """The values in fp32, or as they are in fp64."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def is_weight(tensor: Tensor) -> bool:

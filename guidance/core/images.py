@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -33,6 +34,20 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """Images (B, C, H, W) in [-1, 1] as uint8 (B, H, W, C), rounded down as in guided-diffusion."""
     pixels = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def thumbnails(images: Tensor, longest: int) -> Tensor:
+    """Small uint8 (B, H, W, C) of images (B, C, H, W) in [-1, 1], on their device.
+
+    The longer side becomes at most `longest`; smaller images keep their size. NaN becomes gray.
+    """
+    height, width = images.shape[-2:]
+    small = images.detach().float().nan_to_num(0.0).clamp(-1, 1)
+    if max(height, width) > longest:
+        share = longest / max(height, width)
+        size = (max(1, round(height * share)), max(1, round(width * share)))
+        small = F.interpolate(small, size, mode="bilinear", antialias=True).clamp(-1, 1)
+    return ((small + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def from_uint8(images: np.ndarray) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.figures import new_figure, to_pixels
+from ..core.figures import new_figure, plain, to_pixels
 from .report import Row
 
 COLOURS = {"none": "black", "classifier": "tab:orange", "CFG": "tab:blue"}
@@ -53,7 +53,7 @@ def _draw(ax: Any, rows: Sequence[Row], across: str, up: str) -> None:
     start = [place(row) for row in rows if row.kind == "none"]
     markers, others = cycle(MARKERS), cycle(OTHERS)
     for (kind, name), along in lines.items():
-        look: dict[str, Any] = {"label": _plain(name)}
+        look: dict[str, Any] = {"label": plain(name, LONGEST)}
         look["color"] = COLOURS.get(kind) or f"tab:{next(others)}"
         places = [place(row) for row in along]
         if along[0].scale is None:
@@ -84,9 +84,3 @@ def _number(ax: Any, row: Row, place: tuple[float, float]) -> None:
         path_effects=[withStroke(linewidth=2, foreground="white")],
         zorder=4,
     )
-
-
-def _plain(name: str) -> str:
-    """The name, shortened, without characters that matplotlib treats specially."""
-    name = name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..."
-    return f" {name}".replace("$", r"\$")

@@ -8,22 +8,24 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..classifiers.base import Classifier, SamplingPoint, Target
+from ..classifiers.base import Classifier, ClassifierOutput, SamplingPoint, Target
 from ..classifiers.gradient_cache import GradientCache
 from ..core.noise import per_image
 from ..schedules.run_position import RunPosition
 from ..schedules.schedule import GuidanceSchedule
 from .nan_guard import NaNGuard
-from .strength import Strength
+from .strength import Strength, normalized_weight
 
-Report = Callable[[Tensor, Tensor, Tensor], None]
+Report = Callable[[Tensor, Tensor, ClassifierOutput], None]
+LOOKS = 0x6C6F6F6B73  # any number but 0
 
 
 @dataclass(frozen=True)
 class Guide:
     """A classifier, the label of each image (B,), and the strength of the guidance in a run.
 
-    A schedule replaces the strength's scale. cache: the gradient cache of this run.
+    A schedule replaces the strength's scale. cache: the gradient cache of this run. generator: of
+    the classifier's random numbers in this run (`SamplingPoint`).
     """
 
     classifier: Classifier
@@ -31,6 +33,7 @@ class Guide:
     strength: Strength
     schedule: GuidanceSchedule | None = None
     cache: GradientCache = field(default_factory=GradientCache)
+    generator: torch.Generator | None = None
 
     def at(self, position: RunPosition | None, batch: int) -> Guide | None:
         """The guide with its scale at this position; None if it is off there.
@@ -56,22 +59,31 @@ class Guide:
 
         scale * weight * gradient of log p(label | x), with the options of the strength. It is
         finite and continuous, also if sigma / alpha is beyond the classifier's range. `report` is
-        called with the scales (B,), the term (B, ...) and log p(y | x) of every class
-        (B, classes). Raises ValueError if the gradient is not finite. With the `guard` of a run,
-        which does not wait for the device, a later call or the end of the run may raise it.
+        called with the scales (B,), the term (B, ...) and the classifier's output. Raises
+        ValueError if the gradient is not finite. With the `guard` of a run, which does not wait for
+        the device, a later call or the end of the run may raise it.
         """
         target = Target(self.labels, self.strength.label_smoothing)
+        point = replace(point, generator=self.generator)
         output = self.cache.output(self.classifier, point, target)
         checks = guard or NaNGuard()
         checks.check(output.gradient, point.x, point.sigma, point.denoised, output.decoded)
         if guard is None:
             checks.finish()
         scales = self.strength.scales(output.log_probs)
-        term = guidance_term(output.gradient, output.weight, scales)
+        weight = output.weight
+        if self.strength.normalize:
+            weight = normalized_weight(output.gradient, output.sigma, output.alpha)
+        term = guidance_term(output.gradient, weight, scales)
         term = self.strength.capped(term, point.denoised.detach())
         if report is not None:
-            report(scales, term, output.log_probs)
+            report(scales, term, output)
         return term
+
+
+def looks_generator(seed: int) -> torch.Generator:
+    """The generator of a run's looks: other numbers than those of the image's noise."""
+    return torch.Generator().manual_seed((seed ^ LOOKS) & (2**63 - 1))
 
 
 def guide_denoised(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from ..core.images import to_uint8
 from ..core.labels import parse_labels
 from ..schedules.schedule import GuidanceSchedule
 from .cfg_cache import CFGCacheConfig
-from .classifier_guidance import Guide
-from .loop import Noise, sample, step_position
+from .classifier_guidance import Guide, looks_generator
+from .loop import sample, step_position, turns
 from .low_res import UPSCALE
 from .model import DiffusionModel
+from .recurrence import END_PERCENT, check_repeats
 from .respacing import respaced_timesteps
 from .steps import Step, chain
 from .strength import Strength
@@ -49,9 +51,11 @@ class SamplingConfig:
     label_smoothing: float = 0.0
     schedule: GuidanceSchedule | None = None
     cfg_schedule: GuidanceSchedule | None = None
+    normalize: bool = False
     gradient_interval: int = 1
     cfg_interval: int = 1
     cfg_tolerance: float = 0.0
+    recurrence: int = 1
 
     @property
     def strength(self) -> Strength:
@@ -60,6 +64,7 @@ class SamplingConfig:
             entropy_limit=self.entropy_limit,
             cap=self.cap,
             label_smoothing=self.label_smoothing,
+            normalize=self.normalize,
         )
 
     @property
@@ -75,6 +80,7 @@ class SamplingConfig:
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must fit into 64 bits.")
         # these raise for invalid values
+        check_repeats(self.recurrence)
         _ = self.strength, self.cfg_cache, GradientCache(self.gradient_interval)
 
 
@@ -91,8 +97,11 @@ def generate(
 
     low_res (n, C, h, w) in [-1, 1] are the small images of an upsampler, used in turn. Random
     numbers are drawn as in guided-diffusion: for each batch the labels, then x_T, then one noise
-    per step, from one generator. Several processes share the batches, and each returns all images;
-    the images are the same as from one process.
+    per step, from one generator. With recurrence, each further turn of a step draws two: what is
+    put back, and the noise of its step. Several processes share the batches, and each returns all
+    images; the images are the same as from one process.
+
+    Raises ValueError if the models, the labels or the steps do not fit the config.
     """
     _check_channels(model, classifier)
     size = _size(model, image_size, low_res)
@@ -105,12 +114,12 @@ def generate(
     starts = range(0, config.num_samples, config.batch_size)
     batches = [range(config.num_samples)[start : start + config.batch_size] for start in starts]
     mine = [numbers for index, numbers in enumerate(batches) if processes.has(index)]
-    total = len(steps) * sum(map(len, mine))
+    evaluations, draws = _counts(model, config, steps)
+    total = evaluations * sum(map(len, mine))
     quiet = not processes.first
     with tqdm(total=total, desc=title, unit="eval", mininterval=0.5, disable=quiet) as bar:
 
         def noise(like: Tensor) -> Tensor:
-            bar.update(len(like))
             return torch.randn(like.shape, generator=generator, device=like.device)
 
         for numbers in batches:
@@ -119,12 +128,14 @@ def generate(
             shape = (len(numbers), model.layout.image_channels, *size)
             x = torch.randn(shape, generator=generator, device=model.device)
             if numbers not in mine:  # only passes over the random numbers of another process
-                for _ in steps:
+                for _ in range(draws):
                     torch.randn(shape, generator=generator, device=model.device)
                 continue
             small = None if low_res is None else low_res[[n % len(low_res) for n in numbers]]
-            drawn = _draw(model, classifier, config, x, steps, batch, small, noise)
-            images[numbers.start] = to_uint8(drawn)
+            run = {"noise": noise, "progress": bar.update}
+            at = numbers.start
+            drawn = _draw(model, classifier, config, at, x, steps, batch, small, **run)
+            images[at] = to_uint8(drawn)
     for others in processes.gathered(images):
         images |= others
     whole = np.concatenate([images[start] for start in starts])
@@ -147,6 +158,21 @@ def check_schedules(model: DiffusionModel, config: SamplingConfig) -> None:
 def _steps(model: DiffusionModel, config: SamplingConfig) -> list[Step]:
     timesteps = respaced_timesteps(config.respacing, len(model.schedule))
     return chain(model.schedule.alpha_bar.tolist(), timesteps)
+
+
+def _counts(
+    model: DiffusionModel, config: SamplingConfig, steps: Sequence[Step]
+) -> tuple[int, int]:
+    """How often a batch is evaluated, and how much noise is drawn for it after x_T."""
+    plan = list(turns(steps, len(model.schedule), config.recurrence))
+    put_back = sum(again for *_, again in plan)
+    if config.recurrence > 1 and not put_back:
+        raise ValueError(
+            f"recurrence is {config.recurrence}, but no timestep of respacing "
+            f"{config.respacing!r} is in the first {END_PERCENT:.0%} of the model's, where steps "
+            "are repeated; leave it out."
+        )
+    return len(plan), len(plan) + put_back
 
 
 def _check_channels(model: DiffusionModel, classifier: Classifier | None) -> None:
@@ -174,16 +200,19 @@ def _draw(
     model: DiffusionModel,
     classifier: Classifier | None,
     config: SamplingConfig,
+    first: int,
     x: Tensor,
     steps: Sequence[Step],
     labels: Tensor | None,
     low_res: Tensor | None,
-    noise: Noise,
+    **run: Callable[..., Any],
 ) -> Tensor:
     guides = []
     if classifier is not None and labels is not None:
         cache = GradientCache(config.gradient_interval)
-        guides.append(Guide(classifier, labels, config.strength, config.schedule, cache))
+        generator = looks_generator(config.seed + first)
+        about = (config.strength, config.schedule, cache, generator)
+        guides.append(Guide(classifier, labels, *about))
     return sample(
         model,
         x,
@@ -196,7 +225,8 @@ def _draw(
         guides=guides,
         low_res=low_res,
         clip_denoised=config.clip_denoised,
-        noise=noise,
+        recurrence=config.recurrence,
+        **run,
     )
 
 

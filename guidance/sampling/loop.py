@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from .classifier_guidance import Guide
 from .denoise import Denoiser
 from .model import DiffusionModel
 from .nan_guard import NaNGuard
-from .steps import Step, ddim_step, ddpm_step, ddpm_variance
+from .recurrence import check_repeats, noise_back, repeats_at
+from .steps import Step, ddim_step, ddpm_step, ddpm_variance, vp_levels
 
 METHODS = ("ddim", "ddpm")
 Noise = Callable[[Tensor], Tensor]
@@ -36,7 +37,9 @@ def sample(
     guides: Sequence[Guide] = (),
     low_res: Tensor | None = None,
     clip_denoised: bool = True,
+    recurrence: int = 1,
     noise: Noise = torch.randn_like,
+    progress: Callable[[int], object] = lambda images: None,
 ) -> Tensor:
     """Images x0 (B, C, H, W) from x_T ~ N(0, I), by `method` "ddim" or "ddpm".
 
@@ -46,23 +49,31 @@ def sample(
     [-1, 1] are the small images of an upsampler. x0 is clipped to [-1, 1] before classifier
     guidance, as in guided-diffusion. `noise(x)` is drawn once in every step, even if it is not
     used, so that the same seed gives the same noise as in guided-diffusion.
+
+    recurrence: how often each step of a stretch is taken (see `turns`). Each further turn first
+    draws the noise that is put back, then that of its step; to `cfg_cache` and to the cache of a
+    guide it is an evaluation like any other. `progress(images)` is called after each evaluation.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; expected 0 (no noise) to 1 (the noise of DDPM).")
     steps = list(steps)
+    check_repeats(recurrence)
     denoise, guard = Denoiser(model, labels, low_res, CFGCache(cfg_cache)), NaNGuard()
-    for index, step in enumerate(steps):
-        position = step_position(step, index, len(steps), len(model.schedule))
+    for step, position, again in turns(steps, len(model.schedule), recurrence):
+        if again:
+            near, far = vp_levels(step.alpha_bar_prev), vp_levels(step.alpha_bar)
+            x = noise_back(x, near, far, noise(x))
         active = [on for guide in guides if (on := guide.at(position, len(x)))]
         scale = cfg.scales(position, len(x)) if isinstance(cfg, GuidanceSchedule) else cfg
         with tracked(x, any(guide.needs_graph(x) for guide in active)) as x_in:
             x0, v = denoise(x_in, step, scale)
             x0 = x0.clamp(-1, 1) if clip_denoised else x0
-            point = SamplingPoint.at(x_in, x0, (1 - step.alpha_bar) ** 0.5, step.alpha_bar**0.5)
+            point = SamplingPoint.at(x_in, x0, *vp_levels(step.alpha_bar))
             terms = [guide.term(point, guard) for guide in active]
         x0, v = x0.detach(), None if v is None else v.detach()
+        progress(len(x))
         drawn = noise(x)
         if method == "ddpm":
             variance = ddpm_variance(step, v, x)
@@ -77,6 +88,20 @@ def _mean_shift(terms: Sequence[Tensor], variance: Tensor, step: Step) -> Tensor
     """Algorithm 1: Sigma times the sum of scale * grad log p(y | x_t)."""
     to_gradient = step.alpha_bar**0.5 / (1 - step.alpha_bar)  # removes the weight of the term
     return sum((variance * (term * to_gradient) for term in terms), 0.0)
+
+
+def turns(
+    steps: Sequence[Step], timesteps: int, recurrence: int = 1
+) -> Iterator[tuple[Step, RunPosition, bool]]:
+    """Each evaluation of a run: its step, its position, and whether noise is put back before it.
+
+    Steps from START_PERCENT to END_PERCENT of the model's timesteps are taken `recurrence` times,
+    all others once; each turn of a step has the same position.
+    """
+    for index, step in enumerate(steps):
+        position = step_position(step, index, len(steps), timesteps)
+        for turn in range(repeats_at(position.percent, recurrence)):
+            yield step, position, turn > 0
 
 
 def step_position(step: Step, index: int, steps: int, timesteps: int) -> RunPosition:

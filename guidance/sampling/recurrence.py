@@ -12,6 +12,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# the stretch of a run that is repeated, unless another is chosen: 0 is the noisiest, 1 the cleanest
+START_PERCENT, END_PERCENT = 0.0, 0.8
+MOST_REPEATS = 100
+
+
+def check_repeats(repeats: int) -> None:
+    """Raises ValueError for a number of repeats that cannot be used."""
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise ValueError(
+            f"recurrence is {repeats}; it must be from 1 (each step is taken once) to "
+            f"{MOST_REPEATS}."
+        )
+
+
+def repeats_at(percent: float, repeats: int) -> int:
+    """How often the step at this percent of the model's timesteps is taken."""
+    return repeats if START_PERCENT <= percent < END_PERCENT else 1
+
 
 def noise_back(
     x: Tensor, near: tuple[float, float], far: tuple[float, float], noise: Tensor

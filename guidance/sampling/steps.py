@@ -65,6 +65,11 @@ def _shortened(timesteps: Sequence[int]) -> str:
     return str(list(timesteps[:8])) + ("..." if len(timesteps) > 8 else "")
 
 
+def vp_levels(alpha_bar: float) -> tuple[float, float]:
+    """sigma and alpha of x_t = alpha x0 + sigma eps."""
+    return (1 - alpha_bar) ** 0.5, alpha_bar**0.5
+
+
 def predict_x0(x: Tensor, eps: Tensor, alpha_bar: float) -> Tensor:
     """(x_t - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar)."""
     return x * (1 / alpha_bar) ** 0.5 - eps * (1 / alpha_bar - 1) ** 0.5

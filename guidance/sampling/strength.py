@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.host_copy import to_device
-from ..core.noise import per_image
+from ..core.noise import per_image, vp_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,16 @@ class Strength:
     entropy_limit: above 1, the scale grows with the classifier's certainty, at most by this
     factor (`entropy_factor`). cap: above 0, the guidance term is at most this fraction of the
     denoised image (`cap_factor`). label_smoothing: the fraction of the target that is spread over
-    all classes (`classifiers.base.smoothed_target`). Raises ValueError for a value outside its
-    range.
+    all classes (`classifiers.base.smoothed_target`). normalize: only the gradient's direction is
+    used, so that a scale means the same for every classifier (`normalized_weight`). Raises
+    ValueError for a value outside its range.
     """
 
     scale: float | tuple[float, ...]
     entropy_limit: float = 1.0
     cap: float = 0.0
     label_smoothing: float = 0.0
+    normalize: bool = False
 
     def __post_init__(self) -> None:
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
@@ -58,6 +60,21 @@ class Strength:
         if self.cap == 0:
             return term
         return term * per_image(cap_factor(term, denoised, self.cap), term)
+
+
+def normalized_weight(gradient: Tensor, sigma: Tensor, alpha: Tensor) -> Tensor:
+    """r / rms(gradient), (B,), with r = sigma / sqrt(alpha^2 + sigma^2), sigma and alpha (B,).
+
+    r is the standard deviation of x0 given x for data of variance 1 (see `ImageClassifier`), so
+    that at scale 1 guidance moves the denoised image by as much as the model leaves open: a scale
+    means the same for every classifier, image size and space. A gradient of 0 has weight 0.
+    """
+    values = gradient.detach().float().flatten(1)
+    largest = values.abs().amax(dim=1)
+    # of values near 1, because squares of small ones are 0 in fp32
+    size = largest * (values / largest[:, None]).square().mean(dim=1).sqrt()
+    weight = sigma / vp_scale(sigma, alpha) / size
+    return torch.where(largest == 0, 0, weight)
 
 
 def _like(values: Tensor, scale: float | tuple[float, ...]) -> Tensor:

@@ -12,9 +12,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..classifiers.base import ClassifierOutput
 from ..core.host_copy import HostCopy
 from ..core.noise import mean_norm
 from ..schedules.run_position import RunPosition
+from .classifier_record import ClassifierRecord, PictureSeries, TracedClassifier
 
 MOST_RUNS = 8  # that a trace keeps
 
@@ -25,10 +27,9 @@ class Evaluation:
 
     cfg_norm: the length of (cfg - 1) (cond - uncond), the term that CFG adds to the conditional
     prediction; None if uncond was not computed. passes: number of conditionings that the network
-    was run for. saved: number of those that were skipped thanks to the CFG cache. classifiers: the
-    scale, the length of the term ("norm") and log_probs of each. Scales and lengths are means over
-    the batch. A run does not wait for its device: `position_of` gives the position when sigma has
-    arrived.
+    was run for. saved: number of those that were skipped thanks to the CFG cache. Scales and
+    lengths are means over the batch. A run does not wait for its device: `position_of` gives the
+    position when sigma has arrived.
     """
 
     sigma: HostCopy
@@ -37,7 +38,7 @@ class Evaluation:
     cfg_norm: HostCopy | None = None
     passes: int = 0
     saved: int = 0
-    classifiers: list[dict[str, HostCopy]] = field(default_factory=list)
+    classifiers: list[ClassifierRecord] = field(default_factory=list)
 
     @property
     def position(self) -> RunPosition:
@@ -47,8 +48,8 @@ class Evaluation:
     def arrived(self) -> bool:
         """Whether its numbers can be read without waiting."""
         numbers = [self.sigma, self.cfg, self.cfg_norm]
-        numbers += [number for record in self.classifiers for number in record.values()]
-        return all(one.arrived for one in numbers if isinstance(one, HostCopy))
+        arrived = [one.arrived for one in numbers if isinstance(one, HostCopy)]
+        return all(arrived) and all(record.arrived for record in self.classifiers)
 
     def to_dict(self) -> dict[str, Any]:
         """As numbers."""
@@ -61,10 +62,7 @@ class Evaluation:
             "cfg_norm": _number(self.cfg_norm),
             "passes": self.passes,
             "saved": self.saved,
-            "classifiers": [
-                {name: _number(value) for name, value in record.items()}
-                for record in self.classifiers
-            ],
+            "classifiers": [record.to_dict() for record in self.classifiers],
         }
 
     def to_plain(self) -> dict[str, Any]:
@@ -77,12 +75,13 @@ class Trace:
 
     def __init__(self, evaluations: list[Evaluation] | None = None) -> None:
         self.evaluations = evaluations or []
+        self._pictures: dict[str, PictureSeries] = {}  # of each classifier, by its key
         self._runs: list[tuple[list[Evaluation], Tensor]] = []  # with what came out
         self._counting = Lock()  # with several GPUs, each has a thread
 
     def begin(self) -> None:
         """Starts a new run."""
-        self.evaluations = []
+        self.evaluations, self._pictures = [], {}
 
     def end(self, samples: Tensor) -> None:
         """Keeps the run beside the few before it, by the samples (B, ...) that came out."""
@@ -120,19 +119,42 @@ class Trace:
         if cond is not None and uncond is not None:
             current.cfg_norm = HostCopy(mean_norm((scale - 1) * (cond - uncond)))
 
-    def classifier(self, scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
-        """A classifier added `term` (B, ...); its scales and log p(label | x) are (B,)."""
-        if self.evaluations:
-            record = {"scale": scales.mean(), "norm": mean_norm(term), "log_probs": log_probs}
-            self.evaluations[-1].classifiers.append(
-                {name: HostCopy(values) for name, values in record.items()}
-            )
+    @property
+    def classifiers(self) -> list[TracedClassifier]:
+        """The classifiers of the run, by their numbers: in the order in which they came."""
+        found = {
+            record.number: record.classifier
+            for evaluation in self.evaluations
+            for record in evaluation.classifiers
+        }
+        return [found[number] for number in sorted(found)]
+
+    def classifier(
+        self,
+        which: TracedClassifier,
+        scales: Tensor,
+        term: Tensor,
+        labels: Tensor,
+        output: ClassifierOutput,
+    ) -> None:
+        """A classifier added `term` (B, ...) for these labels (B,) at these scales (B,).
+
+        `output.seen`, if any, are RGB images in [-1, 1].
+        """
+        if not self.evaluations:
+            return
+        pictures = self._pictures.setdefault(which.key, PictureSeries())
+        number = list(self._pictures).index(which.key)
+        record = ClassifierRecord(number, which, scales, term, labels, output)
+        self.evaluations[-1].classifiers.append(record)
+        pictures.add(record)
 
     def to_dict(self) -> dict[str, Any]:
-        """As numbers: {"passes": ..., "saved": ..., "evaluations": [...]}."""
+        """As numbers: {"passes": ..., "saved": ..., "classifiers": [...], "evaluations": [...]}."""
         seen = [evaluation.to_dict() for evaluation in self.evaluations]
         totals = {name: sum(one[name] for one in seen) for name in ("passes", "saved")}
-        return {**totals, "evaluations": seen}
+        classifiers = [classifier.to_dict() for classifier in self.classifiers]
+        return {**totals, "classifiers": classifiers, "evaluations": seen}
 
     def to_json(self) -> str:
         """The same as JSON, with null for values that are not finite."""

@@ -12,6 +12,7 @@ import torch
 
 from ...guidance.checkpoints.checkpoint import DTYPES, Description
 from ...guidance.classifiers.image import ImageClassifier
+from ...guidance.classifiers.looks import NO_LOOKS, Looks
 from ...guidance.classifiers.noisy import NoisyClassifier
 from ...guidance.core.autograd import compute_dtype
 from .files import read_file, weight_dtype
@@ -79,12 +80,40 @@ def place_noisy(network: Any, description: Description, name: str) -> PlacedClas
 
 
 def load_image_classifier(
-    name: str, gradient: str, dtype: str, vae: comfy.sd.VAE | None = None
+    name: str,
+    gradient: str,
+    dtype: str,
+    vae: comfy.sd.VAE | None = None,
+    looks: Looks = NO_LOOKS,
 ) -> PlacedClassifier:
     """A classifier of clean images, in main memory until it is used."""
     from ...guidance.checkpoints.image_classifiers import open_image_classifier
 
-    classifier = open_image_classifier(image_classifier_path(name), gradient)
+    classifier = open_image_classifier(image_classifier_path(name), gradient, looks)
+    return _place_clean(classifier, name, dtype, vae)
+
+
+def load_zero_shot_classifier(
+    name: str,
+    classes: list[str],
+    template: str,
+    gradient: str,
+    dtype: str,
+    vae: comfy.sd.VAE | None = None,
+    looks: Looks = NO_LOOKS,
+) -> PlacedClassifier:
+    """A classifier whose classes are lines of text, in main memory until it is used."""
+    from ...guidance.checkpoints.zero_shot import open_zero_shot_classifier
+
+    path = image_classifier_path(name)
+    classifier = open_zero_shot_classifier(path, classes, template, gradient, looks)
+    return _place_clean(classifier, name, dtype, vae)
+
+
+def _place_clean(
+    classifier: ImageClassifier, name: str, dtype: str, vae: comfy.sd.VAE | None
+) -> PlacedClassifier:
+    """The classifier of clean images on the offload device, in this dtype."""
     device = comfy.model_management.get_torch_device()
     stored = compute_dtype(classifier.network, torch.empty(0))
     weights = stored if dtype == "auto" else DTYPES[dtype]

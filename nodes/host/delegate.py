@@ -10,7 +10,7 @@ import torch
 
 from .patcher import is_streamed
 
-USE_CHEAP = "set gradient to cheap on Load Image Classifier"
+USE_CHEAP = "set gradient to cheap on the node that loads the classifier"
 NOT_POSSIBLE = f"so an exact gradient is not possible; {USE_CHEAP}"
 STREAMED = f"has weights that are streamed (dynamic VRAM), {NOT_POSSIBLE}"
 NO_STREAMING = "start ComfyUI with --disable-dynamic-vram"

@@ -10,6 +10,7 @@ from typing import Any
 
 import folder_paths
 
+from ...guidance.checkpoints.folder import reads_text
 from ...guidance.core.bounded_read import MODEL_SUFFIXES, CheckpointError, is_within
 
 PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
@@ -35,6 +36,12 @@ def register_model_folders() -> None:
 def model_names(folder: str) -> list[str]:
     """The file names that a loader offers."""
     return folder_paths.get_filename_list(folder)
+
+
+def short_name(name: str) -> str:
+    """A model file's name without its folder and its suffix; a model folder's own name."""
+    path = Path(name)
+    return path.stem if path.suffix in MODEL_SUFFIXES else path.name
 
 
 def model_path(folder: str, name: str) -> Path:
@@ -88,14 +95,19 @@ def _version(path: Path) -> str:
 
 
 def image_classifier_names() -> list[str]:
-    """Folders with a config.json in models/classifiers, and the files outside of them."""
+    """Folders of classifiers in models/classifiers, and the files outside of folders of models."""
     folders = _config_folders()
     files = [
         name
         for name in model_names(CLASSIFIERS)
         if not any(parent.as_posix() in folders for parent in Path(name).parents)
     ]
-    return sorted([*folders, *files])
+    return sorted([name for name, path in folders.items() if not reads_text(path)] + files)
+
+
+def zero_shot_names() -> list[str]:
+    """Folders of CLIP and SigLIP models in models/classifiers."""
+    return sorted(name for name, path in _config_folders().items() if reads_text(path))
 
 
 def _config_folders() -> dict[str, Path]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...guidance.adm import EncoderUNet
-from ...guidance.classifiers.base import SamplingPoint
+from ...guidance.classifiers.base import ClassifierOutput, SamplingPoint
 from ...guidance.classifiers.gradient_cache import GradientCache
 from ...guidance.classifiers.noisy import NoisyClassifier
 from ...guidance.core.host_copy import to_device
-from ...guidance.core.labels import spread_labels
+from ...guidance.core.labels import class_names, spread_labels
 from ...guidance.core.noise import per_image
-from ...guidance.sampling.classifier_guidance import Guide, Report
+from ...guidance.sampling.classifier_guidance import Guide, Report, looks_generator
+from ...guidance.sampling.classifier_record import MOST_IMAGES, TracedClassifier
 from ...guidance.sampling.strength import Strength
 from ...guidance.sampling.trace import Trace
 from ...guidance.schedules.schedule import GuidanceSchedule
@@ -24,8 +25,10 @@ from ..host import hooks, model_info
 from ..host.autograd import differentiating, predict_with_graph
 from ..host.classifiers import PlacedClassifier
 from ..host.delegate import differentiable
+from ..host.latent_preview import latent_preview
 from ..host.memory import reserve_gradient_memory
 from ..host.patcher import attach
+from ..host.paths import short_name
 from ..host.run_state import keep_run_state, run_position, run_state
 from .fit import check_fit
 
@@ -78,7 +81,7 @@ class ClassifierGuide:
         labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
         self._check_shape(x)
         state, options = run_state(model_options), hooks.options_of(model_options)
-        guide = self._guide(executor.class_obj, x, sigma, labels, model_options)
+        guide = self._guide(executor.class_obj, x, sigma, labels, model_options, seed)
         if guide is None:
             return executor(x, sigma, model_options, seed)
         with state.guidance_sum() as total:
@@ -92,7 +95,7 @@ class ClassifierGuide:
             level, alpha = model_info.levels_of(model.model_sampling, sigma)
             point = SamplingPoint.at(x_in, total.removed_from(denoised), level, alpha)
             with differentiating() if exact else contextlib.nullcontext():
-                report = _reporting(options.get(hooks.TRACES, ()), guide.labels)
+                report = self._reporting(options.get(hooks.TRACES, ()), guide, executor.class_obj)
                 term = guide.term(point, state.nan_guard, report).detach()
             # an outer wrapper that differentiates needs the graph; otherwise it is freed here
             denoised = denoised if x.requires_grad else denoised.detach()
@@ -105,7 +108,7 @@ class ClassifierGuide:
             return denoised + term
 
     def _guide(
-        self, guider: Any, x: Tensor, sigma: Tensor, labels: Tensor, model_options: dict
+        self, guider: Any, x: Tensor, sigma: Tensor, labels: Tensor, model_options: dict, seed: Any
     ) -> Guide | None:
         """The guide of this run with its current scale; None if it is off."""
         position = None
@@ -116,13 +119,37 @@ class ClassifierGuide:
         classifier = self.placed.bind(patchers, guider.inner_model)
         if model_info.is_single_frame(x) and isinstance(classifier, NoisyClassifier):
             classifier = classifier.with_network(SingleFrame(classifier.network))
+        cache = run_state(model_options).cache
         return Guide(
             classifier,
             to_device(x.device, labels),
             self.strength,
             self.schedule,
-            run_state(model_options).cache(self.key, lambda: GradientCache(self.gradient_interval)),
+            cache(self.key, lambda: GradientCache(self.gradient_interval)),
+            cache((self.key, "looks"), lambda: looks_generator(seed or 0)),
         ).at(position, len(x))
+
+    def _reporting(self, traces: tuple[Trace, ...], guide: Guide, guider: Any) -> Report | None:
+        """A function that writes to the traces; None without traces."""
+        if not traces:
+            return None
+        classifier = guide.classifier
+        which = TracedClassifier(
+            self.key,
+            short_name(self.placed.file_name),
+            tuple(self.labels),
+            class_names(classifier.num_classes or 0, classifier.labels),
+            classifier.is_score,
+        )
+
+        def report(scales: Tensor, term: Tensor, output: ClassifierOutput) -> None:
+            if output.seen is not None and not classifier.reads_images:
+                images = latent_preview(guider.model_patcher, output.seen[:MOST_IMAGES])
+                output = replace(output, seen=images)
+            for trace in traces:
+                trace.classifier(which, scales, term, guide.labels, output)
+
+        return report
 
     def _check_shape(self, x: Tensor) -> None:
         if x.ndim != 4 and not model_info.is_single_frame(x):
@@ -154,16 +181,3 @@ def _kind(x: Tensor) -> str:
     if x.ndim == 5:
         return "a video (B, C, T, H, W)"
     return "sound, or video and sound packed together" if x.ndim == 3 else "no image"
-
-
-def _reporting(traces: tuple[Trace, ...], labels: Tensor) -> Report | None:
-    """A function that writes to the traces; None without traces."""
-    if not traces:
-        return None
-
-    def report(scales: Tensor, term: Tensor, log_probs: Tensor) -> None:
-        chosen = log_probs.gather(1, labels[:, None])[:, 0]
-        for trace in traces:
-            trace.classifier(scales, term, chosen)
-
-    return report

@@ -79,4 +79,5 @@ class TracePublisher:
                 return
             about = {"node": self.node, "number": self.count, "steps": seen.position.steps}
             self.count += 1
-            send_event(EVENT, about | {"evaluation": seen.to_plain()})
+            which = {record.number: record.classifier.to_dict() for record in seen.classifiers}
+            send_event(EVENT, about | {"classifiers": which, "evaluation": seen.to_plain()})

@@ -10,11 +10,15 @@ import pytest
 from PIL import Image
 from prompts import classifier, diffusion_model, guidance, guided_run, ksampler, node, write_models
 from tiny_models import write_classifier, write_unet
+from tiny_zero_shot import write_zero_shot
 
 STEPS = 8
 PLOT = ".cg-trace"
-LINES = """() => Object.fromEntries([...document.querySelectorAll(".cg-trace polyline")].map(
-    line => [line.dataset.line, line.getAttribute("points").split(" ").length]))"""
+# how many points each line has, by the kind of the line
+LINES = """() => [...document.querySelectorAll(".cg-trace path")].reduce((found, { dataset }) => {
+    (found[dataset.line] ??= []).push(Number(dataset.points));
+    return found;
+}, {})"""
 # keeps every event, and how many evaluations the plot shows when the event has been handled
 RECORD = """() => {
     window.events = [];
@@ -27,9 +31,9 @@ RECORD = """() => {
 READABLE = """() => {
     const boxes = (name) => [...document.querySelectorAll(`.cg-trace ${name}`)].map(
         e => e.getBoundingClientRect());
-    const numbers = Math.max(...boxes("text").map(b => b.right));
+    const numbers = Math.max(...boxes("text.cg-number").map(b => b.right));
     const status = document.querySelector(".cg-trace .cg-status");
-    return boxes("text").length > 2 && numbers < Math.min(...boxes("polyline").map(b => b.left))
+    return boxes("text").length > 2 && numbers < Math.min(...boxes("path").map(b => b.left))
         && status.scrollWidth <= status.clientWidth && status.innerText.includes("passes");
 }"""
 OPTIONS = "[...document.querySelector('.cg-label datalist').options].map(o => o.value)"
@@ -38,9 +42,12 @@ seeds = itertools.count(1000)
 
 
 def test_live_plot(page, server, tmp_path):
-    """One event for each step, drawn at once, and kept in the saved workflow."""
+    """One event for each step, drawn at once, and kept in the saved workflow.
+
+    p of each of five images, and their mean.
+    """
     write_models(server.base)
-    prompt = guided_run(cfg=2.0)
+    prompt = guided_run(cfg=2.0, batch=5)
     prompt["7"] = node("GuidanceTrace", model=["guided", 0])  # a number, as the page has them
     page.build(prompt | {"sampled": ksampler("7", steps=STEPS, seed=next(seeds))})
     page.box(f"{PLOT} svg")
@@ -51,7 +58,8 @@ def test_live_plot(page, server, tmp_path):
     assert [one["number"] for one in events] == list(range(STEPS))
     assert [one["drawn"] for one in events] == list(range(1, STEPS + 1))
     assert {one["steps"] for one in events} == {STEPS}
-    drawn = dict.fromkeys(("cfg", "scale", "probability"), STEPS)
+    assert events[0]["classifiers"]["0"] == {"name": "one", "kind": "probability", "labels": ["2"]}
+    drawn = {"cfg": [STEPS], "scale": [STEPS], "image": [STEPS] * 5, "mean": [STEPS]}
     assert page.run(LINES) == drawn
     assert page.run(READABLE)
     # neither the prompt nor the saved widgets hold anything of the plot
@@ -60,8 +68,46 @@ def test_live_plot(page, server, tmp_path):
     path = page.save(tmp_path / "traced.json")
     page.reset()
     page.load(path, "GuidanceTrace")
-    page.expect(page.tab.locator(f"{PLOT} polyline")).to_have_count(len(drawn))
+    page.expect(page.tab.locator(f"{PLOT} path")).to_have_count(8)
     assert page.run(LINES) == drawn
+
+
+def evaluation_of(*classifiers, step=0):
+    """An event's evaluation of these records."""
+    numbers = {"step": step, "sigma": 1.0, "cfg": None, "passes": 1}
+    return numbers | {"classifiers": list(classifiers)}
+
+
+def test_a_score_and_a_classifier_that_is_off_for_a_time(page):
+    """The line of its values has a gap; a score has numbers of its own on the right."""
+    trace = page.add("GuidanceTrace")
+    page.box(f"{PLOT} svg")
+    which = {
+        "0": {"name": "beauty", "kind": "score", "labels": ["score"]},
+        "1": {"name": "animals", "kind": "probability", "labels": ["cat", "dog"]},
+    }
+    score = {"classifier": 0, "scale": 2.0, "scores": [5.0, -70.0]}
+    animals = {"classifier": 1, "scale": 1.0, "log_probs": [-0.5, None]}
+    seen = ([score, animals], [animals], [score, animals], [animals | {"log_probs": [None, None]}])
+    for number, records in enumerate(seen):
+        detail = {"node": str(trace), "number": number, "steps": 4, "classifiers": which}
+        detail["evaluation"] = evaluation_of(*records, step=number)
+        page.run(
+            """(detail) => app.api.dispatchEvent(
+                new CustomEvent("classifier_guidance.trace", { detail }))""",
+            detail,
+        )
+    # two images of the score, and the one image with a probability that is a number
+    assert page.run(LINES) == {"scale": [4, 4], "image": [3, 2, 2]}
+    numbers = page.run(
+        f"() => [...document.querySelectorAll('{PLOT} .cg-number')].map(e => e.textContent)"
+    )
+    assert numbers[-3:] != ["0", "0.5", "1"] and {"0.5", "1", "-80", "20"} <= set(numbers)
+    gaps = """() => [...document.querySelectorAll(".cg-trace path[stroke-dasharray]")].map(
+        line => line.getAttribute("d").split("M").length - 2)"""
+    assert page.run(gaps) == [1, 1]
+    said = page.run("() => document.querySelector('.cg-status').innerText")
+    assert "score mean -32.50" in said and "p(label) mean 0.61" in said
 
 
 def test_label_field_offers_the_classes(page, server, renderer):
@@ -85,6 +131,18 @@ def test_label_field_offers_the_classes(page, server, renderer):
     field.blur()
     assert page.value("guided", "label") == "3, 5"
     assert page.prompt()["guided"]["inputs"]["label"] == "3, 5"
+
+
+def test_label_field_offers_the_lines_of_words(page, server):
+    write_zero_shot(write_models(server.base) / "classifiers" / "clip", "clip")
+    lines = {"classifier_name": "clip", "classes": "a cat\na dog, sitting\n", "template": "{}"}
+    page.build({"classifier": node("ZeroShotClassifier", **lines), "guided": guidance("0", 1.0)})
+    field = page.tab.locator(".cg-label input")
+    field.focus()
+    page.wait(f"() => {OPTIONS}.length === 2")
+    assert page.run(f"() => {OPTIONS}") == ["a cat", "a dog, sitting"]
+    field.fill("1, ")
+    assert page.run(f"() => {OPTIONS}") == ["1, a cat", '1, "a dog, sitting"']
 
 
 def test_label_of_a_model_offers_a_thousand_classes(page, server):
@@ -129,7 +187,7 @@ def test_pictures_of_the_docs(page, root, renderer):
         }"""
     )
     page.queue()
-    page.wait(f"() => {LINES.removeprefix('() => ')}.cfg === 50")
+    page.wait(f"() => ({LINES})().cfg?.[0] === 50")
     page.box(PLOT)
     box = {"x": 136, "y": 100, "width": 830, "height": 700}
     with Image.open(io.BytesIO(page.tab.screenshot(clip=box))) as screen:

@@ -143,8 +143,8 @@ def load_classifier(call, files):
 def load_image(call, files):
     """A NOISY_CLASSIFIER of clean images: the pack's own judge, unless another is named."""
 
-    def run(gradient="cheap", name="digits_judge.safetensors", vae=None, dtype="fp32"):
-        inputs = {"classifier_name": name, "gradient": gradient, "dtype": dtype}
+    def run(gradient="cheap", name="digits_judge.safetensors", vae=None, dtype="fp32", **looks):
+        inputs = {"classifier_name": name, "gradient": gradient, "dtype": dtype, **looks}
         return call("ImageClassifierLoader", vae=vae, **inputs)[0]
 
     return run

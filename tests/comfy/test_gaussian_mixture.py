@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from mixture import CLASS, MEANS, SPREAD, WEIGHTS
+from mixture import distance, exact_samples
 from sampler_runs import core_guider, drawn, few_sigmas, latent_noise
 
 from guidance.core.noise import NoiseSchedule
@@ -20,21 +19,6 @@ BARS["ddpm of the pack"] = 0.06  # algorithm 1
 CASES = [("EPS", name) for name in BARS]
 CASES += [(kind, name) for kind in ("V_PREDICTION", "EDM", "FLOW") for name in ("euler", "heun")]
 CASES += [(kind, "ddpm of the pack") for kind in ("V_PREDICTION", "EDM")]
-
-
-def exact_samples(label, seed):
-    """From p(x0), or p(x0 | label); (COUNT, 2)."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = WEIGHTS if label is None else WEIGHTS * (label == CLASS)
-    component = torch.multinomial(weights, COUNT, replacement=True, generator=generator)
-    return MEANS[component].float() + SPREAD * torch.randn(COUNT, 2, generator=generator)
-
-
-def distance(a, b):
-    """Sliced Wasserstein distance (W1): the mean over 64 directions."""
-    angles = torch.arange(64) * torch.pi / 64
-    directions = torch.stack([angles.cos(), angles.sin()])
-    return ((a @ directions).sort(dim=0)[0] - (b @ directions).sort(dim=0)[0]).abs().mean().item()
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +40,9 @@ def samples(sampler_of, steered, exact_model, exact_classifier):
 
 
 def test_the_distance_separates_conditional_and_unconditional(samples, say_at_the_end):
-    floor = distance(exact_samples(LABEL, 1), exact_samples(LABEL, 2))
-    between = distance(exact_samples(None, 1), exact_samples(LABEL, 2))
-    unguided = distance(samples("EPS", "euler", 0.0), exact_samples(LABEL, 2))
+    floor = distance(exact_samples(LABEL, 1, COUNT), exact_samples(LABEL, 2, COUNT))
+    between = distance(exact_samples(None, 1, COUNT), exact_samples(LABEL, 2, COUNT))
+    unguided = distance(samples("EPS", "euler", 0.0), exact_samples(LABEL, 2, COUNT))
     say_at_the_end(f"sliced Wasserstein: floor {floor:.3f}, unconditional {between:.3f}")
     assert floor < 0.015
     assert between > 0.2
@@ -67,6 +51,6 @@ def test_the_distance_separates_conditional_and_unconditional(samples, say_at_th
 
 @pytest.mark.parametrize(("kind", "sampler"), CASES)
 def test_samples_follow_the_exact_conditional(samples, say_at_the_end, kind, sampler):
-    found = distance(samples(kind, sampler), exact_samples(LABEL, 2))
+    found = distance(samples(kind, sampler), exact_samples(LABEL, 2, COUNT))
     say_at_the_end(f"sliced Wasserstein: {kind} {sampler} {found:.4f}")
     assert found <= BARS[sampler]

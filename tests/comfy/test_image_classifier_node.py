@@ -12,6 +12,7 @@ from sampler_runs import (
     differ,
     drawn,
     evaluated,
+    few_sigmas,
     noise,
 )
 
@@ -364,3 +365,44 @@ def test_a_patch_without_a_graph(digits_model, load_image, guided, at):
 def test_a_clean_classifier_is_not_saved_as_a_noisy_one(call, load_image):
     with pytest.raises(ValueError, match="use a noisy classifier"):
         call("SaveNoisyClassifier", classifier=load_image(), filename_prefix="x")
+
+
+def test_defaults_of_new_nodes(
+    load_image, load_classifier, digits_model, guided, at, pack_nodes, judge_path
+):
+    """A clean classifier is normalised, a noisy one is not; without the inputs, as before them."""
+    sigma = table_sigma(digits_model, 500)
+    x = noisy_images(sigma)
+    plain = at(digits_model, x, sigma)
+
+    def term(classifier, **options):
+        return at(guided(digits_model, classifier, 0.5, **options), x, sigma) - plain
+
+    def default(node, name):
+        inputs = pack_nodes[node].GET_SCHEMA().inputs
+        return next(one.default for one in inputs if one.id == name)
+
+    assert default("ImageClassifierLoader", "looks") > 0
+    auto = default("ClassifierGuidance", "normalize")
+    clean = load_image()
+    rms = term(clean, normalize=auto).flatten(1).square().mean(dim=1).sqrt()
+    assert rms.tolist() == pytest.approx([0.5 * sigma / (1 + sigma**2) ** 0.5] * 2, rel=1e-4)
+    assert torch.equal(term(clean), term(clean, normalize="off"))
+    assert differ(term(clean, normalize="on"), term(clean)) > 0.01
+    noisy = load_classifier("digits_classifier.safetensors", dtype="fp32")
+    assert torch.equal(term(noisy, normalize=auto), term(noisy))
+    assert differ(term(noisy, normalize="on"), term(noisy)) > 0.01
+
+
+def test_looks_follow_the_seed_of_the_run(load_image, digits_model, guided, label_of):
+    """Equal seeds give equal images, from equal noise; without looks the images are others."""
+
+    def run(seed, **looks):
+        steered = guided(digits_model, load_image(**looks), 1.0, normalize="on")
+        guider = core_guider(steered, 1.0, label_of(digits_model, ""))
+        start = noise(2, SIZE)
+        return drawn(guider, few_sigmas(digits_model), start=start, seed=seed)
+
+    first, again, other, alone = run(5, looks=2), run(5, looks=2), run(6, looks=2), run(5)
+    assert torch.equal(first, again)
+    assert differ(first, other) > 0.01 and differ(first, alone) > 0.01

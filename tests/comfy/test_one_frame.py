@@ -16,6 +16,7 @@ OPTIONS = {
     "none": {},
     "of each image": {"entropy_limit": 5.0, "cap": 0.4, "label_smoothing": 0.1},
     "every second gradient": {"gradient_interval": 2},
+    "normalized": {"normalize": "on", "cap": 0.3},
 }
 
 
@@ -129,12 +130,19 @@ def test_noisy(same, steered, place_classifier, options):
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("gradient", ["cheap", "exact"])
 def test_clean(same, pair, steered, load_image, decoder, gradient, options):
-    clean = [load_image(gradient, vae=vae) for vae in pair.vaes(decoder)]
+    looks = 3 if options == "normalized" else 0
+    clean = [load_image(gradient, vae=vae, looks=looks) for vae in pair.vaes(decoder)]
     same(lambda model, at: steered(model, clean[at], scale=9.0, **OPTIONS[options]))
 
 
+def test_a_vae_of_images(same, pair, steered, load_image, decoder):
+    """Takes one frame, too, as core's does."""
+    clean = load_image("cheap", vae=pair.vaes(decoder)[1])
+    same(lambda model, _: steered(model, clean, scale=9.0))
+
+
 @pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m"])
-def test_recurrence(same, steered, place_classifier, call, sampler_of, name):
+def test_recurrence(same, steered, place_classifier, call, name):
     import comfy.samplers
 
     inputs = {"repeats": 2, "start_percent": 0.0, "end_percent": 0.8}
@@ -148,7 +156,7 @@ def test_a_schedule_and_two_in_a_row(
     same, pair, steered, place_classifier, made, load_image, decoder
 ):
     noisy = place_classifier(Readout(16))
-    clean = [load_image("exact", vae=vae) for vae in pair.vaes(decoder)]
+    exact = [load_image("exact", vae=vae) for vae in pair.vaes(decoder)]
     schedule = made("interval", axis="step", scale=20.0, end=0.7)
 
     def guide(model, at):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from library_runs import draws, guide, library_run, start_of
+from mixture import distance, exact_samples
 from sampler_runs import (
     core_guider,
     counted_calls,
@@ -14,10 +18,12 @@ from sampler_runs import (
     picture,
     sampler_named,
 )
-from test_gaussian_mixture import COUNT, distance, exact_samples
+
+from guidance import load_classifier as library_classifier
 
 UNFIT = ("dpm_fast", "dpm_adaptive", "uni_pc", "uni_pc_bh2")
 STEPS = 4
+COUNT = 20_000
 
 
 def sampler_names():
@@ -98,9 +104,39 @@ def test_without_guidance_it_draws_the_models_own_distribution(
     plain, repeated = (
         distance(
             drawn(core_guider(model), sigmas, one, start=start, seed=5).flatten(1),
-            exact_samples(None, 2),
+            exact_samples(None, 2, COUNT),
         )
         for one in (sampler, recurrent(sampler))
     )
     say_at_the_end(f"sliced Wasserstein, {kind} {sampler}: {plain:.4f}, twice {repeated:.4f}")
     assert repeated <= plain + 0.01
+
+
+@pytest.mark.parametrize(("method", "eta"), [("ddpm", 0.0), ("ddim", 1.0), ("ddim", 0.0)], ids=str)
+def test_it_equals_the_librarys_recurrence(
+    call, load_model, load_classifier, label_of, steered, recurrent, root, method, eta
+):
+    """The included digits, guided: the same noise in each step, and the same put back."""
+    digits, noisy = "digits_adm.safetensors", "digits_classifier.safetensors"
+    model = load_model(digits, dtype="fp32")[0]
+    guided = steered(model, load_classifier(noisy, dtype="fp32"), "0,3", 4.0)
+    guider = core_guider(guided, positive=label_of(model, ""))
+    sigmas = call("ADMScheduler", model=model, respacing="ddim10", denoise=1.0)[0]
+    (sampler,) = call("SamplerADM", method=method, eta=eta)
+    start = latent_noise(2, 3, 32, 32)
+    got = drawn(guider, sigmas, recurrent(sampler, end=0.8), start=start)
+
+    draw = draws(like=start)
+    silent = method == "ddim" and eta == 0  # ADM Sampler draws nothing for its steps
+    turn = itertools.count()
+
+    def noise(x):
+        is_put_back = next(turn) % 3 == 1
+        return draw() if not silent or is_put_back else torch.zeros_like(x)
+
+    options = {"method": method, "eta": eta, "noise": noise, "recurrence": 2}
+    guides = [guide(library_classifier(root / "models" / "classifiers" / noisy), [0, 3], 4.0)]
+    run = (root / "models" / "diffusion_models" / digits, start_of(sigmas, start), "ddim10")
+    expected = library_run(*run, guides=guides, **options)
+    assert differ(got, expected) < 1e-3
+    assert differ(got, library_run(*run, guides=guides, **options | {"recurrence": 1})) > 0.1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from sampler_runs import drawn, evaluated, few_sigmas, noise
+from sampler_runs import core_guider, drawn, evaluated, few_sigmas, latent_noise, noise
 
 
 @pytest.fixture
@@ -90,6 +92,101 @@ def test_plot(run, call, conditional, half):
     seen = json.loads(text)
     assert len(seen["evaluations"]) == 6
     assert len(seen["evaluations"][0]["classifiers"]) == 2
+
+
+def kept(trace):
+    """(evaluation, number of the classifier, its pictures) of all that the trace keeps."""
+    return [
+        (index, record.number, record.pictures.wait())
+        for index, evaluation in enumerate(trace.evaluations)
+        for record in evaluation.classifiers
+        if record.pictures is not None
+    ]
+
+
+def as_seen(images):
+    """uint8 (B, H, W, C) of images in [-1, 1]."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().movedim(1, -1)
+
+
+def test_a_trace_keeps_what_classifiers_saw(
+    call, wiring, steered, load_model, load_classifier, load_image
+):
+    """The predicted image at every evaluation; both classifiers by their files' names."""
+    model = load_model("digits_adm.safetensors", dtype="fp32")[0]
+    model = steered(model, load_classifier("digits_classifier.safetensors"), "3,8", 1.0)
+    model = steered(model, load_image(), "3,8", 5.0, gradient_interval=2)
+    model, trace = call("GuidanceTrace", model=model)
+    shown = []
+    start = 100 * latent_noise(2, 3, 32, 32)
+    drawn(
+        wiring.guider("basic", model),
+        few_sigmas(model, 4),
+        start=start,
+        callback=lambda step, denoised, x, steps: shown.append(denoised),
+    )
+    classifiers = trace.to_dict()["classifiers"]
+    by_name = {one["name"]: number for number, one in enumerate(classifiers)}
+    assert set(by_name) == {"digits_classifier", "digits_judge"}
+    assert all(one["labels"] == ["3", "8"] for one in classifiers)
+    found = kept(trace)
+    noisy, clean = (by_name[name] for name in ("digits_classifier", "digits_judge"))
+    assert [index for index, number, _ in found if number == noisy] == [0, 1, 2, 3]
+    # the cached output of the evaluations in between is of an earlier image
+    assert [index for index, number, _ in found if number == clean] == [0, 2]
+    assert {tuple(pictures.shape) for *_, pictures in found} == {(2, 32, 32, 3)}
+    # both saw the same prediction, in which none of their own terms is
+    last = [next(p for i, n, p in found if (i, n) == (2, number)) for number in (noisy, clean)]
+    assert torch.equal(*last) and (last[0] - as_seen(shown[2])).abs().max() > 1
+
+
+@pytest.mark.parametrize("name", ["SD15", "SDXL", "Flux", "Wan21", "Flux2"])
+def test_a_predicted_latent_is_seen_as_core_previews_it(comfy, pack_module, name):
+    import comfy.latent_formats
+    import latent_preview
+
+    kind = getattr(comfy.latent_formats, name, None)
+    if kind is None:
+        pytest.skip(f"this ComfyUI has no {name}")
+    latent_format = kind()
+    patcher = SimpleNamespace(get_model_object=lambda _: latent_format)
+    frame = (1,) if latent_format.latent_dimensions == 3 else ()
+    x0 = latent_noise(2, latent_format.latent_channels, *frame, 6, 4)
+    images = pack_module("nodes.host.latent_preview").latent_preview(patcher, x0)
+    assert len(images) == 2
+    of_format = ("", "_bias", "_reshape")
+    factors = [getattr(latent_format, f"latent_rgb_factors{end}", None) for end in of_format]
+    previewer = latent_preview.Latent2RGBPreviewer(*factors)
+    for image, latent in zip(as_seen(images), x0.split(1), strict=True):
+        _, expected, _ = previewer.decode_latent_to_preview_image("JPEG", latent)
+        expected = torch.from_numpy(np.asarray(expected).copy()).float()
+        assert image.shape == expected.shape and (image - expected).abs().max() <= 1
+
+
+def test_a_latent_that_core_cannot_preview_has_no_picture(
+    call, steered, core_model, place_classifier
+):
+    """The rest of the record is there."""
+    import comfy.latent_formats
+
+    class Unknown(comfy.latent_formats.LatentFormat):
+        latent_channels = 4
+
+    class Sums(torch.nn.Module):
+        layout = None
+
+        def forward(self, x, t):
+            """Logits (B, 4)."""
+            return x.mean(dim=(2, 3))
+
+    for latent_format, pictures in ((Unknown, 0), (comfy.latent_formats.SD15, 3)):
+        model = core_model(latent_format=latent_format)
+        model, trace = call("GuidanceTrace", model=steered(model, place_classifier(Sums()), "1"))
+        start = latent_noise(1, 4, 8, 8)
+        drawn(core_guider(model), few_sigmas(model, 3), start=start)
+        assert len(kept(trace)) == pictures
+        seen = trace.to_dict()["evaluations"]
+        assert [len(one["classifiers"]) for one in seen] == [1, 1, 1]
 
 
 def test_plot_of_nothing(call, conditional):

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from schedule_inputs import SCHEDULE_INPUTS
 from tiny_models import SIZE, write_classifier, write_unet
+from tiny_zero_shot import write_zero_shot
 
 ANIMALS = ("cat", "catfish", "horse", "zebra")
 MARKER = "it_ran"
@@ -45,6 +46,7 @@ def models(server):
     write_unet(unets / "upsampler.safetensors", classes=None, in_channels=6)
     write_classifier(unets / "judge.safetensors")
     write_classifier(classifiers / "animals.safetensors", labels=ANIMALS)
+    write_zero_shot(classifiers / "clip", "clip")
     write_classifier(classifiers / "latents.safetensors", channels=4)
     write_unet(classifiers / "unet.safetensors")
     whole = (classifiers / "animals.safetensors").read_bytes()
@@ -108,6 +110,14 @@ def classified(width, name="animals.safetensors"):
     return {"classifier": classifier(name), "image": image(width), "seen": seen}
 
 
+def words(classes, template="{}", label="0"):
+    """Classifier Guidance by Zero-Shot Classifier."""
+    inputs = {"classifier_name": "clip", "classes": classes, "template": template}
+    guided = node("ClassifierGuidance", model=["model", 0], classifier=["words", 0], scale=1.0)
+    guided["inputs"]["label"] = label
+    return run() | {"words": node("ZeroShotClassifier", **inputs), "guided": guided}
+
+
 def respaced(respacing):
     """ADM Scheduler."""
     sigmas = node("ADMScheduler", model=["model", 0], respacing=respacing, denoise=1.0)
@@ -167,6 +177,10 @@ CASES = [
     (run(width=32), "sampled", ["classifier", "16x16", "32x16"]),
     (run(model="deep.safetensors", **ANY_SIZE, width=24), "sampled", ["multiples of 16", "24x16"]),
     (run(classifier_name="huge.safetensors"), "sampled", ["gradient", "not finite", "image 0"]),
+    (words("cat\n\ndog"), "words", ["classes", "Line 2", "empty"]),
+    (words("cat\nCat"), "words", ["classes", "'cat'", "2 times", "keep one"]),
+    (words("cat", template="a photo"), "words", ["template", "'a photo'", "{}"]),
+    (words("cat\ndog", label="mouse"), "guided", ["label", "'mouse'", "2 classes"]),
     (classified(24), "seen", ["classifier", "16x16", "24x16"]),
     (classified(16, "latents.safetensors"), "seen", ["latents.safetensors", "4", "3 channels"]),
     (respaced("fast"), "sigmas", ["respacing", "'fast'", "ddim25", "250"]),

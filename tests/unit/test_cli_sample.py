@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import CLASSIFIER, OUT, SAMPLING, names_here, sample
+from test_cli import CLASSIFIER, OUT, SAMPLING, is_one_line, names_here, sample
 from tiny_networks import SIZE, diffusion_model, noisy_classifier
+from tiny_zero_shot import write_zero_shot
 
+from guidance.classifiers.looks import Looks
 from guidance.core.distributed import Processes
 from guidance.sampling.generate import SamplingConfig
 
@@ -96,7 +98,7 @@ def test_every_option_is_handed_on(asked):
     values = {"num_samples": 3, "batch_size": 2, "label": "zebra", "scale": 2.0, "cfg": 3.0}
     values |= {"method": "ddpm", "eta": 0.5, "respacing": "7", "seed": 5, "entropy_limit": 4.0}
     values |= {"cap": 0.25, "gradient_interval": 6, "label_smoothing": 0.125}
-    values |= {"cfg_interval": 2, "cfg_tolerance": 0.75}
+    values |= {"cfg_interval": 2, "cfg_tolerance": 0.75, "recurrence": 3}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     seen = asked(*sample(*OUT, *options, "--no-clip", "--image-size", "16"))
     assert seen["job"] == SamplingConfig(**values, clip_denoised=False)
@@ -133,14 +135,14 @@ def test_models_are_loaded_as_the_options_say(asked, guidance, monkeypatch):
     seen = []
 
     def loader(name, made):
-        def load(path, **options):
+        def load(path, *_, **options):
             seen.append((name, str(path), options))
             return made
 
         monkeypatch.setattr(f"guidance.cli.sample.{name}", load)
 
     loader("load_adm", diffusion_model())
-    for name in ("load_classifier", "load_image_classifier"):
+    for name in ("load_classifier", "load_image_classifier", "load_zero_shot_classifier"):
         loader(name, noisy_classifier())
     Path("folder").mkdir()
 
@@ -155,12 +157,61 @@ def test_models_are_loaded_as_the_options_say(asked, guidance, monkeypatch):
     model = ("load_adm", "m", {"noise_schedule": "linear", **told, **where})
     told = {"num_heads": 0, "num_head_channels": 64, "attention_order": "auto"}
     noisy = ("load_classifier", "c", {"noise_schedule": "cosine", **told, **where})
-    exact = ("load_image_classifier", "c", {"gradient": "exact", **where})
-    cheap = ("load_image_classifier", "folder", {"gradient": "cheap", **where})
+    exact = ("load_image_classifier", "c", {"gradient": "exact", "looks": Looks(), **where})
+    cheap = {"gradient": "cheap", "looks": Looks(), **where}
+    words = ("load_zero_shot_classifier", "c", {"template": "a {}", **cheap})
+    cheap = ("load_image_classifier", "folder", cheap)
     assert loads(*options) == [model]
     assert loads(*options, *its, "--classifier", "c") == [model, noisy]
     assert loads(*options, "--classifier", "c", "--gradient", "exact") == [model, exact]
     assert loads(*options, "--classifier", "folder") == [model, cheap]
+    more = ["--classifier", "c", "--classes", "a;b", "--template", "a {}"]
+    assert loads(*options, *more) == [model, words]
     for other in ([], ["--classifier", "folder"], ["--classifier", "c", "--gradient", "exact"]):
         said = guidance("sample", "--model", "m", *OUT, "--device", "cpu", *its, *other, status=1)
         assert "--classifier-num-heads" in said
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A folder of a tiny CLIP."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("models") / "tiny clip"
+    write_zero_shot(folder, "clip")
+    return str(folder)
+
+
+def test_words_as_classes(guidance, clip):
+    """A line or its number; several lines, and one with a template."""
+    words = ["--classifier", clip, "--classes", "a photo of a cat; a photo of a dog"]
+    base = [*UNCOND[:-2], "--num-samples", "2", "--output", "x.npz"]
+
+    def images(*more):
+        guidance(*base, *more)
+        with np.load("x.npz") as file:
+            return file["arr_0"], file["arr_1"].tolist()
+
+    plain, _ = images(*words, "--label", "0", "--scale", "0")
+    by_line, labels = images(*words, "--label", "A photo of a dog", "--scale", "8")
+    assert labels == [1, 1] and (by_line != plain).any()
+    assert (images(*words, "--label", "1", "--scale", "8")[0] == by_line).all()
+    short = ["--classifier", clip, "--classes", "cat;dog", "--template", "a photo of a {}"]
+    assert (images(*short, "--label", "dog", "--scale", "8")[0] == by_line).all()
+    one = ["--classifier", clip, "--classes", "the zebra", "--gradient", "exact"]
+    assert (images(*one, "--scale", "2")[0] != plain).any()
+
+
+def test_words_that_do_not_fit(guidance, clip):
+    for more, said in (
+        (["--classes", "a;b"], "--classes needs --classifier"),
+        (["--classifier", clip, "--template", "a {}"], "--template is for the lines of --classes"),
+        (["--classifier", clip], "compares images with words"),
+        (["--classifier", clip, "--classes", "a;A"], "has the line 'a' 2 times"),
+        (["--classifier", clip, "--classes", "a;;b"], "Line 2 of classes is empty"),
+        (["--classifier", clip, "--classes", ""], "classes is empty"),
+        (["--classifier", clip, "--classes", "a", "--template", ""], "template is ''"),
+        (["--classifier", clip, "--classes", "a;b", "--label", "c"], "label is 'c'"),
+        ([*CLASSIFIER, "--classes", "a;b"], "classifier.safetensors is no folder"),
+    ):
+        is_one_line(guidance(*UNCOND, *more, status=1), said)
+    assert names_here() == []

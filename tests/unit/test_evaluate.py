@@ -139,6 +139,18 @@ def test_scales_and_schedules_cost_what_the_networks_did(rows):
     assert "| classifier, late |  |" in said
 
 
+def test_recurrence_is_in_the_name_and_the_passes(rows):
+    """Three of the four steps are taken three times."""
+    scales = ["--scales", "0,4", "--cfg-scales", "3", "--recurrence", "3"]
+    found, said = rows(*DRAW, *CLASSIFIER, *scales, "--entropy-limit", "2")
+    assert [(row["kind"], row["guidance"], row["passes"], row["gradients"]) for row in found] == [
+        ("none", "none, recurrence 3", 10, 0),
+        ("classifier", "classifier, entropy limit 2, recurrence 3", 10, 10),
+        ("CFG", "CFG, recurrence 3", 20, 0),
+    ]
+    assert "| CFG, recurrence 3 | 3 |" in said
+
+
 def test_every_scale_is_drawn_once(runs):
     found, seen = runs(*JUDGE, "--model", "@diffusion.safetensors", *CLASSIFIER)
     each = [(kind, scale) for kind in ("classifier", "CFG") for scale in (1.0, 2.0, 4.0, 8.0)]
@@ -217,6 +229,7 @@ UNCOND = [*JUDGE, "--model", "@uncond.safetensors"]
         ([*DRAW, "--schedules", "4"], "--schedules need a --classifier"),
         ([*UNCOND, *CLASSIFIER, "--cfg-schedules", "4"], "label dropout"),
         ([*DRAW, "--cfg-schedules", '{"axis": "step", "values": [1, 2]}'], "lists 2 scales"),
+        ([*DRAW, "--recurrence", "-1"], "recurrence is -1; .* from 1 .* to 100"),
         ([*DRAW, *REAL, "--num-samples", "3"], "num_samples is 3; .* at least 4"),
         ([*DRAW, *SMALL], "images of 8x8x3, but those of small.npz are 4x4x3"),
         ([*JUDGE, "--samples", "few.npz", *REAL], "few.npz has 3 images; .* at least 4"),

@@ -41,6 +41,7 @@ def test_the_options_of_a_config_are_those_of_its_parts():
         ({"cfg_interval": 0}, "cfg_interval is 0"),
         ({"cfg_tolerance": 1.0}, "tolerance is 1"),
         ({"gradient_interval": 0}, "gradient_interval is 0"),
+        ({"recurrence": 0}, "recurrence is 0; .*from 1 .* 100"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(options, said):
@@ -55,9 +56,10 @@ def draw(monkeypatch):
     """`generate` with a sampler that draws its noise and no more; what it was called with."""
     calls, bars = [], []
 
-    def sample(model, x, steps, *, noise, **options):
+    def sample(model, x, steps, *, noise, progress, **options):
         call = SimpleNamespace(model=model, x=x, steps=list(steps), **options)
         call.noise = [noise(x) for _ in call.steps]
+        progress(len(x))
         calls.append(call)
         return (x / 8).clamp(-1, 1)
 
@@ -94,7 +96,7 @@ def test_each_batch_draws_labels_then_the_image_then_a_noise_for_each_step(draw)
     drawn = torch.cat([call.x for call in found.calls])
     expected = (((drawn / 8).clamp(-1, 1) + 1) * 127.5).to(torch.uint8).permute(0, 2, 3, 1)
     assert found.images.dtype == np.uint8 and (found.images == expected.numpy()).all()
-    assert found.bar.updates == [2] * 6 + [1] * 3
+    assert found.bar.updates == [2, 2, 1]
     assert (found.bar.options["total"], found.bar.options["disable"]) == (15, False)
     assert found.bar.options["desc"] == "sample"
     assert draw(diffusion_model(), None, more={"title": "row 1"}).bar.options["desc"] == "row 1"
@@ -106,11 +108,11 @@ def test_a_config_goes_to_the_sampler(draw):
     model, classifier = diffusion_model(), noisy_classifier()
     more = {"num_samples": 3, "batch_size": 2, "label": "1", "respacing": "5"}
     more |= {"scale": 2.0, "cap": 0.5, "schedule": schedule, "gradient_interval": 3}
-    more |= {"cfg_interval": 2, "cfg_tolerance": 0.25}
+    more |= {"cfg_interval": 2, "cfg_tolerance": 0.25, "recurrence": 3}
     first, second = draw(model, classifier, **options, **more).calls
     assert first.model is model and first.low_res is None
     assert {name: getattr(first, name) for name in options} == options
-    assert first.cfg_cache == CFGCacheConfig(2, 0.25)
+    assert first.cfg_cache == CFGCacheConfig(2, 0.25) and first.recurrence == 3
     assert [step.timestep for step in first.steps] == [999, 749, 500, 250, 0]
     (guide,), (other,) = first.guides, second.guides
     assert guide.classifier is classifier and guide.schedule is schedule
@@ -224,6 +226,32 @@ def test_processes_share_the_batches_out_and_draw_the_same(draw, monkeypatch):
     assert (second.bar.options["total"], second.bar.options["disable"]) == (2 * 3, True)
 
 
+@pytest.mark.parametrize("recurrence", [1, 3])
+def test_draws_of_another_process_are_passed_over(monkeypatch, recurrence):
+    bars = []
+    monkeypatch.setattr(
+        generation, "tqdm", lambda **options: bars.append(Bar(**options)) or bars[-1]
+    )
+    monkeypatch.setattr(Processes, "gathered", lambda self, value: [whole, value])
+    whole: dict[int, np.ndarray] = {}
+    options = {"method": "ddpm", "respacing": "ddim4", "recurrence": recurrence}
+    config = SamplingConfig(num_samples=5, batch_size=2, **options)
+    alone, _ = generate(diffusion_model(), None, config)
+    whole |= {0: alone[:2], 4: alone[4:]}
+    second, _ = generate(diffusion_model(), None, config, processes=Processes(1, 2))
+    assert (second == alone).all()
+    # three of the four steps are repeated
+    evaluations = 1 + 3 * recurrence
+    assert [bar.options["total"] for bar in bars] == [5 * evaluations, 2 * evaluations]
+    assert [sum(bar.updates) for bar in bars] == [5 * evaluations, 2 * evaluations]
+
+
+def test_a_run_without_a_step_to_repeat_is_refused():
+    config = SamplingConfig(num_samples=1, respacing="ddim1", recurrence=2)
+    with pytest.raises(ValueError, match="recurrence is 2, but no timestep .*'ddim1'"):
+        generate(diffusion_model(), None, config)
+
+
 def test_a_seed_decides_labels_and_images_and_leaves_torchs_own_alone():
     networks = diffusion_model(), noisy_classifier()
     before = torch.get_rng_state()
@@ -238,23 +266,30 @@ def test_a_seed_decides_labels_and_images_and_leaves_torchs_own_alone():
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_passes_and_gradients_of_a_run(method):
-    """Of 12 steps; at cfg 1 and 0 there is no term of CFG."""
+    """Of 12 steps, 9 of them in the stretch that recurrence repeats.
+
+    At cfg 1 and 0 there is no term of CFG.
+    """
     model, classifier, drawn = diffusion_model(), noisy_classifier(), {}
-    for gradient_interval, cfg_interval, cfg, gradients, passes in (
-        (1, 1, 4.0, 12, 24),
-        (2, 3, 4.0, 6, 16),
-        (5, 5, 4.0, 3, 15),
-        (100, 100, 4.0, 1, 13),
-        (1, 3, 1.0, 12, 12),
-        (1, 3, 0.0, 12, 12),
+    for gradient_interval, cfg_interval, cfg, recurrence, gradients, passes in (
+        (1, 1, 4.0, 1, 12, 24),
+        (2, 3, 4.0, 1, 6, 16),
+        (5, 5, 4.0, 1, 3, 15),
+        (100, 100, 4.0, 1, 1, 13),
+        (1, 3, 1.0, 1, 12, 12),
+        (1, 3, 0.0, 1, 12, 12),
+        (1, 1, 0.0, 2, 21, 21),
+        (1, 1, 4.0, 3, 30, 60),
+        (2, 3, 4.0, 2, 11, 28),
     ):
         intervals = {"gradient_interval": gradient_interval, "cfg_interval": cfg_interval}
+        intervals["recurrence"] = recurrence
         options = {"label": [0, 2], "scale": 20.0, "respacing": "12", "method": method}
         config = SamplingConfig(num_samples=2, cfg=cfg, **options, **intervals)
         with count_compute(model, classifier) as cost:
-            drawn[gradient_interval, cfg], _ = generate(model, classifier, config)
+            drawn[gradient_interval, cfg, recurrence], _ = generate(model, classifier, config)
         assert (cost.gradients / 2, cost.passes / 2) == (gradients, passes)
-    assert (drawn[1, 4.0] != drawn[5, 4.0]).any()
+    assert (drawn[1, 4.0, 1] != drawn[5, 4.0, 1]).any()
 
 
 def test_a_small_image_is_needed_by_an_upsampler():

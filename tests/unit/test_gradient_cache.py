@@ -27,7 +27,8 @@ class Recorder:
         self.calls.append((point, target))
         gradient = torch.full_like(point.x, len(self.calls))
         log_probs = torch.zeros(len(point.x), 2)
-        return ClassifierOutput(gradient, point.sigma, log_probs, point.sigma, point.alpha)
+        levels = point.sigma, point.alpha
+        return ClassifierOutput(gradient, point.sigma, log_probs, *levels, seen=point.denoised)
 
     def rescale(self, output, sigma, alpha):
         self.rescaled.append((output, sigma, alpha))
@@ -60,7 +61,9 @@ def test_the_gradient_is_computed_every_interval(interval, computed):
         else:
             assert output == "rescaled"
             seen, sigma, alpha = recorder.rescaled[-1]
-            assert seen is last and sigma is points[-1].sigma and alpha is points[-1].alpha
+            assert seen.gradient is last.gradient and seen.log_probs is last.log_probs
+            assert last.seen is not None and seen.seen is None, "an output is seen once"
+            assert sigma is points[-1].sigma and alpha is points[-1].alpha
     assert found == computed
     assert len(recorder.calls) + len(recorder.rescaled) == 7
 

@@ -98,6 +98,24 @@ def test_beyond_its_range_exact_has_the_weight_of_its_end():
 
 
 @pytest.mark.parametrize("kind", ["cheap", "exact"])
+def test_the_pixels_that_it_read_are_passed_on(kind):
+    """The decoder runs once, and a trace shows what it gave, without a graph."""
+    calls = []
+
+    def decode(x0):
+        calls.append(1)
+        return 0.5 * x0.flip(1)
+
+    x, guide = POINTS.clone().requires_grad_(), classifier(kind).with_network(Smooth(), decode)
+    point = SamplingPoint.at(x, denoiser(x), 2.0)
+    seen = guide.output(point, Target(LABELS)).seen
+    assert len(calls) == 1 and not seen.requires_grad
+    assert torch.equal(seen, 0.5 * denoiser(POINTS).flip(1))
+    plain = classifier(kind).output(point, Target(LABELS)).seen
+    assert torch.equal(plain, denoiser(POINTS))
+
+
+@pytest.mark.parametrize("kind", ["cheap", "exact"])
 def test_an_output_for_another_level(kind):
     """cheap: the same gradient, weighted for it; exact: the same term."""
     x, guide = POINTS.clone().requires_grad_(), classifier(kind, data_std=0.5)
@@ -158,7 +176,7 @@ def test_decoding_is_part_of_the_gradient():
     latents = torch.randn(2, 5, SIZE, SIZE, dtype=torch.float64)
     guide = classifier("exact", data_std=0.5).with_network(Smooth(), decode)
     assert guide.through_model and guide.data_std == 0.5 and guide.labels == NAMES
-    g, log_probs, _ = guide.image_gradient(latents, Target(LABELS))
+    g, log_probs, *_ = guide.image_gradient(latents, Target(LABELS))
     x0 = latents.clone().requires_grad_()
     expected = Smooth()(decode(x0)).log_softmax(dim=1)
     (wanted,) = torch.autograd.grad(expected[[0, 1], LABELS].sum(), x0)
@@ -168,13 +186,36 @@ def test_decoding_is_part_of_the_gradient():
     assert torch.allclose(guide.image_log_probs(pixels), Smooth()(pixels).log_softmax(dim=1))
 
 
+@pytest.mark.parametrize(
+    ("activation", "classes", "of_logits"),
+    [
+        ("sigmoid", CLASSES, lambda logits: torch.sigmoid(logits).log()),
+        ("sigmoid", 1, lambda logits: torch.sigmoid(logits).log()),
+        ("score", 1, lambda logits: logits),
+    ],
+)
+def test_what_is_no_softmax(activation, classes, of_logits):
+    """A sigmoid of each class, or the output itself: values, and the gradient of the label's."""
+    labels, network = torch.tensor([0, classes - 1]), Smooth(classes=classes)
+    guide = ImageClassifier(network, Preprocessing(), classes, activation=activation)
+    for same in (guide, guide.with_network(network), guide.with_gradient("exact")):
+        assert same.is_score == (activation == "score")
+        g, values, *_ = same.image_gradient(POINTS, Target(labels))
+        x0 = POINTS.clone().requires_grad_()
+        expected = of_logits(network(x0))
+        (wanted,) = torch.autograd.grad(expected[[0, 1], labels].sum(), x0)
+        assert wanted.abs().max() > 1e-3
+        assert torch.allclose(g, wanted, atol=1e-12) and torch.allclose(values, expected)
+        assert torch.allclose(same.image_log_probs(POINTS), expected)
+
+
 def test_half_precision_keeps_small_gradients():
     """A label that is very unlikely, and one that is nearly certain: in fp16 both would be lost."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES))
     nn.init.normal_(network[1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
     network.requires_grad_(False)
     x0 = images()
-    expected, log_probs, _ = classifier(network=network).image_gradient(x0, Target(LABELS))
+    expected, log_probs, *_ = classifier(network=network).image_gradient(x0, Target(LABELS))
     got, *_ = classifier(network=network.half()).image_gradient(x0, Target(LABELS))
     assert log_probs.min() < -8
     cosine = torch.cosine_similarity(got.flatten(1), expected.flatten(1))
@@ -193,6 +234,8 @@ def test_what_cannot_be():
         ({"gradient": "half"}, "gradient is 'half'; .* cheap, exact"),
         ({"data_std": 0.0}, "data_std is 0.0; .* above 0"),
         ({"labels": ["a"]}, "labels names 1 classes; the network has 3"),
+        ({"activation": "tanh"}, "activation is 'tanh'; .* softmax, sigmoid, score"),
+        ({"activation": "score"}, "score is one output; this network has 3"),
     ):
         with pytest.raises(ValueError, match=said):
             ImageClassifier(Smooth(), Preprocessing(), CLASSES, **options)

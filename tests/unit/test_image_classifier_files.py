@@ -14,14 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from guidance import CheckpointError, load_classifier, load_image_classifier
-from guidance.checkpoints.hugging_face import _processing
 from guidance.checkpoints.image_classifiers import (
     classes_of_image_classifier,
     open_image_classifier,
 )
+from guidance.checkpoints.image_processor import processing
 from guidance.checkpoints.torchvision import _preprocessing
 from guidance.classifiers.base import Target
+from guidance.classifiers.looks import Looks
 from guidance.core.autograd import compute_dtype
+from guidance.core.labels import parse_labels
 
 NAMES = ("cat", "dog", "zebra")
 
@@ -98,7 +100,7 @@ def test_it_is_transformers(transformers, tmp_path, kind, options):
     settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
     image, x = picture(60, 90)
     expected = processor(image, return_tensors="pt")["pixel_values"]
-    got = _processing(tmp_path, {}, settings)(x)
+    got = processing(tmp_path, {}, settings)(x)
     assert got.shape == expected.shape
     # theirs rounds to 256 levels after resizing
     level = (got - expected).abs() / (got.amax() - got.amin())
@@ -153,6 +155,32 @@ def test_a_resnet_in_half_precision(transformers, tmp_path, no_network):
     loaded = load_image_classifier(tmp_path, dtype="auto")  # fp32, on a CPU
     assert next(loaded.network.parameters()).dtype == torch.float32
     assert loaded.image_log_probs(images()).shape == (2, 4)
+
+
+def test_one_output_is_a_score(transformers, tmp_path, no_network):
+    """The output itself, and its gradient; with looks that of the mean."""
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=1)
+    torch.manual_seed(0)
+    model = transformers.ResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    loaded = load_image_classifier(tmp_path, gradient="exact")
+    assert loaded.is_score and loaded.through_model and loaded.labels == ("score",)
+    assert classes_of_image_classifier(tmp_path) == (1, ("score",))
+    for label in ("score", "SCORE", "0"):
+        assert parse_labels(label, loaded.num_classes, loaded.labels) == [0]
+    x = images().requires_grad_()
+    expected = model(pixel_values=loaded.preprocessing(x)).logits
+    (wanted,) = torch.autograd.grad(expected.sum(), x)
+    gradient, score, *_ = loaded.image_gradient(x.detach(), Target(0))
+    assert wanted.abs().max() > 1e-6
+    assert torch.allclose(score, expected) and torch.allclose(gradient, wanted, atol=1e-7)
+    looks = Looks(count=3, shift=0.1, zoom=0, noise=0)
+    looked = load_image_classifier(tmp_path, looks=looks)
+    generator = torch.Generator().manual_seed(1)
+    copies = looks.of(images(), torch.Generator().manual_seed(1))
+    found = looked.image_gradient(images(), Target(0), generator)[1]
+    mean = torch.stack([loaded.image_log_probs(copy) for copy in copies]).mean(0)
+    assert torch.allclose(found, mean, atol=1e-5)
 
 
 PREPARING, WEIGHTS = "preprocessor_config.json", "model.safetensors"
@@ -283,7 +311,8 @@ def test_a_timm_config_that_asks_for_far_more_than_the_file_holds(tmp_path, monk
 def same_answers(loaded, model):
     x = images()
     with torch.no_grad():
-        expected = model(loaded.preprocessing(x)).log_softmax(dim=1)
+        logits = model(loaded.preprocessing(x))
+    expected = logits if loaded.is_score else logits.log_softmax(dim=1)
     assert (loaded.image_log_probs(x) - expected).abs().max() < 1e-4
 
 
@@ -295,6 +324,7 @@ def test_a_vision_transformer_of_another_size(models, tmp_path):
 
 STATES = [("resnet18", {}, "resnet18-f37072fd.pth")]
 STATES += [("mobilenet_v3_small", {"num_classes": 2}, "any.safetensors")]
+STATES += [("resnet18", {"num_classes": 1}, "score.pth")]
 STATES += [("shufflenet_v2_x0_5", {"num_classes": 5}, "any.pth")]
 
 
@@ -310,7 +340,8 @@ def test_a_state_dict_is_recognised(models, tmp_path, no_network, name, options,
         assert loaded.labels[207] == "golden retriever"
         assert loaded.preprocessing.resize == 256  # of these weights
     else:
-        assert loaded.labels is None
+        assert loaded.labels == (("score",) if loaded.is_score else None)
+        assert loaded.is_score == (loaded.num_classes == 1)
 
 
 def test_older_files(models, tmp_path):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from guidance.classifiers.base import ClassifierOutput
 from guidance.evaluation import report_plot
 from guidance.evaluation.judge import Score
 from guidance.evaluation.report import Row
 from guidance.sampling import trace_plot
+from guidance.sampling.classifier_record import TracedClassifier
 from guidance.sampling.trace import Trace
 from guidance.schedules.run_position import RunPosition
 from guidance.training import plot as training_plot
@@ -39,6 +41,11 @@ def legend(ax):
     return found and [text.get_text() for text in found.get_texts()]
 
 
+def panels(figure):
+    """The part of a trace's figure above the pictures."""
+    return figure.subfigs[0]
+
+
 # --- a trace ---------------------------------------------------------------------------------
 
 
@@ -51,11 +58,18 @@ def trace_of(*evaluations):
         trace.passes(passes)
         if cfg is not None:
             trace.cfg(cfg, torch.ones(1, 1), torch.zeros(1, 1) if uncond else None)
-        for scale, shares in classifiers:
-            batch = len(shares)
-            term = torch.full((batch, 1), 2 * scale)
-            trace.classifier(torch.full((batch,), scale), term, torch.tensor(shares).log())
+        for number, (scale, shares) in enumerate(classifiers):
+            add(trace, scale, torch.tensor(shares)[:, None].log(), TracedClassifier(str(number)))
     return trace
+
+
+def add(trace, scale, log_probs, which, seen=None):
+    """One evaluation of a classifier with log p(y | x) (B, classes)."""
+    batch = len(log_probs)
+    labels = torch.tensor(which.labels or (0,)).expand(batch)
+    scales, ones = torch.full((batch,), scale), torch.ones(batch)
+    output = ClassifierOutput(ones, ones, log_probs, ones, ones, seen=seen)
+    trace.classifier(which, scales, torch.full((batch, 1), 2 * scale), labels, output)
 
 
 GUIDED = (
@@ -76,9 +90,8 @@ def test_the_numbers_of_a_trace(figure_of):
     assert [bar.get_height() for bar in passes.patches] == [2, 2, 1]
     assert [bar.get_x() + bar.get_width() / 2 for bar in passes.patches] == pytest.approx([0, 1, 2])
     assert passes.get_title("right") == "5 of 6 passes" and passes.get_ylim() == (0, 2.5)
-    assert legend(scales) == ["CFG", "classifier"]
-    assert legend(norms) == ["(cfg - 1)(cond - uncond)", "classifier"]
-    assert legend(shares) is None and not shares.texts and shares.get_ylim() == (-0.03, 1.03)
+    assert names(panels(figure)) == [" CFG", " classifier"]
+    assert not shares.texts and shares.get_ylim() == (-0.03, 1.03)
     named = [ax.get_ylabel() for ax in figure.axes]
     assert named == ["scale", "length of the term", "p(label | x)", "passes"]
     assert passes.get_xlabel() == "evaluation of the model"
@@ -98,10 +111,10 @@ def test_parts_without_numbers(figure_of):
     figure = figure_of(trace_plot.plot_trace, trace_of((2.0, False, 2, [])))
     (said,) = figure.axes[2].texts
     assert said.get_text() == "no classifier"
-    assert legend(figure.axes[0]) == ["CFG"]
-    assert not figure.axes[1].lines and legend(figure.axes[1]) is None
+    assert names(panels(figure)) == [" CFG"]
+    assert not figure.axes[1].lines
     nothing = figure_of(trace_plot.plot_trace, trace_of(*[(None, False, 1, [])] * 2))
-    assert not nothing.axes[0].lines and legend(nothing.axes[0]) is None
+    assert not nothing.axes[0].lines and not panels(nothing).legends
 
 
 def test_several_classifiers_are_numbered(figure_of):
@@ -109,9 +122,113 @@ def test_several_classifiers_are_numbered(figure_of):
     one, two = (1.0, [0.5]), (2.0, [0.25])
     trace = trace_of((None, False, 1, [one]), (None, False, 1, [one, two]))
     figure = figure_of(trace_plot.plot_trace, trace)
-    assert legend(figure.axes[0]) == ["classifier 1", "classifier 2"]
+    assert names(panels(figure)) == [" classifier (1)", " classifier (2)"]
     assert [values(line) for line in figure.axes[0].lines] == [[1, 1], [0, 2]]
     assert [values(line) for line in figure.axes[2].lines] == [[0.5, 0.5], [math.nan, 0.25]]
+
+
+def test_a_classifier_is_named_with_its_labels(figure_of):
+    trace = trace_of((None, False, 1, []))
+    animals = ("cat", "dog", "cow")
+    add(trace, 1.0, torch.zeros(3, 3), TracedClassifier("a", "zoo", (1, 1, 2), animals))
+    add(trace, 1.0, torch.zeros(3, 3), TracedClassifier("b", "x" * 50, (1,)))
+    add(trace, 1.0, torch.zeros(3, 1), TracedClassifier("c", "beauty", (0,), is_score=True))
+    figure = figure_of(trace_plot.plot_trace, trace)
+    assert names(panels(figure)) == [" zoo: dog, cow", f" {'x' * 41}...", " beauty"]
+
+
+def test_scores_have_an_axis_of_their_own(figure_of):
+    """On the right of the probabilities; alone on the left."""
+    score = TracedClassifier("s", is_score=True)
+    for shares in ([(1.0, [0.5])], []):
+        trace = trace_of((None, False, 1, shares))
+        add(trace, 1.0, torch.tensor([[-700.0], [900.0]]), score)
+        axes = figure_of(trace_plot.plot_trace, trace).axes
+        (ax,) = [ax for ax in axes if ax.get_ylabel() == "score"]
+        assert [values(line) for line in ax.lines] == [[-700], [900]]
+        beside = [ax for ax in axes if ax.get_ylabel() == "p(label | x)"]
+        assert [values(line) for one in beside for line in one.lines] == [[0.5]] * len(shares)
+        assert (ax.yaxis.get_label_position() == "right") == bool(shares)
+
+
+def pictured(*, evaluations=9, batch=1, keys="a", size=(8, 8, 3)):
+    """A trace of classifiers that saw pictures, which are lighter from one to the next."""
+    trace, (height, width, channels) = Trace(), size
+    animals = ("cat", "dog", "cow", "a name with many letters")
+    log_probs = torch.tensor([[0.2, 0.5, 0.003, 0.297]]).log().expand(batch, -1)
+    for index in range(evaluations):
+        sigma = torch.tensor([float(evaluations - index)])
+        trace.evaluation(sigma, lambda s: RunPosition(percent=0.0, step=0.0, steps=1, sigma=s))
+        seen = torch.full((batch, channels, height, width), index / 50 - 1)
+        for key in keys:
+            add(trace, 1.0, log_probs, TracedClassifier(key, key, (1,), animals), seen)
+    return trace
+
+
+def pictures(figure):
+    """[(gray value, size, title, texts below)] of all pictures, row by row."""
+    shown = [ax for ax in figure.axes if ax.images]
+    data = [ax.images[0].get_array() for ax in shown]
+    return [
+        (int(one.flat[0]), one.shape, ax.get_title("left"), [text.get_text() for text in ax.texts])
+        for ax, one in zip(shown, data, strict=True)
+    ]
+
+
+def test_the_strip_has_five_pictures_with_their_best_classes(figure_of):
+    """From the first to the last, in the order of the run."""
+    found = sorted(pictures(figure_of(trace_plot.plot_trace, pictured())))
+    assert [one[2] for one in found] == [
+        f"evaluation {index}, sigma {9 - index}" for index in (0, 2, 4, 6, 8)
+    ]
+    assert [one[0] for one in found] == [round(index / 50 * 127.5) for index in (0, 2, 4, 6, 8)]
+    assert {one[1] for one in found} == {(8, 8, 3)}
+    best = ["dog  50 %", "a name w...letters  30 %", "cat  20 %"]
+    assert all(one[3] == best for one in found)
+
+
+@pytest.mark.parametrize(("evaluations", "columns"), [(1, 1), (3, 3), (6, 5), (300, 5)])
+def test_a_short_run_has_fewer_pictures(figure_of, evaluations, columns):
+    found = pictures(figure_of(trace_plot.plot_trace, pictured(evaluations=evaluations)))
+    assert len(found) == columns
+
+
+@pytest.mark.parametrize(
+    ("keys", "batch", "rows", "said"),
+    [
+        ("a", 1, [1], ""),
+        ("a", 4, [4], ""),
+        ("a", 16, [4], " (4 of 16 images)"),
+        ("ab", 3, [2, 2], " (2 of 3 images)"),
+        ("abcde", 2, [1] * 4, " (1 of 2 images)"),
+    ],
+)
+def test_several_images_and_classifiers_share_the_rows(figure_of, keys, batch, rows, said):
+    figure = figure_of(trace_plot.plot_trace, pictured(keys=keys, batch=batch, size=(8, 6, 1)))
+    strips = figure.subfigs[1:]
+    assert [len(strip.axes) for strip in strips] == [5 * count for count in rows]
+    titles = [strip.texts[0].get_text() for strip in strips]
+    shown = zip(keys, titles, strict=False)
+    assert titles and all(t == f"Predicted images as seen by {key}: dog{said}" for key, t in shown)
+    of_rows = [ax.get_ylabel() for ax in strips[0].axes if ax.get_ylabel()]
+    assert of_rows == ([f"image {row + 1}" for row in range(rows[0])] if batch > 1 else [])
+
+
+def test_texts_below_pictures_stay_inside_the_figure_and_apart(figure_of):
+    figure = figure_of(trace_plot.plot_trace, pictured(keys="ab", batch=2))
+    figure.canvas.draw()
+    shown = [ax for ax in figure.axes if ax.images]
+    boxes = [text.get_window_extent() for ax in shown for text in (*ax.texts, ax._left_title)]
+    boxes += [text.get_window_extent() for strip in figure.subfigs for text in strip.texts]
+    boxes = [box for box in boxes if box.width > 1]
+    assert len(boxes) > 60
+    assert all(box.y0 >= 0 and box.x0 >= 0 and box.x1 <= 900 for box in boxes)
+    crossed = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    assert crossed == []
+
+
+def test_without_pictures_there_is_no_strip(figure_of):
+    assert len(figure_of(trace_plot.plot_trace, trace_of(*GUIDED)).subfigs) == 1
 
 
 def test_a_trace_of_nothing_is_refused():

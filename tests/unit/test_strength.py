@@ -11,7 +11,13 @@ from tiny_networks import CLASSES, SmoothClassifier, guidance_term, images, nois
 from guidance import GuidanceSchedule, NoisyClassifier
 from guidance.classifiers.base import SamplingPoint, Target
 from guidance.sampling.classifier_guidance import Guide, guide_denoised
-from guidance.sampling.strength import Strength, cap_factor, entropy_factor
+from guidance.sampling.classifier_guidance import guidance_term as guidance_term_of
+from guidance.sampling.strength import (
+    Strength,
+    cap_factor,
+    entropy_factor,
+    normalized_weight,
+)
 from guidance.schedules.run_position import RunPosition
 
 POSITION = RunPosition(percent=0.5, step=1.0, steps=3, sigma=1.0)
@@ -106,6 +112,11 @@ def test_entropy_factor(probs, factor):
     assert found.dtype == torch.float64 and found.item() == pytest.approx(factor, rel=1e-6)
 
 
+@pytest.mark.parametrize("value", [-30.0, 0.0, 5.3, 1e4])
+def test_a_single_class_or_score_has_the_factor_1(value):
+    assert entropy_factor(torch.tensor([[value]]), 7.0).item() == 1.0
+
+
 def test_the_entropy_factor_in_half_precision():
     """The entropy of a nearly sure p is too small for half precision."""
     nearly = torch.tensor([[1 - 1e-3, 1e-3]]).log()
@@ -170,9 +181,9 @@ def test_the_report_has_the_scales_the_term_and_all_log_probs(classifier):
     guide = Guide(classifier, LABELS, Strength(scale=(1.0, 2.0, 0.0), cap=0.01))
     point = SamplingPoint.at(x, x, 2.0)
     found = guide.term(point, report=lambda *values: seen.append(values))
-    ((scales, reported, log_probs),) = seen
+    ((scales, reported, output),) = seen
     assert scales.tolist() == [1, 2, 0] and reported is found
-    assert torch.allclose(log_probs, classifier.log_probs(x, 2.0))
+    assert torch.allclose(output.log_probs, classifier.log_probs(x, 2.0))
 
 
 def test_what_is_not_finite_is_an_error_at_once():
@@ -180,3 +191,28 @@ def test_what_is_not_finite_is_an_error_at_once():
     classifier.network.out[0].weight.data[0] = math.nan
     with pytest.raises(ValueError, match=r"gradient is not finite at sigma 2 in image 0"):
         term(classifier, x)
+
+
+@pytest.mark.parametrize(("sigma", "alpha"), [(2.0, 1.0), (0.3, 0.7), (1.0, 0.0)])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e10])
+def test_normalised_guidance_has_the_size_of_its_scale(classifier, sigma, alpha, size):
+    """rms(term) = scale * sigma / sqrt(alpha^2 + sigma^2), along the gradient; none of zeros."""
+    gradient = images(3, dtype=torch.float32)
+    gradient[2] = 0
+    levels = torch.tensor([sigma] * 3).double(), torch.tensor([alpha] * 3).double()
+    weight = normalized_weight(gradient * size, *levels)
+    found = guidance_term_of(gradient * size, weight, torch.tensor([1.0, -0.5, 1.0]))
+    rms = found.flatten(1).square().mean(dim=1).sqrt()
+    r = sigma / math.hypot(sigma, alpha)
+    assert rms.tolist() == pytest.approx([r, 0.5 * r, 0], rel=1e-5)
+    sides = (found * gradient).flatten(1).sum(dim=1)
+    assert sides[0] > 0 > sides[1]
+
+
+def test_normalised_guidance_through_a_classifier(classifier):
+    """Only the direction of the term stays, and its own scale."""
+    x = images(3, dtype=torch.float64)
+    plain = term(classifier, x, sigma=2.0)
+    found = term(classifier, x, sigma=2.0, normalize=True)
+    unit = plain / plain.flatten(1).square().mean(dim=1).sqrt().view(-1, 1, 1, 1)
+    assert (found - 1.5 * 2 / 5**0.5 * unit).abs().max() < 1e-6
