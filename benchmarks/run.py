@@ -34,6 +34,7 @@ BENCHMARKS = {
     "schedules": lambda: _rows("schedules"),
     "gradient_interval": lambda: _rows("gradient_interval"),
     "cfg_cache": lambda: _rows("cfg_cache"),
+    "decoders": lambda: _rows("decoders"),
     "looks": lambda: _rows("looks"),
 }
 

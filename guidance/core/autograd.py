@@ -69,6 +69,11 @@ def at_least_fp32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def is_weight(tensor: Tensor) -> bool:
+    """Whether it is a weight of a network, or a view of one, such as its transpose in a product."""
+    return isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter)
+
+
 def graph_despite_writes() -> AbstractContextManager:
     """Torch's graph of the block stays valid where a model writes into its tensors, as Flux does.
 
@@ -76,6 +81,6 @@ def graph_despite_writes() -> AbstractContextManager:
     """
 
     def copied(tensor: Tensor) -> Tensor:
-        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        return tensor if is_weight(tensor) else tensor.detach().clone()
 
     return torch.autograd.graph.saved_tensors_hooks(copied, lambda tensor: tensor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_patcher
 import comfy.patcher_extension
+
+from ...guidance.core.replaced import replaced as replaced
 
 _KINDS = comfy.patcher_extension.WrappersMP
 # Keys in transformer_options, which core copies for each run and some samplers for each step.
@@ -35,20 +36,6 @@ def move_outermost(model: Any, kind: str, key: str) -> None:
     """Core calls the wrappers with that key before all others that the MODEL has now."""
     wrappers = model.wrappers[kind]
     model.wrappers[kind] = {key: wrappers.pop(key), **wrappers}
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute of an object or a module during the block."""
-    before, is_own = getattr(owner, name, None), name in vars(owner)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if is_own or name not in vars(owner):  # the latter is a property
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)  # it is the class's again
 
 
 def on_multigpu_clone(model: Any, callback: Callable[[Any, Any], None]) -> None:

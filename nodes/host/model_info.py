@@ -74,5 +74,9 @@ def space_of(patcher: Any) -> str:
 
 
 def to_model_space(patcher: Any, samples: Tensor) -> Tensor:
-    """Latents of a VAE (N, C, H, W) in the sampler's scaling."""
-    return patcher.get_model_object("latent_format").process_in(samples.clone()).float()
+    """Latents of a VAE (N, C, H, W) or (N, C, 1, H, W) in the sampler's scaling, (N, C, H, W)."""
+    images = samples.squeeze(2) if is_single_frame(samples) else samples
+    video = latent_dimensions(patcher) == 3
+    x0 = images.unsqueeze(2).clone() if video else images.clone()
+    x0 = patcher.get_model_object("latent_format").process_in(x0).float()
+    return x0.squeeze(2) if video else x0

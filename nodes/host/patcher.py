@@ -54,16 +54,3 @@ def is_streamed(patcher: Any) -> bool:
     """Whether ComfyUI streams the weights layer by layer (dynamic VRAM)."""
     is_dynamic = getattr(patcher, "is_dynamic", None)
     return is_dynamic is not None and is_dynamic()
-
-
-def not_streamed(patcher: Any) -> Any:
-    """The patcher; for a streamed one, core's ordinary patcher for such cases."""
-    if not is_streamed(patcher):
-        return patcher
-    try:
-        return patcher.get_non_dynamic_delegate()
-    except (RuntimeError, AttributeError) as error:
-        raise ValueError(
-            "vae has weights that are streamed, so gradients cannot pass through it; load it with "
-            "core's Load VAE, or start ComfyUI with --disable-dynamic-vram."
-        ) from error

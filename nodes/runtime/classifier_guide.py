@@ -22,8 +22,9 @@ from ...guidance.sampling.strength import Strength
 from ...guidance.sampling.trace import Trace
 from ...guidance.schedules.schedule import GuidanceSchedule
 from ..host import hooks, model_info
-from ..host.autograd import check_differentiable, differentiating, predict_with_graph
+from ..host.autograd import differentiating, predict_with_graph
 from ..host.classifiers import PlacedClassifier
+from ..host.delegate import differentiable
 from ..host.latent_preview import latent_preview
 from ..host.memory import reserve_gradient_memory
 from ..host.patcher import attach
@@ -45,13 +46,12 @@ def guided(
 ) -> Any:
     """The MODEL with guidance; raises ValueError if the classifier cannot steer it."""
     check_fit(placed, model)
-    if placed.classifier.through_model:
-        check_differentiable(model)
     if schedule is not None:
         schedule.check_model(model_info.is_flow(model.get_model_object("model_sampling")))
     if schedule is None and not strength.is_on:
         return model
-    steered = model.clone()
+    # here, so that all that follows the node in the graph belongs to the MODEL that is sampled
+    steered = differentiable(model).clone() if placed.classifier.through_model else model.clone()
     # a different key for each node in a row, so that their guidance adds up
     key = f"{KEY}_{sum(name.startswith(KEY) for name in steered.additional_models)}"
     attach(steered, key, placed.patchers(model))

@@ -80,8 +80,7 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
             "latents are connected, but no model; connect the model that the classifier will steer."
         )
     samples = latents["samples"]
-    single_frame = is_single_frame(samples)
-    if samples.ndim != 4 and not single_frame:
+    if samples.ndim != 4 and not is_single_frame(samples):
         raise ValueError(
             f"latents have the shape {tuple(samples.shape)}; a classifier is trained on images, "
             "(N, C, H, W)."
@@ -97,5 +96,4 @@ def _space(images, latents, model) -> tuple[torch.Tensor, str]:
             "latents hold values that are not finite (NaN or infinity); encode the images again, "
             "with the VAE in fp32 or bf16."
         )
-    samples = to_model_space(model, samples)
-    return samples.squeeze(2) if single_frame else samples, space_of(model)
+    return to_model_space(model, samples), space_of(model)

@@ -339,27 +339,6 @@ def test_a_pixel_model_takes_no_notice_of_a_vae(load_image, digits_model, small_
     assert classifier.patchers(digits_model) == [classifier.patcher]
 
 
-def test_streamed_weights(digits_model, load_image, guided, monkeypatch, small_vae):
-    """Exact names cheap; a streamed VAE is replaced by what core makes of it, or refused."""
-    exact, ordinary = load_image("exact"), small_vae.patcher
-    monkeypatch.setattr(type(digits_model), "is_dynamic", lambda self: True)
-    with pytest.raises(ValueError, match="streamed.*set gradient to cheap"):
-        guided(digits_model, exact)
-    with pytest.raises(ValueError, match="vae.*streamed"):
-        load_image(vae=small_vae)
-
-    class Streamed:
-        def is_dynamic(self):
-            return True
-
-        def get_non_dynamic_delegate(self):
-            return ordinary
-
-    monkeypatch.setattr(type(digits_model), "is_dynamic", lambda self: False)
-    monkeypatch.setattr(small_vae, "patcher", Streamed())
-    assert load_image(vae=small_vae).vae.patcher.model is ordinary.model
-
-
 def test_a_model_that_is_only_partly_there(digits_model, load_image, guided, at):
     model = guided(digits_model, load_image("exact"))
     layer = digits_model.model.diffusion_model.out[-1]

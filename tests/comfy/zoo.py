@@ -168,9 +168,9 @@ def zoo_model(kind: Kind, ordinary: bool = False):
     import comfy.model_detection
     import comfy.sd
 
-    weights = random_weights(_config(kind).get_model({}, "").diffusion_model)
+    weights = random_weights(config_of(kind).get_model({}, "").diffusion_model)
     found = mock.patch.object(
-        comfy.model_detection, "model_config_from_unet", lambda *_, **__: _config(kind)
+        comfy.model_detection, "model_config_from_unet", lambda *_, **__: config_of(kind)
     )
     with found, torch.inference_mode(not ordinary):
         return comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": torch.float32})
@@ -217,7 +217,7 @@ def zoo_vae(kind: Kind):
     return vae
 
 
-def _config(kind: Kind):
+def config_of(kind: Kind):
     import comfy.supported_models
 
     config = getattr(comfy.supported_models, kind.config)(dict(CONFIGS[kind.config]))
