@@ -54,8 +54,8 @@ class Looks:
         height, width = pixels.shape[-2:]
         margin = [math.ceil((self.shift + self.zoom / 2) * side) for side in (height, width)]
         padded = F.pad(pixels, (margin[1], margin[1], margin[0], margin[0]), mode="replicate")
-        draws = torch.rand(self.count, 4, generator=generator).tolist()
-        return [self._look(padded, (height, width), margin, *draw) for draw in draws]
+        moves = drawn(self.count, generator)
+        return [self._look(padded, (height, width), margin, *move) for move in moves]
 
     def _look(
         self,
@@ -78,6 +78,11 @@ class Looks:
         if window.shape[-2:] != size:
             window = F.interpolate(window, size, mode="bilinear", antialias=True)
         return window.flip(-1) if self.flip and mirrored < 0.5 else window
+
+
+def drawn(count: int, generator: torch.Generator | None) -> list[list[float]]:
+    """Four random numbers in [0, 1) for each look."""
+    return torch.rand(count, 4, generator=generator).tolist()
 
 
 def _within(start: float, most: int) -> int:

@@ -6,6 +6,7 @@ what an accelerator would have to do, and what would make the host wait for it.
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from types import SimpleNamespace
 
@@ -93,6 +94,17 @@ class FakeDevice:
         classifier = self.pack_module("guidance").NoisyClassifier(network, "linear")
         kind = self.pack_module("nodes.host.classifiers").PlacedClassifier
         return kind(classifier, patcher, "a classifier")
+
+    def clean(self, **looks):
+        """A NOISY_CLASSIFIER of clean images on the device, which takes these looks."""
+        placed, library = self.classifier(), self.pack_module("guidance")
+        files = self.pack_module("guidance.checkpoints.image_classifiers")
+        taken = self.pack_module("guidance.classifiers.looks").Looks(**looks)
+        prepared = self.pack_module("guidance.classifiers.preprocessing").Preprocessing()
+        network = files.ZeroNoiseWrapper(placed.patcher.model)
+        placed.patcher.model = network
+        classifier = library.ImageClassifier(network, prepared, 4, looks=taken)
+        return dataclasses.replace(placed, classifier=classifier)
 
     def evaluate(self, model, seen, number=3):
         """Runs a MODEL's wrappers, its prediction replaced, under the mode `seen`."""

@@ -12,7 +12,7 @@ from sampler_runs import drawn, few_sigmas
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 OPTIONS = [{"entropy_limit": 10.0, "cap": 0.5, "label_smoothing": 0.1}]
-OPTIONS += [{"gradient_interval": 2}, {"label": "1"}]
+OPTIONS += [{"gradient_interval": 2}, {"label": "1"}, {"normalize": "on"}]
 
 
 @pytest.fixture
@@ -55,6 +55,14 @@ def test_an_evaluation_does_not_wait(steered, unconditional, fake, waits, pool, 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_no_option_makes_it_wait(steered, unconditional, fake, waits, options):
     assert waits(steered(unconditional, fake.classifier(), **options)) == []
+
+
+def test_looks_do_not_make_it_wait(steered, unconditional, fake, waits, pack_module, monkeypatch):
+    # random numbers have no values there
+    looks = pack_module("guidance.classifiers.looks")
+    monkeypatch.setattr(looks, "drawn", lambda count, _: [[0.1, 0.7, 0.9, 0.2]] * count)
+    model = steered(unconditional, fake.clean(count=3, flip=True), normalize="auto")
+    assert waits(model) == []
 
 
 @pytest.mark.parametrize("first", [True, False])
