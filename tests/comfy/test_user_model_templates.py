@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -151,6 +152,7 @@ def test_words_guide_your_checkpoint(root, call, call_core, files):
         "ClassifyImage": None,
     }
     outputs = template.run(given_files | given(kind, "EmptyLatentImage"), call, call_core)
+    shutil.rmtree(files["classifiers"] / folder)
     trace = json.loads(outputs["GuidancePlot"][1])
     acted = [bool(one["classifiers"]) for one in trace["evaluations"]]
     assert len(acted) == 25
