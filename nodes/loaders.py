@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..guidance.checkpoints.checkpoint import ATTENTION_ORDERS
 from ..guidance.checkpoints.zero_shot import PLACE
 from ..guidance.classifiers.image import GRADIENTS
-from ..guidance.classifiers.looks import Looks
+from ..guidance.classifiers.looks import MOST_LOOKS, Looks
 from .host.adm_model import load_adm, pixel_vae
 from .host.classifiers import (
     load_classifier,
@@ -25,7 +25,7 @@ from .host.paths import (
     model_path,
     zero_shot_names,
 )
-from .schema import ADVANCED, NoisyClassifierType, Schema, looks_inputs, number
+from .schema import ADVANCED, NoisyClassifierType, Schema, number
 
 EXAMPLE_CLASSES = "a photo of a cat\na photo of a dog"
 SCHEDULES = ["auto", "linear", "cosine"]
@@ -39,6 +39,17 @@ def attention_inputs() -> list[io.Input]:
         io.Combo.Input(
             "attention_order", options=list(ATTENTION_ORDERS), default="auto", **ADVANCED
         ),
+    ]
+
+
+def clean_inputs() -> list[io.Input]:
+    """How a classifier of clean images guides. Optional."""
+    return [
+        io.Vae.Input("vae", optional=True),
+        io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
+        io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
+        number("looks", 4, 0, MOST_LOOKS, optional=True),
+        io.Boolean.Input("flip", default=False, **ADVANCED),
     ]
 
 
@@ -86,10 +97,7 @@ class ImageClassifierLoader(io.ComfyNode):
             ],
             inputs=[
                 io.Combo.Input("classifier_name", options=image_classifier_names()),
-                io.Vae.Input("vae", optional=True),
-                io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
-                io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
-                *looks_inputs(),
+                *clean_inputs(),
             ],
             outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )
@@ -125,10 +133,7 @@ class ZeroShotClassifier(io.ComfyNode):
                 io.Combo.Input("classifier_name", options=zero_shot_names()),
                 io.String.Input("classes", default=EXAMPLE_CLASSES, multiline=True),
                 io.String.Input("template", default=PLACE),
-                io.Vae.Input("vae", optional=True),
-                io.Combo.Input("gradient", options=list(GRADIENTS), default="cheap", optional=True),
-                io.Combo.Input("dtype", options=DTYPE_NAMES, default="auto", optional=True),
-                *looks_inputs(),
+                *clean_inputs(),
             ],
             outputs=[NoisyClassifierType.Output(display_name="classifier")],
         )

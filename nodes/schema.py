@@ -12,8 +12,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..guidance.classifiers.looks import MOST_LOOKS
-
 NoisyClassifierType = io.Custom("NOISY_CLASSIFIER")
 GuidanceScheduleType = io.Custom("GUIDANCE_SCHEDULE")
 GuidanceTraceType = io.Custom("GUIDANCE_TRACE")
@@ -50,14 +48,6 @@ def number(name: str, default: float, low: float, high: float, **options: Any) -
 def label_input(default: str) -> io.Input:
     """label: its widget on the page offers the names of the classes."""
     return io.String.Input("label", default=default, extra_dict={"widgetType": "GUIDANCE_LABEL"})
-
-
-def looks_inputs() -> list[io.Input]:
-    """The looks that a classifier of clean images takes; API prompts without them take none."""
-    return [
-        number("looks", 4, 0, MOST_LOOKS, optional=True),
-        io.Boolean.Input("flip", default=False, **ADVANCED),
-    ]
 
 
 def cfg_cache_inputs() -> list[io.Input]:

@@ -162,9 +162,8 @@ class ImageClassifier:
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, decoded, seen = self.image_gradient(
-            point.denoised, target, point.generator
-        )
+        gradient, log_probs, seen = self.image_gradient(point.denoised, target, point.generator)
+        decoded = None if self.decode is None else nan_unless_finite(seen)
         levels = point.sigma, point.alpha
         if not self.through_model:
             weight = self._variance(*levels)
@@ -188,8 +187,8 @@ class ImageClassifier:
 
     def image_gradient(
         self, x0: Tensor, target: Target, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), `decoded` and `seen`.
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), and the pixels of x0.
 
         Of a score f: grad_x0 f(x0), and f(x0) (B, 1). Where memory is short, looks are taken in
         parts.
@@ -208,7 +207,7 @@ class ImageClassifier:
 
     def _image_gradient(
         self, x0: Tensor, target: Target, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
             use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
@@ -216,16 +215,15 @@ class ImageClassifier:
             chosen = log_likelihood(log_probs, target)
             dtypes = compute_dtype(self.network, x0), pixels.dtype
             gradient = scaled_gradient(chosen, x_in, *dtypes)
-        decoded = None if self.decode is None else nan_unless_finite(pixels)
-        return gradient.to(x0.device), log_probs.detach().to(x0.device), decoded, pixels.detach()
+        return gradient.to(x0.device), log_probs.detach().to(x0.device), pixels.detach()
 
     def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """log of p averaged over the looks (B, classes); of a score its mean."""
         if self.looks.count == 0:
             return self._log_probs(pixels)
         pixels = self._ready(pixels)
-        looks = self.looks.of(pixels, generator)
-        inputs = torch.stack([self.preprocessing(look) for look in looks])
+        looks = torch.cat(self.looks.of(pixels, generator))
+        inputs = self.preprocessing(looks).unflatten(0, (self.looks.count, -1))
         noise = self.looks.noise * noise_like(inputs, generator)
         inputs = inputs + self.preprocessing.of_difference(noise)
         log_probs = self.memory.over_parts(self._of_inputs, inputs)
@@ -237,7 +235,7 @@ class ImageClassifier:
     def _ready(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(device_of(self.network, pixels.device))
         # resizing and normalising in half precision would round the image to its 256 levels
-        return pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+        return at_least_fp32(pixels)
 
     def _of_inputs(self, inputs: Tensor) -> Tensor:
         logits = self.network(inputs.to(compute_dtype(self.network, inputs)))

@@ -216,12 +216,17 @@ def load_models(
             )
         return model, None
     gradient = args.gradient or GRADIENTS[0]
-    where |= {"gradient": gradient, "looks": Looks(count=args.looks, flip=args.flip)}
+    where |= {"gradient": gradient, "looks": looks_of(args)}
     if args.classes is None:
         return model, load_image_classifier(args.classifier, **where)
     template = PLACE if args.template is None else args.template
     lines = args.classes.split(";")
     return model, load_zero_shot_classifier(args.classifier, lines, template=template, **where)
+
+
+def looks_of(args: argparse.Namespace) -> Looks:
+    """The looks of --looks and --flip."""
+    return Looks(count=args.looks, flip=args.flip)
 
 
 def _check_words(args: argparse.Namespace) -> None:

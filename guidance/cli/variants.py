@@ -9,7 +9,7 @@ from typing import Any
 
 from ..classifiers.base import Classifier
 from ..classifiers.image import GRADIENTS, ImageClassifier
-from ..classifiers.looks import Looks
+from .sample import looks_of
 
 
 def _on_off(text: str) -> bool:
@@ -65,11 +65,11 @@ def of_variant(classifier: Classifier | None, args: argparse.Namespace) -> Class
     Raises ValueError if they are for a classifier of clean images, and this one is noisy.
     """
     if isinstance(classifier, ImageClassifier):
-        looks = Looks(count=args.looks, flip=args.flip)
-        return classifier.with_gradient(args.gradient or GRADIENTS[0]).with_looks(looks)
+        gradient = args.gradient or GRADIENTS[0]
+        return classifier.with_gradient(gradient).with_looks(looks_of(args))
     if args.gradient or args.looks:
         raise ValueError(
-            "vary lists gradient or looks, which are of a classifier of clean images; leave them "
-            "out, or add --gradient cheap if --classifier is one."
+            "--gradient and --looks, also in --vary, are of a classifier of clean images; leave "
+            "them out, or add --gradient cheap if --classifier is one."
         )
     return classifier

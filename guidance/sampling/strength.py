@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.autograd import at_least_fp32
 from ..core.host_copy import to_device
 from ..core.noise import per_image, vp_scale
 
@@ -92,7 +93,7 @@ def entropy_factor(log_probs: Tensor, limit: float) -> Tensor:
     Diffusion Generation", eq. 7; the limit is added here, because H can be 0). The factor is at
     least 1, because the uniform p has the largest entropy.
     """
-    log_probs = log_probs.to(torch.promote_types(log_probs.dtype, torch.float32))
+    log_probs = at_least_fp32(log_probs)
     entropy = torch.special.entr(log_probs.exp()).sum(dim=1)
     entropy = entropy.clamp(min=torch.finfo(entropy.dtype).tiny)  # of a sure p it is -0.0
     return (math.log(log_probs.shape[1]) / entropy).clamp(1.0, limit)

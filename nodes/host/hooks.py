@@ -8,8 +8,6 @@ from typing import Any
 import comfy.model_patcher
 import comfy.patcher_extension
 
-from ...guidance.core.replaced import replaced as replaced
-
 _KINDS = comfy.patcher_extension.WrappersMP
 # Keys in transformer_options, which core copies for each run and some samplers for each step.
 RUN_STATE = "classifier_guidance_run_state"

@@ -17,6 +17,7 @@ from ...guidance.classifiers.gradient_memory import (
 )
 from ...guidance.core.autograd import compute_dtype
 from ...guidance.core.host_copy import device_of
+from ...guidance.core.replaced import replaced
 from . import hooks
 
 KEY = "classifier_guidance_memory"
@@ -57,7 +58,7 @@ def _with_room_for_gradients(
         extra = whole if shape[0] > noise_shape[0] else recomputed
         return own(shape, *more, **named) + extra
 
-    with hooks.replaced(model.model, "memory_required", memory_required):
+    with replaced(model.model, "memory_required", memory_required):
         return executor(model, noise_shape, *arguments, **options)
 
 

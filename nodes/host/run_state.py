@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...guidance.core.host_copy import HostCopy
+from ...guidance.core.replaced import replaced
 from ...guidance.sampling.nan_guard import NaNGuard
 from ...guidance.schedules.run_position import RunPosition, step_of
 from . import hooks
@@ -142,7 +143,7 @@ class RunState:
             yield self._sum
             return
         total = GuidanceSum()
-        with hooks.replaced(self, "_sum", total):
+        with replaced(self, "_sum", total):
             yield total
 
 

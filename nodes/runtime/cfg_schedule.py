@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...guidance.core.bounded_read import one_line
 from ...guidance.core.host_copy import to_device
+from ...guidance.core.replaced import replaced
 from ...guidance.schedules.schedule import GuidanceSchedule
 from ..host import hooks, model_info
 from ..host.run_state import keep_run_state, run_position, run_state
@@ -36,7 +37,7 @@ def prepared_for_any_cfg(executor: Any, *args: Any, **options: Any) -> Any:
     if getattr(guider, "cfg", None) != 1:
         return executor(*args, **options)
     # core does not treat it as 1; each evaluation sets the real value
-    with hooks.replaced(guider, "cfg", 1 + 1e-3):
+    with replaced(guider, "cfg", 1 + 1e-3):
         return executor(*args, **options)
 
 
@@ -73,7 +74,7 @@ class ScheduledCFG:
             trace.cfg(cfg)  # core calls no CFG function where it is 1
         followed = state.cfg_is_followed
         try:
-            with hooks.replaced(guider, "cfg", cfg) if followed else cfg_followed(guider, cfg):
+            with replaced(guider, "cfg", cfg) if followed else cfg_followed(guider, cfg):
                 denoised = executor(x, sigma, model_options, seed)
         except (RuntimeError, TypeError) as error:
             _check_per_image(state.cfg_function, cfg, x, sigma, error)
