@@ -31,7 +31,7 @@ MODULES["which_guidance"] = ROOT / "docs" / "which_guidance" / "draw.py"
 for name in ("harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
 SHARED = (
-    *("bounded", "latent_digits", "mixture", "real_digits"),
+    *("bounded", "fake_graphs", "latent_digits", "mixture", "real_digits"),
     *("schedule_inputs", "tiny_models", "tiny_zero_shot"),
 )
 for name in SHARED:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.cuda_graph import EAGER, GraphCache
 from ..core.host_copy import to_device
 from ..core.labels import class_names
 from ..core.noise import levels_like
@@ -23,7 +24,8 @@ class SamplingPoint:
     """A point of a run: x (B, ...) = alpha x0 + sigma eps, and `denoised` (B, ...) = E[x0 | x].
 
     sigma and alpha are (B,) on x's device, in float64 where the device has it. generator: of the
-    random numbers that a classifier needs, on the CPU; None is torch's own.
+    random numbers that a classifier needs, on the CPU; None is torch's own. graphs: the CUDA graphs
+    of the run.
     """
 
     x: Tensor
@@ -31,6 +33,7 @@ class SamplingPoint:
     sigma: Tensor
     alpha: Tensor
     generator: torch.Generator | None = None
+    graphs: GraphCache = EAGER
 
     @classmethod
     def at(
@@ -107,6 +110,11 @@ class Classifier(Protocol):
     @property
     def channels(self) -> int | None: ...  # noqa: D102
 
+    def start(
+        self, x: Tensor, sigma: Tensor, alpha: Tensor, target: Target, graphs: GraphCache
+    ) -> None:
+        """Starts what `output` computes of x alone, beside the diffusion model's prediction."""
+
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
         """The gradient of the target's log-likelihood at this point."""
 
@@ -144,13 +152,22 @@ def label_of_each(label: Tensor | int, batch: int) -> Tensor:
     return index.expand(batch)
 
 
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raises ValueError for a label that is not a class.
+
+    Labels on a GPU were checked when they were parsed; reading them here would stall the step.
+    """
+    if labels.device.type != "cpu":
+        return
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"label is {int(wrong[0])}, but the classes go from 0 to {classes - 1}.")
+
+
 def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
     batch, classes = log_probs.shape
     index = label_of_each(label, batch)
-    # labels on a GPU were checked when they were parsed; reading them here would stall the step
-    if index.device.type == "cpu" and not bool(((index >= 0) & (index < classes)).all()):
-        found = torch.as_tensor(label).tolist()
-        raise ValueError(f"label is {found}, but the classes go from 0 to {classes - 1}.")
+    check_labels(index, classes)
     return to_device(log_probs.device, index)[:, None]
 
 

@@ -89,8 +89,8 @@ def _stages(layout: ClassifierLayout, size: tuple[int, int]) -> Iterator[tuple[i
             yield inputs * places, 2 * (inputs + width) * places + attention
             inputs = width
         if level < len(layout.level_channels) - 1:
-            # the mean over 2x2 also keeps its input
-            yield width * places, 3 * width * places + 2 * width * places // 4
+            # between its two halves, a residual block takes the mean over 2x2
+            yield width * places, 2 * width * places + 2 * width * places // 4
             places //= 4
     # attention: the input of its norm, q, k, v and the output
     yield inputs * places, (4 + 5 + 4) * inputs * places

@@ -9,6 +9,7 @@ and guidance adds sigma^2 / alpha * J^T g. See docs/image_classifiers.md for the
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -20,16 +21,19 @@ from ..core.autograd import (
     at_least_fp32,
     compute_dtype,
     log_softmax,
-    scaled_gradient,
+    loss_scale,
     tracked,
     use_ordinary_weights,
 )
-from ..core.host_copy import device_of
+from ..core.cuda_graph import EAGER, GraphCache
+from ..core.host_copy import device_of, to_device
 from ..core.noise import tweedie_weight, within_range
 from .base import (
     ClassifierOutput,
     SamplingPoint,
     Target,
+    check_labels,
+    label_of_each,
     log_likelihood,
     nan_unless_finite,
 )
@@ -156,13 +160,20 @@ class ImageClassifier:
         """
         return self._log_probs(images).to(images.device)
 
+    def start(
+        self, x: Tensor, sigma: Tensor, alpha: Tensor, target: Target, graphs: GraphCache
+    ) -> None:
+        """Nothing: it reads the prediction."""
+
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
         """The output for the predicted x0, `point.denoised`.
 
         exact: raises ValueError if it was not computed from `point.x` under torch.enable_grad. Its
         graph is kept.
         """
-        gradient, log_probs, seen = self.image_gradient(point.denoised, target, point.generator)
+        gradient, log_probs, seen = self.image_gradient(
+            point.denoised, target, point.generator, point.graphs
+        )
         decoded = None if self.decode is None else nan_unless_finite(seen)
         levels = point.sigma, point.alpha
         if not self.through_model:
@@ -186,7 +197,11 @@ class ImageClassifier:
         return self.data_std**2 * sigma**2 / (alpha**2 * self.data_std**2 + sigma**2)
 
     def image_gradient(
-        self, x0: Tensor, target: Target, generator: torch.Generator | None = None
+        self,
+        x0: Tensor,
+        target: Target,
+        generator: torch.Generator | None = None,
+        graphs: GraphCache = EAGER,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """g = grad_x0 log p(target | x0), log p(y | x0) (B, classes), and the pixels of x0.
 
@@ -197,7 +212,7 @@ class ImageClassifier:
         while True:
             state = generator.get_state()
             try:
-                return self._image_gradient(x0, target, generator)
+                return self._image_gradient(x0, target, generator, graphs)
             except torch.OutOfMemoryError:
                 if not self.memory.can_shrink:
                     raise
@@ -206,28 +221,46 @@ class ImageClassifier:
             generator.set_state(state)
 
     def _image_gradient(
-        self, x0: Tensor, target: Target, generator: torch.Generator
+        self, x0: Tensor, target: Target, generator: torch.Generator, graphs: GraphCache
     ) -> tuple[Tensor, Tensor, Tensor]:
         with tracked(x0.detach().to(device_of(self.network, x0.device))) as x_in:
-            use_ordinary_weights(self.network)
             pixels = x_in if self.decode is None else self.decode(x_in)
-            log_probs = self._averaged_log_probs(pixels, generator)
-            chosen = log_likelihood(log_probs, target)
-            dtypes = compute_dtype(self.network, x0), pixels.dtype
-            gradient = scaled_gradient(chosen, x_in, *dtypes)
-        return gradient.to(x0.device), log_probs.detach().to(x0.device), pixels.detach()
+            inputs = self._inputs(self._ready(pixels), generator)
+            labels = label_of_each(target.labels, len(x0))
+            check_labels(labels, self.num_classes)
+            # VAEs may compute in fp16, too, so the loss is scaled through both
+            scale = loss_scale(compute_dtype(self.network, x0), pixels.dtype)
+            compute = functools.partial(self._inputs_gradient, target.label_smoothing, scale)
+            given = inputs.detach(), to_device(inputs.device, labels)
+            # in parts, memory is short
+            using = EAGER if self.memory.is_short else graphs
+            of_inputs, log_probs = using.run(
+                ("image", target.label_smoothing, scale), self.network, compute, *given
+            )
+            (gradient,) = torch.autograd.grad(inputs, x_in, of_inputs)
+        return (gradient / scale).to(x0.device), log_probs.to(x0.device), pixels.detach()
 
-    def _averaged_log_probs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """log of p averaged over the looks (B, classes); of a score its mean."""
+    def _inputs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """What the network reads at each look (looks, B, C, H, W); without looks at one."""
         if self.looks.count == 0:
-            return self._log_probs(pixels)
-        pixels = self._ready(pixels)
+            return self.preprocessing(pixels)[None]
         looks = torch.cat(self.looks.of(pixels, generator))
         inputs = self.preprocessing(looks).unflatten(0, (self.looks.count, -1))
         noise = self.looks.noise * noise_like(inputs, generator)
-        inputs = inputs + self.preprocessing.of_difference(noise)
-        log_probs = self.memory.over_parts(self._of_inputs, inputs)
-        return log_probs.mean(0) if self.is_score else log_mean_exp(log_probs)
+        return inputs + self.preprocessing.of_difference(noise)
+
+    def _inputs_gradient(
+        self, label_smoothing: float, scale: float, inputs: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient with respect to the inputs, times the scale, and log p (B, classes)."""
+        with torch.inference_mode(False), torch.enable_grad():
+            use_ordinary_weights(self.network)
+            tracked_inputs = inputs.clone().requires_grad_(True)
+            log_probs = self.memory.over_parts(self._of_inputs, tracked_inputs)
+            log_probs = log_probs.mean(0) if self.is_score else log_mean_exp(log_probs)
+            chosen = log_likelihood(log_probs, Target(labels, label_smoothing))
+            (gradient,) = torch.autograd.grad(chosen * scale, tracked_inputs)
+            return gradient, log_probs.detach()
 
     def _log_probs(self, pixels: Tensor) -> Tensor:
         return self._of_inputs(self.preprocessing(self._ready(pixels)))

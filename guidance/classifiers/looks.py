@@ -96,7 +96,11 @@ class LooksMemory:
     """How many looks the network reads at once: all, or fewer where memory was short."""
 
     def __init__(self, count: int):
-        self.at_once = count
+        self.count = self.at_once = max(count, 1)
+
+    @property
+    def is_short(self) -> bool:
+        return self.at_once < self.count
 
     @property
     def can_shrink(self) -> bool:

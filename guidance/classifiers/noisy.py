@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.autograd import compute_dtype, log_softmax, scaled_gradient, use_ordinary_weights
-from ..core.host_copy import device_of
+from ..core.cuda_graph import EAGER, GraphCache
+from ..core.host_copy import device_of, to_device
 from ..core.noise import (
     NoiseSchedule,
     levels_like,
@@ -23,6 +24,7 @@ from .base import (
     ClassifierOutput,
     SamplingPoint,
     Target,
+    check_labels,
     label_of_each,
     log_likelihood,
 )
@@ -111,6 +113,7 @@ class NoisyClassifier:
         sigma: Tensor | float,
         label: Tensor | int,
         alpha: Tensor | float = 1.0,
+        graphs: GraphCache = EAGER,
     ) -> Tensor:
         """grad_x log p(label | x), with x's shape and dtype, in the sampler's coordinates.
 
@@ -118,7 +121,7 @@ class NoisyClassifier:
         torch.inference_mode and under no_grad. Raises ValueError for a label that is not a class
         or does not fit the batch (Dhariwal & Nichol 2021, algorithm 1 and 2).
         """
-        return self.gradient_and_log_probs(x, sigma, Target(label), alpha)[0]
+        return self.gradient_and_log_probs(x, sigma, Target(label), alpha, graphs)[0]
 
     def gradient_and_log_probs(
         self,
@@ -126,24 +129,67 @@ class NoisyClassifier:
         sigma: Tensor | float,
         target: Target,
         alpha: Tensor | float = 1.0,
+        graphs: GraphCache = EAGER,
     ) -> tuple[Tensor, Tensor]:
         """Like `gradient`, plus log p(y | x) of every class (B, classes), from one evaluation."""
-        labels = label_of_each(target.labels, len(x))
-        plan = self.memory_plan
-        plan = plan if isinstance(plan, GradientMemoryPlan) else plan(x)
-        gradients, log_probs = [], []
+        whole = self._inputs(x, sigma, target, alpha)
+        key = _key(target)
+        if graphs.holds(key, self.network, *whole):
+            plan = WHOLE  # a graph has its memory, whatever is free now
+        elif isinstance(self.memory_plan, GradientMemoryPlan):
+            plan = self.memory_plan
+        else:
+            plan = self.memory_plan(x)
+        compute = functools.partial(self._gradient, target.label_smoothing, plan.recompute)
+        if plan == WHOLE:
+            results = graphs.run(key, self.network, compute, *whole, of=x)
+        else:
+            parts = [compute(*(one[part] for one in whole)) for part in plan.parts(len(x))]
+            results = tuple(map(torch.cat, zip(*parts, strict=True)))
+        gradient, log_probs = (result.to(x.device) for result in results)
+        return gradient, log_probs
+
+    def start(
+        self, x: Tensor, sigma: Tensor, alpha: Tensor, target: Target, graphs: GraphCache
+    ) -> None:
+        """Starts what `output` computes at x (B, C, H, W), sigma, alpha (B,), if it is recorded."""
+        if graphs.is_on:
+            near = within_range(sigma, alpha, self.schedule.max_ratio)
+            inputs = self._inputs(x, near[0], target, near[1])
+            graphs.start(_key(target), self.network, *inputs, of=x)
+
+    def _inputs(
+        self, x: Tensor, sigma: Tensor | float, target: Target, alpha: Tensor | float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, C, H, W), sigma, alpha and labels (B,), where the network is."""
+        device = device_of(self.network, x.device)
+        with torch.inference_mode(False):
+            x_in = x.detach().to(device)
+            sigma, alpha = levels_like(x_in, sigma, alpha)
+            labels = label_of_each(target.labels, len(x))
+            if self.num_classes is not None:  # else they are checked against the output
+                check_labels(labels, self.num_classes)
+                labels = to_device(device, labels)
+            return x_in, sigma, alpha, labels
+
+    def _gradient(
+        self,
+        label_smoothing: float,
+        recompute: bool,
+        x: Tensor,
+        sigma: Tensor,
+        alpha: Tensor,
+        labels: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradient (B, C, H, W) and log p(y | x) (B, classes)."""
         with torch.inference_mode(False), torch.enable_grad():
             use_ordinary_weights(self.network)
-            x_in = x.detach().to(device_of(self.network, x.device))
-            sigma, alpha = levels_like(x_in, sigma, alpha)
-            for part in plan.parts(len(x)):
-                # the clone is an ordinary tensor, even if x is an inference tensor
-                some = x_in[part].clone().requires_grad_(True)
-                of_each = self._log_probs(some, sigma[part], alpha[part], plan.recompute)
-                chosen = log_likelihood(of_each, replace(target, labels=labels[part]))
-                gradients.append(scaled_gradient(chosen, some, compute_dtype(self.network, x)))
-                log_probs.append(of_each.detach())
-        return torch.cat(gradients).to(x.device), torch.cat(log_probs).to(x.device)
+            # the clone is an ordinary tensor, even if x is an inference tensor
+            x_in = x.clone().requires_grad_(True)
+            log_probs = self._log_probs(x_in, sigma, alpha, recompute)
+            chosen = log_likelihood(log_probs, Target(labels, label_smoothing))
+            gradient = scaled_gradient(chosen, x_in, compute_dtype(self.network, x))
+            return gradient, log_probs.detach()
 
     def output(self, point: SamplingPoint, target: Target) -> ClassifierOutput:
         """The gradient at x, with sigma / alpha clamped to the range of the schedule.
@@ -152,7 +198,9 @@ class NoisyClassifier:
         range, so the weight of the gradient is clamped too.
         """
         near = within_range(point.sigma, point.alpha, self.schedule.max_ratio)
-        gradient, log_probs = self.gradient_and_log_probs(point.x, near[0], target, near[1])
+        gradient, log_probs = self.gradient_and_log_probs(
+            point.x, near[0], target, near[1], point.graphs
+        )
         seen = point.denoised.detach()
         return ClassifierOutput(gradient, tweedie_weight(*near), log_probs, *near, seen=seen)
 
@@ -176,3 +224,8 @@ class NoisyClassifier:
         options = {"recompute": True} if recompute else {}
         logits = self.network(x_vp.to(dtype), t, **options)
         return log_softmax(logits)
+
+
+def _key(target: Target) -> Hashable:
+    """What the computation depends on besides its inputs and its network."""
+    return "noisy", target.label_smoothing

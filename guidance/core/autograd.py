@@ -25,13 +25,15 @@ def tracked(x: Tensor, wanted: bool = True) -> Iterator[Tensor]:
 
 
 def scaled_gradient(value: Tensor, x: Tensor, *dtypes: torch.dtype) -> Tensor:
-    """d value / d x, of a value that was computed in these dtypes.
-
-    Without a loss scale, fp16 gradients of small log-probabilities underflow.
-    """
-    scale = FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
+    """d value / d x, of a value that was computed in these dtypes."""
+    scale = loss_scale(*dtypes)
     (gradient,) = torch.autograd.grad(value * scale, x)
     return gradient / scale
+
+
+def loss_scale(*dtypes: torch.dtype) -> float:
+    """Of values computed in these dtypes: in fp16, gradients of small values are 0 without it."""
+    return FP16_LOSS_SCALE if torch.float16 in dtypes else 1.0
 
 
 def use_ordinary_weights(network: nn.Module) -> None:

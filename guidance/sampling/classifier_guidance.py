@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..classifiers.base import Classifier, ClassifierOutput, SamplingPoint, Target
 from ..classifiers.gradient_cache import GradientCache
+from ..core.cuda_graph import EAGER, GraphCache
 from ..core.noise import per_image
 from ..schedules.run_position import RunPosition
 from ..schedules.schedule import GuidanceSchedule
@@ -24,8 +25,8 @@ LOOKS = 0x6C6F6F6B73  # any number but 0
 class Guide:
     """A classifier, the label of each image (B,), and the strength of the guidance in a run.
 
-    A schedule replaces the strength's scale. cache: the gradient cache of this run. generator: of
-    the classifier's random numbers in this run (`SamplingPoint`).
+    A schedule replaces the strength's scale. cache: the gradient cache of this run. generator,
+    graphs: the classifier's random numbers and CUDA graphs in this run (`SamplingPoint`).
     """
 
     classifier: Classifier
@@ -34,6 +35,7 @@ class Guide:
     schedule: GuidanceSchedule | None = None
     cache: GradientCache = field(default_factory=GradientCache)
     generator: torch.Generator | None = None
+    graphs: GraphCache = EAGER
 
     def at(self, position: RunPosition | None, batch: int) -> Guide | None:
         """The guide with its scale at this position; None if it is off there.
@@ -52,6 +54,18 @@ class Guide:
         """Whether the next `term` at x (B, ...) needs `denoised` connected with x in the graph."""
         return self.classifier.through_model and self.cache.is_due(x)
 
+    def start(self, x: Tensor, sigma: Tensor, alpha: Tensor) -> None:
+        """Starts what the next `term`, at the same x (B, ...), computes of x, sigma and alpha (B,).
+
+        Call it before the diffusion model predicts: a GPU computes both at the same time.
+        """
+        if self.cache.is_due(x):
+            self.classifier.start(x, sigma, alpha, self._target, self.graphs)
+
+    @property
+    def _target(self) -> Target:
+        return Target(self.labels, self.strength.label_smoothing)
+
     def term(
         self, point: SamplingPoint, guard: NaNGuard | None = None, report: Report | None = None
     ) -> Tensor:
@@ -63,9 +77,8 @@ class Guide:
         ValueError if the gradient is not finite. With the `guard` of a run, which does not wait for
         the device, a later call or the end of the run may raise it.
         """
-        target = Target(self.labels, self.strength.label_smoothing)
-        point = replace(point, generator=self.generator)
-        output = self.cache.output(self.classifier, point, target)
+        point = replace(point, generator=self.generator, graphs=self.graphs)
+        output = self.cache.output(self.classifier, point, self._target)
         checks = guard or NaNGuard()
         checks.check(output.gradient, point.x, point.sigma, point.denoised, output.decoded)
         if guard is None:

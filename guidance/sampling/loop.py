@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..classifiers.base import SamplingPoint
 from ..core.autograd import tracked
+from ..core.cuda_graph import GraphCache
+from ..core.noise import levels_like
 from ..schedules.run_position import RunPosition
 from ..schedules.schedule import GuidanceSchedule
 from .cfg_cache import NO_CACHE, CFGCache, CFGCacheConfig
 from .classifier_guidance import Guide
-from .denoise import Denoiser
+from .denoise import Denoiser, Scale
 from .model import DiffusionModel
 from .nan_guard import NaNGuard
 from .recurrence import check_repeats, noise_back, repeats_at
@@ -53,6 +57,7 @@ def sample(
     recurrence: how often each step of a stretch is taken (see `turns`). Each further turn first
     draws the noise that is put back, then that of its step; to `cfg_cache` and to the cache of a
     guide it is an evaluation like any other. `progress(images)` is called after each evaluation.
+    On NVIDIA GPUs, gradients are recorded as CUDA graphs (`GraphCache`).
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}.")
@@ -61,27 +66,46 @@ def sample(
     steps = list(steps)
     check_repeats(recurrence)
     denoise, guard = Denoiser(model, labels, low_res, CFGCache(cfg_cache)), NaNGuard()
-    for step, position, again in turns(steps, len(model.schedule), recurrence):
-        if again:
-            near, far = vp_levels(step.alpha_bar_prev), vp_levels(step.alpha_bar)
-            x = noise_back(x, near, far, noise(x))
-        active = [on for guide in guides if (on := guide.at(position, len(x)))]
-        scale = cfg.scales(position, len(x)) if isinstance(cfg, GuidanceSchedule) else cfg
-        with tracked(x, any(guide.needs_graph(x) for guide in active)) as x_in:
-            x0, v = denoise(x_in, step, scale)
-            x0 = x0.clamp(-1, 1) if clip_denoised else x0
-            point = SamplingPoint.at(x_in, x0, *vp_levels(step.alpha_bar))
-            terms = [guide.term(point, guard) for guide in active]
-        x0, v = x0.detach(), None if v is None else v.detach()
-        progress(len(x))
-        drawn = noise(x)
-        if method == "ddpm":
-            variance = ddpm_variance(step, v, x)
-            x = ddpm_step(x, x0, variance, step, _mean_shift(terms, variance, step), drawn)
-        else:
-            x = ddim_step(x, sum(terms, x0), step, eta, drawn)
-    guard.finish()
+    plan = list(turns(steps, len(model.schedule), recurrence))
+    with contextlib.closing(GraphCache(len(plan))) as graphs:
+        guides = [replace(guide, graphs=graphs.every(guide.cache.interval)) for guide in guides]
+        for step, position, again in plan:
+            if again:
+                near, far = vp_levels(step.alpha_bar_prev), vp_levels(step.alpha_bar)
+                x = noise_back(x, near, far, noise(x))
+            active = [on for guide in guides if (on := guide.at(position, len(x)))]
+            scale = cfg.scales(position, len(x)) if isinstance(cfg, GuidanceSchedule) else cfg
+            x0, v, terms = _guided(denoise, x, step, scale, clip_denoised, active, guard)
+            progress(len(x))
+            drawn = noise(x)
+            if method == "ddpm":
+                variance = ddpm_variance(step, v, x)
+                x = ddpm_step(x, x0, variance, step, _mean_shift(terms, variance, step), drawn)
+            else:
+                x = ddim_step(x, sum(terms, x0), step, eta, drawn)
+        guard.finish()
     return x
+
+
+def _guided(
+    denoise: Denoiser,
+    x: Tensor,
+    step: Step,
+    cfg: Scale,
+    clip_denoised: bool,
+    guides: Sequence[Guide],
+    guard: NaNGuard,
+) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    """x0 (B, C, H, W) and v of the model at x, and the term of each guide."""
+    with tracked(x, any(guide.needs_graph(x) for guide in guides)) as x_in:
+        sigma, alpha = levels_like(x_in, *vp_levels(step.alpha_bar))
+        for guide in guides:
+            guide.start(x_in, sigma, alpha)
+        x0, v = denoise(x_in, step, cfg)
+        x0 = x0.clamp(-1, 1) if clip_denoised else x0
+        point = SamplingPoint(x_in, x0, sigma, alpha)
+        terms = [guide.term(point, guard) for guide in guides]
+    return x0.detach(), None if v is None else v.detach(), terms
 
 
 def _mean_shift(terms: Sequence[Tensor], variance: Tensor, step: Step) -> Tensor | float:

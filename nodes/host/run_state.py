@@ -6,6 +6,7 @@ copy them for each step; all copies refer to the same object.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -18,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...guidance.core.cuda_graph import EAGER, GraphCache
 from ...guidance.core.host_copy import HostCopy
 from ...guidance.core.replaced import replaced
 from ...guidance.sampling.nan_guard import NaNGuard
 from ...guidance.schedules.run_position import RunPosition, step_of
 from . import hooks
+from .cuda_graphs import graphs_of_run
 
 T = TypeVar("T")
 
@@ -95,10 +98,14 @@ class GuidanceSum:
 
 
 class RunState:
-    """The state of one run. nan_guard: checks the gradients of all classifiers."""
+    """The state of one run.
 
-    def __init__(self) -> None:
+    nan_guard: checks the gradients of all classifiers. graphs: the CUDA graphs of the run.
+    """
+
+    def __init__(self, graphs: GraphCache = EAGER) -> None:
         self.nan_guard = NaNGuard()
+        self.graphs = graphs
         self.cfg_function: Any = None  # that the guider's evaluations use, where it is not core's
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
@@ -152,12 +159,22 @@ def keep_run_state(model: Any) -> None:
     hooks.wrap_once(model, hooks.RUN, hooks.RUN_STATE, _run_with_state)
 
 
-def _run_with_state(executor: Any, *arguments: Any, **options: Any) -> Any:
-    state = RunState()
-    # the guider's options are a copy for this run
-    hooks.options_of(executor.class_obj.model_options)[hooks.RUN_STATE] = state
-    result = executor(*arguments, **options)
-    state.end()
+def _run_with_state(
+    executor: Any,
+    noise: Tensor,
+    latent: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    *more: Any,
+    **named: Any,
+) -> Any:
+    guider = executor.class_obj
+    with contextlib.closing(graphs_of_run(guider, noise.shape, len(sigmas) - 1)) as graphs:
+        state = RunState(graphs)
+        # the guider's options are a copy for this run
+        hooks.options_of(guider.model_options)[hooks.RUN_STATE] = state
+        result = executor(noise, latent, sampler, sigmas, *more, **named)
+        state.end()
     return result
 
 

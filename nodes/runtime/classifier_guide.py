@@ -15,7 +15,7 @@ from ...guidance.classifiers.gradient_cache import GradientCache
 from ...guidance.classifiers.noisy import NoisyClassifier
 from ...guidance.core.host_copy import to_device
 from ...guidance.core.labels import class_names, spread_labels
-from ...guidance.core.noise import per_image
+from ...guidance.core.noise import levels_like, per_image
 from ...guidance.sampling.classifier_guidance import Guide, Report, looks_generator
 from ...guidance.sampling.classifier_record import MOST_IMAGES, TracedClassifier
 from ...guidance.sampling.strength import Strength
@@ -86,14 +86,16 @@ class ClassifierGuide:
             return executor(x, sigma, model_options, seed)
         with state.guidance_sum() as total:
             total.terms = 0.0  # an outer wrapper may evaluate more than once
+            model = executor.class_obj.inner_model
+            level, alpha = model_info.levels_of(model.model_sampling, sigma)
+            levels = levels_like(x, level, alpha)
             exact = guide.needs_graph(x)
             if exact:
                 x_in, denoised = predict_with_graph(executor, x, sigma, model_options, seed)
             else:
+                guide.start(x, *levels)
                 x_in, denoised = x, executor(x, sigma, model_options, seed)
-            model = executor.class_obj.inner_model
-            level, alpha = model_info.levels_of(model.model_sampling, sigma)
-            point = SamplingPoint.at(x_in, total.removed_from(denoised), level, alpha)
+            point = SamplingPoint(x_in, total.removed_from(denoised), *levels)
             with differentiating() if exact else contextlib.nullcontext():
                 report = self._reporting(options.get(hooks.TRACES, ()), guide, executor.class_obj)
                 term = guide.term(point, state.nan_guard, report).detach()
@@ -117,9 +119,12 @@ class ClassifierGuide:
         # looked up by key, because cloning a MODEL also clones the attached models
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
         classifier = self.placed.bind(patchers, guider.inner_model)
-        if model_info.is_single_frame(x) and isinstance(classifier, NoisyClassifier):
-            classifier = classifier.with_network(SingleFrame(classifier.network))
         cache = run_state(model_options).cache
+        if model_info.is_single_frame(x) and isinstance(classifier, NoisyClassifier):
+            network = classifier.network
+            # one for the run, so that its CUDA graph is found again
+            frame = cache((self.key, network, "frame"), lambda: SingleFrame(network))
+            classifier = classifier.with_network(frame)
         return Guide(
             classifier,
             to_device(x.device, labels),
@@ -127,6 +132,7 @@ class ClassifierGuide:
             self.schedule,
             cache(self.key, lambda: GradientCache(self.gradient_interval)),
             cache((self.key, "looks"), lambda: looks_generator(seed or 0)),
+            run_state(model_options).graphs.every(self.gradient_interval),
         ).at(position, len(x))
 
     def _reporting(self, traces: tuple[Trace, ...], guide: Guide, guider: Any) -> Report | None:

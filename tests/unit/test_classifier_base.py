@@ -51,7 +51,7 @@ def test_a_smoothed_target():
 
 @pytest.mark.parametrize(
     ("label", "found"),
-    [(-1, "-1"), (3, "3"), (torch.tensor([0, 3]), r"\[0, 3\]"), (torch.tensor([-1]), r"\[-1\]")],
+    [(-1, "-1"), (3, "3"), (torch.tensor([0, 3]), "3"), (torch.tensor([-1]), "-1")],
 )
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_label_that_is_no_class_is_refused(label, found, smoothing):
