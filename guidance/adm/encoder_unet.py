@@ -11,10 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from .blocks import (
     Builder,
+    activated,
     fastest_memory_format,
     join_heads,
     split_heads,
     timestep_embedding,
+    tokens_of,
     zeroed,
 )
 from .encoder import check_halvings, encoder_stages, middle_stage, time_embedding
@@ -65,7 +67,8 @@ class EncoderUNet(nn.Module):
 
     def features(self, x: Tensor, t: Tensor, recompute: bool = False) -> Tensor:
         """The pool's input: the last map (B, C, h, w), or the mean of every stage (B, sum of C)."""
-        emb = self.time_embed(timestep_embedding(t, self.layout.model_channels).to(x.dtype))
+        features = timestep_embedding(t, self.layout.model_channels)
+        emb = activated(self.time_embed(features.to(x.dtype)))
         x = fastest_memory_format(x)
         spatial = self.layout.pool.startswith("spatial")
         means = []
@@ -94,13 +97,12 @@ class AttentionPool(nn.Module):
         self.c_proj = build.pointwise(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2)
-        tokens = torch.cat([tokens.mean(dim=2, keepdim=True), tokens], dim=2)
-        tokens = tokens + self.positional_embedding.to(tokens)
-        qkv = self.qkv_proj(tokens[..., None])
-        q, k, v = split_heads(qkv, self.head_channels, new_order=True)
+        tokens = tokens_of(x)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding.to(tokens).T
+        q, k, v = split_heads(self.qkv_proj(tokens), self.head_channels, new_order=True)
         pooled = join_heads(F.scaled_dot_product_attention(q[:, :, :1], k, v))
-        return self.c_proj(pooled[..., None]).flatten(1)
+        return self.c_proj(pooled).flatten(1)
 
 
 def _head(layout: ClassifierLayout, build: Builder, channels: int, features: int) -> nn.Sequential:

@@ -12,6 +12,7 @@ from .blocks import (
     Builder,
     ResBlock,
     Stage,
+    activated,
     fastest_memory_format,
     resample,
     timestep_embedding,
@@ -62,6 +63,7 @@ class UNet(nn.Module):
         x = fastest_memory_format(x)
         if y is not None:
             emb = emb + self.label_emb(y).to(emb.dtype)
+        emb = activated(emb)
         skips = []
         for stage in self.input_blocks:
             x = stage(x, emb)

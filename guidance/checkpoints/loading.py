@@ -18,17 +18,23 @@ def load_classifier(
     noise_schedule: str = "auto",
     dtype: str = "fp32",
     device: torch.device | str = "cpu",
+    compile: bool = False,
     **overrides: Any,
 ) -> NoisyClassifier:
     """A noisy classifier from a .safetensors, .pt or .pth file.
 
     dtype is "fp32", "bf16", "fp16", or "auto": the weights keep their stored dtype, and a CPU
-    computes in fp32. `overrides` are those of `read_checkpoint`, such as num_heads. Raises
-    CheckpointError with one sentence if the file is missing, damaged, unsafe or not a classifier.
+    computes in fp32. compile: torch.compile writes kernels for the network, which do in one pass
+    what takes torch's own several, and keep channels-last maps; the first gradient of each image
+    size and batch then takes a minute or more. `overrides` are those of `read_checkpoint`, such as
+    num_heads. Raises CheckpointError with one sentence if the file is missing, damaged, unsafe or
+    not a classifier.
     """
     network, about = _loaded(
         path, "classifier", dtype, device, overrides | {"noise_schedule": noise_schedule}
     )
+    if compile:
+        network.compile(dynamic=False, fullgraph=True)
     return NoisyClassifier(network, about.noise_schedule, about.labels, about.space)
 
 
