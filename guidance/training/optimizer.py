@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core.host_copy import WITH_EVENTS
 
 
-def adamw(network: nn.Module, device: torch.device, **rates: float) -> torch.optim.AdamW:
+def adamw(network: nn.Module, device: torch.device, **rates: Any) -> torch.optim.AdamW:
     """AdamW for the weights of a network: fused where `leaves_out` can be used.
 
     Elsewhere torch chooses, on a CPU always the same way, so that results stay the same bits.
