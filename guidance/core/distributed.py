@@ -49,13 +49,13 @@ class Processes:
         ids = [device] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of a number over the processes."""
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a number () over the processes, on its device."""
         if self.count > 1:
             value = value.clone()
             dist.all_reduce(value)
             value /= self.count
-        return float(value)
+        return value
 
     def from_first(self, value: Any) -> Any:
         """The value of the first process."""

@@ -151,24 +151,33 @@ class Augment:
     flip: bool = False
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augments images (B, C, H, W), each one differently."""
+        """Augments images (B, C, H, W), each one differently; both are on the same device."""
         if self.flip:
-            mirrored = torch.rand(len(images), generator=generator) < 0.5
+            chance = torch.rand(len(images), generator=generator, device=images.device)
+            mirrored = chance < 0.5
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
         return shifted(images, self.shift, generator)
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator | None = None) -> Tensor:
-    """Shifts each image by up to `most` pixels in both directions; new pixels repeat the edge."""
+    """Shifts each image by up to `most` pixels in both directions; new pixels repeat the edge.
+
+    The generator is on the device of the images, and so are the offsets: nobody waits for them.
+    """
     if most == 0:
         return images
-    side_h, side_w = images.shape[-2:]
-    padded = torch.nn.functional.pad(images, (most,) * 4, mode="replicate")
-    offsets = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
-    moved = [
-        p[:, y : y + side_h, x : x + side_w] for p, (y, x) in zip(padded, offsets, strict=True)
-    ]
-    return torch.stack(moved)
+    count, channels, height, width = images.shape
+    offsets = torch.randint(-most, most + 1, (count, 2), generator=generator, device=images.device)
+    rows = _repeating_edges(offsets[:, :1], height)
+    columns = _repeating_edges(offsets[:, 1:], width)
+    place = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, -1)
+    moved = images.flatten(2).gather(2, place.expand(-1, channels, -1))
+    return moved.view(images.shape)
+
+
+def _repeating_edges(offset: Tensor, side: int) -> Tensor:
+    """offset (B, 1) -> which of `side` pixels comes where, (B, side)."""
+    return (offset + torch.arange(side, device=offset.device)).clamp(0, side - 1)
 
 
 def _from_npz(path: Path, image_size: int | None) -> LabelledImages:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..core.distributed import ALONE, Processes
+from .losses import Losses
+from .optimizer import adamw
 from .resume import ResumeFile, TrainingState
 from .rng import NETWORK, seed_of
 
@@ -52,10 +53,11 @@ class OptimizerConfig:
 class TrainingContext:
     """The device and the callbacks of a training.
 
-    on_step(step, loss) is called after each step; if it raises, the training ends and its state is
-    kept. validate(network) returns {"loss": ..., ...} for the averaged network, every
-    `validate_every` steps; the training stops if this loss has not fallen `patience` times in a row
-    (0: off). show(network, step) gets the averaged network every `show_every` steps (0: never).
+    on_step(step, loss) is called after each step, in order; on a GPU a few steps later. If it
+    raises, the training ends and its state is kept. validate(network) returns {"loss": ..., ...}
+    for the averaged network, every `validate_every` steps; the training stops if this loss has not
+    fallen `patience` times in a row (0: off). show(network, step) gets the averaged network every
+    `show_every` steps (0: never).
     """
 
     title: str = "train"
@@ -100,20 +102,21 @@ def optimise(
     run = run or TrainingContext()
     run.processes.check(recipe.batch_size, recipe.accumulate)
     average = copy.deepcopy(network).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    optimizer = adamw(network, torch.device(run.device), **rates)
     state = TrainingState(network, average, optimizer)
     if run.resume is not None and run.resume.read_into(state) and run.processes.first:
         print(f"{run.title} goes on from step {state.step}.")
-    with _kept_and_explained(state, recipe, run), torch.random.fork_rng():
-        _steps(state, draw, loss, recipe, run)
+    losses = Losses(state)
+    with _kept_and_explained(losses, recipe, run), torch.random.fork_rng():
+        _steps(losses, draw, loss, recipe, run)
     return Trained(average, state.losses, state.validations)
 
 
 def _steps(
-    state: TrainingState, draw: Draw, loss: Loss, recipe: OptimizerConfig, run: TrainingContext
+    losses: Losses, draw: Draw, loss: Loss, recipe: OptimizerConfig, run: TrainingContext
 ) -> None:
+    state = losses.state
     network = run.processes.wrapped(state.network)
     network.train()
     bar = tqdm(
@@ -126,24 +129,31 @@ def _steps(
     )
     with bar:
         while state.step < recipe.steps and not _stopped_improving(state, run):
-            _one_step(state, network, draw, loss, recipe, run)
-            recent = state.losses[-100:]
-            bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
-            bar.update()
-            if run.on_step is not None:
-                run.on_step(state.step, state.losses[-1])
-            if run.resume is not None and run.processes.first:
-                run.resume.save_sometimes(state)
+            _one_step(losses, network, draw, loss, recipe, run)
+            looks = _validates(state.step, recipe, run) or _shows(state.step, recipe, run)
+            file = run.resume if run.processes.first else None
+            saves = file is not None and file.due
+            # what is looked at or saved is no further than the losses that are known
+            ends = looks or saves or state.step == recipe.steps
+            losses.read(0 if ends else losses.late)
+            if losses.failure is None:
+                _look(state, recipe, run)
+            _report(losses, bar, run)
+            _check(losses, recipe)
+            if file is not None and saves:
+                file.save(state)
 
 
 def _one_step(
-    state: TrainingState,
+    losses: Losses,
     network: nn.Module,
     draw: Draw,
     loss: Loss,
     recipe: OptimizerConfig,
     run: TrainingContext,
 ) -> None:
+    """Forward, backward, and the update of weights and average unless the loss is not finite."""
+    state = losses.state
     # random numbers on the device, only used by the network's dropout
     torch.manual_seed(seed_of(recipe.seed, NETWORK, state.step, run.processes.rank))
     for group in state.optimizer.param_groups:
@@ -159,20 +169,15 @@ def _one_step(
                 value = loss(network, *rows) / len(parts)
             value.backward()
         total += value.detach()
-    mean = run.processes.mean(total)
-    if not math.isfinite(mean):
-        raise ValueError(
-            f"The loss is {mean} at step {state.step}, so the weights before it are kept; lower "
-            f"learning_rate ({recipe.learning_rate:g}), train in fp32, or look for images or "
-            "latents that are not finite."
-        )
+    losses.add(run.processes.mean(total))
+    if losses.failure is not None:
+        return
     state.whole = False
     state.optimizer.step()
-    _average(state.average, state.network, min(recipe.ema, (1 + state.step) / (10 + state.step)))
-    state.losses.append(mean)
+    decay = min(recipe.ema, (1 + state.step) / (10 + state.step))
+    _average(state.average, state.network, decay, losses.stopped)
     state.step += 1
     state.whole = True
-    _look(state, recipe, run)
 
 
 def _gradient_sync(network: nn.Module, last: bool) -> Any:
@@ -181,15 +186,46 @@ def _gradient_sync(network: nn.Module, last: bool) -> Any:
     return contextlib.nullcontext() if last or no_sync is None else no_sync()
 
 
+def _validates(step: int, recipe: OptimizerConfig, run: TrainingContext) -> bool:
+    """Whether a validation follows this step: when it is due, and after the last step."""
+    return run.validate is not None and (step == recipe.steps or step % run.validate_every == 0)
+
+
+def _shows(step: int, recipe: OptimizerConfig, run: TrainingContext) -> bool:
+    """The same for `show`."""
+    if run.show is None or not run.show_every:
+        return False
+    return step == recipe.steps or step % run.show_every == 0
+
+
 def _look(state: TrainingState, recipe: OptimizerConfig, run: TrainingContext) -> None:
-    """Validates and shows the averaged network when it is due, and after the last step."""
+    """Validates and shows the averaged network when it is due."""
     step, first = state.step, run.processes.first
-    last = step == recipe.steps
-    if run.validate is not None and (last or step % run.validate_every == 0):
+    if run.validate is not None and _validates(step, recipe, run):
         seen = run.validate(state.average) if first else None
         state.validations.append({"step": step} | run.processes.from_first(seen))
-    if run.show is not None and first and run.show_every and (last or step % run.show_every == 0):
+    if run.show is not None and first and _shows(step, recipe, run):
         run.show(state.average, step)
+
+
+def _report(losses: Losses, bar: Any, run: TrainingContext) -> None:
+    """Tells the progress bar and `on_step` of the losses that were read."""
+    for step, value in losses.news():
+        recent = losses.state.losses[max(step - 100, 0) : step]
+        bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", refresh=False)
+        bar.update()
+        if run.on_step is not None:
+            run.on_step(step, value)
+
+
+def _check(losses: Losses, recipe: OptimizerConfig) -> None:
+    """Raises ValueError after a loss that is not finite."""
+    if losses.failure is not None:
+        raise ValueError(
+            f"The loss is {losses.failure} at step {losses.state.step}, so the weights before it "
+            f"are kept; lower learning_rate ({recipe.learning_rate:g}), train in fp32, or look for "
+            "images or latents that are not finite."
+        )
 
 
 def _stopped_improving(state: TrainingState, run: TrainingContext) -> bool:
@@ -200,15 +236,17 @@ def _stopped_improving(state: TrainingState, run: TrainingContext) -> bool:
 
 @contextlib.contextmanager
 def _kept_and_explained(
-    state: TrainingState, recipe: OptimizerConfig, run: TrainingContext
+    losses: Losses, recipe: OptimizerConfig, run: TrainingContext
 ) -> Iterator[None]:
     """Keeps the state of a cancelled or failed training, and says when memory was short."""
-    begun = state.step
+    state, begun = losses.state, losses.state.step
     try:
         yield
     except BaseException as error:
-        if run.resume is not None and run.processes.first and state.whole and state.step > begun:
-            run.resume.save(state)
+        if run.resume is not None and run.processes.first and state.whole:
+            losses.settle()
+            if state.step > begun:
+                run.resume.save(state)
         failed = isinstance(error, RuntimeError) and "allocate memory" in str(error)
         if not failed and not isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             raise
@@ -220,6 +258,15 @@ def _kept_and_explained(
 
 
 @torch.no_grad()
-def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+def _average(
+    average: nn.Module, network: nn.Module, decay: float, stopped: Tensor | None = None
+) -> None:
+    """Moves the average towards the weights, unless `stopped` () is 1 on their device."""
     ours = [p.data for p in average.parameters()]
-    torch._foreach_lerp_(ours, [p.data for p in network.parameters()], 1 - decay)
+    theirs = [p.data for p in network.parameters()]
+    if stopped is None:
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        return
+    ways = torch._foreach_sub(theirs, ours)
+    torch._foreach_mul_(ways, (1 - stopped) * (1 - decay))
+    torch._foreach_add_(ours, ways)

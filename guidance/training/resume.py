@@ -95,7 +95,7 @@ class ResumeFile:
     """The file with the state of one training.
 
     `settings` is everything that determines the result; a file with other settings is refused.
-    Saves at most every `seconds`.
+    It is `due` every `seconds`.
     """
 
     def __init__(self, path: str | Path, settings: dict[str, Any], seconds: float = 30.0):
@@ -134,10 +134,10 @@ class ResumeFile:
             )
         return True
 
-    def save_sometimes(self, state: TrainingState) -> None:
-        """Saves if the last save was long enough ago."""
-        if time.monotonic() - self._last >= self.seconds:
-            self.save(state)
+    @property
+    def due(self) -> bool:
+        """Whether the last save was long enough ago."""
+        return time.monotonic() - self._last >= self.seconds
 
     def save(self, state: TrainingState) -> None:
         """Writes the state; atomic."""

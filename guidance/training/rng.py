@@ -20,8 +20,9 @@ def seed_of(seed: int, *place: int) -> int:
     return int(words[0]) % 2**63
 
 
-def generator(seed: int, *place: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed_of(seed, *place))
+def generator(seed: int, *place: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of the device for this place; the same seed draws other numbers elsewhere."""
+    return torch.Generator(device).manual_seed(seed_of(seed, *place))
 
 
 class Batches:
@@ -33,8 +34,12 @@ class Batches:
 
     def at(self, step: int) -> Tensor:
         """The indices of batch number `step`, (size,)."""
-        places = range(step * self.size, (step + 1) * self.size)
-        return torch.stack([self._pass(p // self.count)[p % self.count] for p in places])
+        found, place, end = [], step * self.size, (step + 1) * self.size
+        while place < end:
+            number, first = divmod(place, self.count)
+            found.append(self._pass(number)[first : first + end - place])
+            place += len(found[-1])
+        return torch.cat(found)
 
     def _shuffled(self, number: int) -> Tensor:
         return torch.randperm(self.count, generator=generator(self.seed, ORDER, number))

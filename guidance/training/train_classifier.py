@@ -14,6 +14,7 @@ from ..adm import ClassifierLayout, EncoderUNet
 from ..core.noise import NoiseSchedule
 from .data import Augment, LabelledImages
 from .loop import Draw, OptimizerConfig, Trained, TrainingContext, optimise
+from .placement import PlacedImages, place_of_draws
 from .rng import STEP, VALIDATION, WEIGHTS, Batches, generator, seed_of
 
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 800)  # levels at which accuracy is measured
@@ -44,28 +45,35 @@ def train_classifier(
     if held_out is not None and len(held_out):
         some = held_out.pick(slice(VALIDATED))
         where = replace(where, validate=lambda net: validated(net, some, schedule, clean))
-    ab = torch.ones(1) if clean else schedule.alpha_bar.float()
+    ab = (torch.ones(1) if clean else schedule.alpha_bar.float()).to(where.device)
 
     def loss(net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        x = diffuse(x0, ab.to(x0)[t], noise)
+        x = diffuse(x0, ab[t], noise)
         return F.cross_entropy(net(x, t.float()).float(), y)
 
-    return optimise(network, drawing(data, recipe, len(ab), augment), loss, recipe, where)
+    draw = drawing(data, recipe, len(ab), augment, where.device)
+    return optimise(network, draw, loss, recipe, where)
 
 
 def drawing(
-    data: LabelledImages, recipe: OptimizerConfig, timesteps: int, augment: Augment
+    data: LabelledImages,
+    recipe: OptimizerConfig,
+    timesteps: int,
+    augment: Augment,
+    device: str | torch.device = "cpu",
 ) -> Draw:
-    """The data of a step: x0, noise, t, label of each image."""
+    """The data of a step of a training on this device: x0, noise, t, label of each image."""
+    place = place_of_draws(device)
+    placed = PlacedImages(data, place)
     batches = Batches(len(data), recipe.batch_size, recipe.seed)
 
     def draw(step: int) -> tuple[Tensor, ...]:
-        chance = generator(recipe.seed, STEP, step)
-        index = batches.at(step)
-        x0 = augment(data.x0(index), chance)
-        noise = torch.randn(x0.shape, generator=chance)
-        t = torch.randint(0, timesteps, (len(x0),), generator=chance)
-        return x0, noise, t, data.labels[index]
+        chance = generator(recipe.seed, STEP, step, device=place)
+        x0, labels = placed.batch(batches.at(step))
+        x0 = augment(x0, chance)
+        noise = torch.randn(x0.shape, generator=chance, device=place)
+        t = torch.randint(0, timesteps, (len(x0),), generator=chance, device=place)
+        return x0, noise, t, labels
 
     return draw
 

@@ -44,7 +44,7 @@ def train_diffusion(
         network.load_state_dict(weights)
     variance = VarianceLoss(schedule, where.device) if layout.learned_variance else None
     alpha_bar = schedule.alpha_bar.float().to(where.device)
-    drawn = drawing(data, recipe, len(schedule), augment)
+    drawn = drawing(data, recipe, len(schedule), augment, where.device)
 
     def draw(step: int) -> tuple[Tensor, ...]:
         x0, noise, t, labels = drawn(step)
@@ -69,8 +69,8 @@ def drop_labels(
     """Labels; a fraction `p_uncond` becomes the null class, if the layout has one."""
     if layout.null_class is None:
         return labels
-    chance = generator(seed, DROPOUT, step)
-    dropped = torch.rand(labels.shape, generator=chance) < p_uncond
+    chance = generator(seed, DROPOUT, step, device=labels.device)
+    dropped = torch.rand(labels.shape, generator=chance, device=labels.device) < p_uncond
     return torch.where(dropped, layout.null_class, labels)
 
 

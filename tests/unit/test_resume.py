@@ -112,7 +112,7 @@ def test_a_step_that_was_half_done_is_not_kept(tmp_path, monkeypatch, number):
     assert not file.path.exists()
 
 
-def test_a_state_is_saved_when_the_last_time_is_long_enough_ago(tmp_path, monkeypatch):
+def test_a_state_is_due_when_the_last_time_is_long_enough_ago(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(resume_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     network = torch.nn.Linear(1, 1)
@@ -120,9 +120,9 @@ def test_a_state_is_saved_when_the_last_time_is_long_enough_ago(tmp_path, monkey
     file = ResumeFile(tmp_path / "a.resume", {})
     for moment, saved in ((129.9, False), (130.0, True), (159.9, False), (160.0, True)):
         now[0] = moment
-        file.save_sometimes(state)
-        assert file.path.exists() == saved
-        file.delete()
+        assert file.due == saved
+        if file.due:
+            file.save(state)
 
 
 def test_states_of_abandoned_trainings_are_deleted(tmp_path):
