@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import comfy.extra_samplers.uni_pc
 import comfy.k_diffusion.sampling
 import comfy.samplers
-import torch
+import numpy as np
 from torch import Tensor
 
 from ...guidance.core.host_copy import HostCopy
@@ -79,17 +79,17 @@ def known_sigmas(guider: Any, sampler: Any, sigmas: Tensor) -> KnownSigmas | Non
     model_sampling = patcher.get_model_object("model_sampling")
     if not evaluates_once_per_step(sampler, model_sampling):
         return None
-    return KnownSigmas(SigmaSchedule(model_sampling, sigmas))
+    return KnownSigmas(SigmaSchedule(model_sampling, sigmas), len(sigmas) - 1)
 
 
 class KnownSigmas:
     """The sigmas of a run whose n-th evaluation is at the n-th sigma.
 
-    wrong: whether they were seen not to be; then each sigma must be read.
+    steps: their number. wrong: whether they were seen not to be; then each sigma must be read.
     """
 
-    def __init__(self, schedule: SigmaSchedule):
-        self.schedule = schedule
+    def __init__(self, schedule: SigmaSchedule, steps: int):
+        self.schedule, self.steps = schedule, steps
         self.wrong = False
         self._count = 0  # of the evaluations that have begun
         self._sigma: Tensor | None = None  # of the evaluation that goes on
@@ -104,7 +104,7 @@ class KnownSigmas:
                 break  # compared at the end
             self._compare(*self._checks.popleft())
         # a patch may hand the sampler other sigmas, or evaluate more often: seen without the device
-        if len(of_run) != len(self.schedule.sigmas) or self._count >= len(of_run):
+        if len(of_run) - 1 != self.steps or self._count > self.steps:
             self.wrong = True
 
     def value(self, sigma: Tensor) -> float | None:
@@ -123,10 +123,10 @@ class KnownSigmas:
 
     def _expected(self, number: int) -> float:
         """As the sampler hands it over: in single precision."""
-        return float(torch.tensor(self.schedule.sigmas[number - 1], dtype=torch.float32))
+        return float(np.float32(self.schedule.sigmas[number - 1]))
 
     def _compare(self, number: int, copied: HostCopy) -> None:
-        found, expected = float(copied.wait()[0]), self._expected(number)
+        found, expected = copied.wait().tolist()[0], self._expected(number)
         if abs(found - expected) <= 1e-4 * abs(expected):
             return
         self.wrong = True
