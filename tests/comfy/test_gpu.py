@@ -104,8 +104,8 @@ def on_gpu(core_model):
     comfy.model_management.unload_all_models()
 
 
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
-def test_no_step_of_a_run_waits_for_us(root, call, scheduled, made, pack_module, on_gpu, sampler):
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ddim of the pack"])
+def test_no_step_of_a_run_waits_for_us(root, call, scheduled, made, sampler_of, on_gpu, sampler):
     """Core's own waits are its own: a warning counts where a line of the pack gave it."""
     ramp = made("interval", axis="step", start=0.0, end=0.5, scale=3.0)
     model, trace = call("GuidanceTrace", model=scheduled(on_gpu, ramp, tolerance=0.5))
@@ -119,7 +119,9 @@ def test_no_step_of_a_run_waits_for_us(root, call, scheduled, made, pack_module,
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         try:
-            samples = drawn(core_guider(model, 2.0), sigmas, sampler, start=start, callback=begun)
+            samples = drawn(
+                core_guider(model, 2.0), sigmas, sampler_of(sampler), start=start, callback=begun
+            )
         finally:
             torch.cuda.set_sync_debug_mode("default")
     ours = [one for one in given if one.filename.startswith((f"{root}/nodes", f"{root}/guidance"))]
