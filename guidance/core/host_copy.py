@@ -31,6 +31,11 @@ class HostCopy:
         """Whether `wait` would return at once."""
         return self._here or (self._event is not None and self._event.query())
 
+    @property
+    def on_its_way(self) -> bool:
+        """Whether it arrives by itself; elsewhere only `wait` copies, and waits for everything."""
+        return self._here or self._event is not None
+
     def wait(self) -> Tensor:
         """The values on the CPU; waits if they have not arrived."""
         if self._event is not None:

@@ -8,17 +8,23 @@ Models", where it is skipped from some step on).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..core.host_copy import HostCopy
 from ..core.noise import mean_norm, per_image, vp_scale
 
 # The first interval and the longest one with a tolerance. At the start of a run both predictions
 # are near the means of their images, so the term changes slowly.
 FIRST, LONGEST = 4, 6
+# How many evaluations after a measurement it counts. By then the device has the work of a whole
+# evaluation before it, so waiting for the numbers of the one before does not make it idle. A fixed
+# number, on every device: a run must not depend on when a copy arrives.
+LATER = 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,10 @@ class CFGCache:
         adaptive = config.tolerance > 0
         self._interval = max(FIRST, config.interval) if adaptive else config.interval
         self._age = 0
+        self._evaluations = 0
         self._largest = 0.0
+        # the length of each new term and the error of its prediction (2,), with its evaluation
+        self._measured: deque[tuple[int, HostCopy]] = deque()
 
     @property
     def is_empty(self) -> bool:
@@ -72,12 +81,17 @@ class CFGCache:
     def due(self) -> bool:
         """Whether this evaluation computes the term; call it once per evaluation."""
         self._age += 1
+        self._evaluations += 1
+        while self._measured and self._measured[0][0] + LATER <= self._evaluations:
+            self._adapt(*self._measured.popleft()[1].wait().tolist())
         return self.is_empty or self._age >= self._interval
 
     def store(self, term: Tensor, sigma: Tensor, alpha: Tensor) -> None:
         """Stores the term (B, ...) that was computed at sigma, alpha (B,)."""
         if self.matches_shape(term.shape) and self.config.tolerance > 0:
-            self._adapt(self.term_at(sigma, alpha), term)
+            missed = self.term_at(sigma, alpha) - term
+            numbers = HostCopy(torch.stack([mean_norm(term), mean_norm(missed)]))
+            self._measured.append((self._evaluations, numbers))
         self._term = term / per_image(_share(sigma, alpha).to(term), term)
         self._age = 0
 
@@ -90,9 +104,8 @@ class CFGCache:
         """Whether the term has this shape."""
         return self._term is not None and tuple(self._term.shape) == tuple(shape)
 
-    def _adapt(self, predicted: Tensor, term: Tensor) -> None:
+    def _adapt(self, length: float, error: float) -> None:
         """A longer interval after a good prediction, a shorter one after a bad one."""
-        length, error = torch.stack([mean_norm(term), mean_norm(predicted - term)]).tolist()
         self._largest = max(self._largest, length)
         missed = error / max(self._largest, 1e-12)
         if missed > self.config.tolerance:

@@ -46,7 +46,7 @@ class Guide:
             return self if self.strength.is_on else None
         assert position is not None
         scales = self.schedule.scales(position, batch)
-        scale = tuple(scales) if isinstance(scales, list) else (scales,)
+        scale = tuple(scales) if isinstance(scales, list) else scales
         strength = replace(self.strength, scale=scale)
         return replace(self, strength=strength) if strength.is_on else None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.host_copy import to_device
 from ..core.noise import levels_like
 from .cfg import classifier_free
 from .cfg_cache import CFGCache
@@ -75,4 +76,6 @@ class Denoiser:
 
 
 def _scale_like(cfg: Scale, like: Tensor) -> float | Tensor:
-    return torch.tensor(cfg).to(like) if isinstance(cfg, list) else cfg
+    return (
+        to_device(like.device, torch.tensor(cfg).to(like.dtype)) if isinstance(cfg, list) else cfg
+    )

@@ -16,7 +16,7 @@ SIDE_OUTPUTS = "classifier_guidance_side_outputs"
 _CLONE = "classifier_guidance_clone"
 
 # Kinds of wrappers for `model.add_wrapper_with_key`, and the arguments that core calls them with.
-RUN = _KINDS.OUTER_SAMPLE  # executor, ...: a sampling run of the MODEL
+RUN = _KINDS.OUTER_SAMPLE  # executor, noise, latent, sampler, sigmas, ...: a run of the MODEL
 PREPARATION = _KINDS.PREPARE_SAMPLING  # executor, model, noise_shape, ...: reserves its memory
 PREDICTION = _KINDS.PREDICT_NOISE  # executor, x, sigma, model_options, seed: the guider's denoised
 CONDITIONINGS = _KINDS.CALC_COND_BATCH  # executor, model, conds, x, sigma, options

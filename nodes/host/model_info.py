@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.latent_formats
@@ -27,10 +28,10 @@ def sampling_of(denoise: Any) -> Any:
     return denoise.inner_model.inner_model.model_sampling
 
 
-def active_conditionings(conds: list, sigma: Tensor) -> tuple:
-    """The uuids of the conditionings that act at sigma (B,): they tell one prompt from another."""
+def active_conditionings(conds: list, sigma: Callable[[], float]) -> tuple:
+    """The uuids of the conditionings that act at sigma(): they tell one prompt from another."""
     timed = any("timestep_start" in one or "timestep_end" in one for each in conds for one in each)
-    level = float(sigma[0]) if timed else 0.0  # waits for the device, as core does for these
+    level = sigma() if timed else 0.0  # only for these, because it may wait for the device
 
     def acts(one: dict) -> bool:
         start, end = one.get("timestep_start"), one.get("timestep_end")

@@ -7,76 +7,23 @@ copy them for each step; all copies refer to the same object.
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import comfy.model_sampling
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...guidance.core.cuda_graph import EAGER, GraphCache
-from ...guidance.core.host_copy import HostCopy
 from ...guidance.core.replaced import replaced
 from ...guidance.sampling.nan_guard import NaNGuard
-from ...guidance.schedules.run_position import RunPosition, step_of
+from ...guidance.schedules.run_position import RunPosition
 from . import hooks
 from .cuda_graphs import graphs_of_run
+from .known_sigmas import KnownSigmas, known_sigmas
+from .sigma_schedule import SigmaSchedule
 
 T = TypeVar("T")
-
-
-class SigmaSchedule:
-    """The sigmas of a run, and the position of a sigma in the run."""
-
-    def __init__(self, model_sampling: Any, sigmas: Tensor):
-        self.sampling = model_sampling
-        # the table of core's usual 1,000 timesteps; LCM and Stable Cascade read theirs differently
-        usual = comfy.model_sampling.ModelSamplingDiscrete
-        read_as_usual = getattr(type(model_sampling), "sigma", None) is usual.sigma
-        self._sigmas = HostCopy(sigmas)
-        self._log_sigmas = HostCopy(model_sampling.log_sigmas.float()) if read_as_usual else None
-
-    @functools.cached_property
-    def sigmas(self) -> list[float]:
-        """The sigmas of the steps."""
-        return self._sigmas.wait().tolist()
-
-    @functools.cached_property
-    def log_sigmas(self) -> np.ndarray | None:
-        """The log sigmas of the model's timesteps; None if the model has no table."""
-        return None if self._log_sigmas is None else self._log_sigmas.wait().numpy()
-
-    def position(self, sigma: float) -> RunPosition:
-        """The position of any sigma, also between two steps (second-order samplers)."""
-        steps = max(len(self.sigmas) - 1, 1)
-        step = min(step_of(self.sigmas, sigma), steps - 1)
-        return RunPosition(percent=self._percent(sigma), step=step, steps=steps, sigma=sigma)
-
-    def _percent(self, sigma: float) -> float:
-        """The inverse of core's percent_to_sigma."""
-        if sigma <= 0:
-            return 1.0
-        if self.log_sigmas is not None:
-            timestep = np.interp(math.log(sigma), self.log_sigmas, np.arange(len(self.log_sigmas)))
-            return min(max(1 - float(timestep) / 999.0, 0.0), 1.0)  # 999: as in core
-        low, high = 0.0, 1.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            if float(self._on_cpu.percent_to_sigma(middle)) > sigma:
-                low = middle
-            else:
-                high = middle
-        return high
-
-    @functools.cached_property
-    def _on_cpu(self) -> Any:
-        """The model sampling where nobody waits for the device."""
-        return copy.deepcopy(self.sampling).to("cpu")
 
 
 class GuidanceSum:
@@ -100,12 +47,13 @@ class GuidanceSum:
 class RunState:
     """The state of one run.
 
-    nan_guard: checks the gradients of all classifiers. graphs: the CUDA graphs of the run.
+    nan_guard: checks the gradients of all classifiers. graphs: its CUDA graphs. known: the sigmas
+    of its evaluations, where they need not be read from the device.
     """
 
-    def __init__(self, graphs: GraphCache = EAGER) -> None:
+    def __init__(self, graphs: GraphCache = EAGER, known: KnownSigmas | None = None) -> None:
+        self.graphs, self.known = graphs, known
         self.nan_guard = NaNGuard()
-        self.graphs = graphs
         self.cfg_function: Any = None  # that the guider's evaluations use, where it is not core's
         self.cfg_is_followed = False  # whether the guider was seen to read its cfg
         self._caches: dict[Any, Any] = {}
@@ -116,10 +64,22 @@ class RunState:
 
     def sigmas(self, model: Any, model_options: dict) -> SigmaSchedule:
         """The run's sigmas; `model` is the base model that it samples."""
+        if self.known is not None and not self.known.wrong:
+            return self.known.schedule
         if self._sigmas is None:
             sigmas = hooks.options_of(model_options)["sample_sigmas"]
             self._sigmas = SigmaSchedule(model.model_sampling, sigmas)
         return self._sigmas
+
+    def begin_evaluation(self, sigma: Tensor, model_options: dict) -> None:
+        """The guider's next evaluation begins, at sigma (B,)."""
+        if self.known is not None and not self.known.wrong:
+            self.known.begin(sigma, hooks.options_of(model_options)["sample_sigmas"])
+
+    def sigma(self, sigma: Tensor) -> float:
+        """The value of sigma (B,); waits for the device where it is not known."""
+        known = None if self.known is None else self.known.value(sigma)
+        return float(sigma.flatten()[0]) if known is None else known
 
     def changed(self, key: Any, value: Any) -> bool:
         """Whether the value of that key is another one than at the last call in this run."""
@@ -134,6 +94,8 @@ class RunState:
     def end(self) -> None:
         """The run has ended; raises ValueError for a gradient that was not finite."""
         self.nan_guard.finish()
+        if self.known is not None:
+            self.known.end()
         for call in self._at_end.values():
             call()
 
@@ -157,25 +119,29 @@ class RunState:
 def keep_run_state(model: Any) -> None:
     """Gives each run of the MODEL its own state; can be called by several nodes."""
     hooks.wrap_once(model, hooks.RUN, hooks.RUN_STATE, _run_with_state)
+    hooks.wrap_once(model, hooks.PREDICTION, hooks.RUN_STATE, _evaluation)
+    # patches further in may skip an evaluation, or make two of one
+    hooks.move_outermost(model, hooks.PREDICTION, hooks.RUN_STATE)
 
 
 def _run_with_state(
-    executor: Any,
-    noise: Tensor,
-    latent: Tensor,
-    sampler: Any,
-    sigmas: Tensor,
-    *more: Any,
-    **named: Any,
+    executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Tensor, *rest: Any, **options: Any
 ) -> Any:
     guider = executor.class_obj
     with contextlib.closing(graphs_of_run(guider, noise.shape, len(sigmas) - 1)) as graphs:
-        state = RunState(graphs)
+        state = RunState(graphs, known_sigmas(guider, sampler, sigmas))
         # the guider's options are a copy for this run
         hooks.options_of(guider.model_options)[hooks.RUN_STATE] = state
-        result = executor(noise, latent, sampler, sigmas, *more, **named)
+        result = executor(noise, latent, sampler, sigmas, *rest, **options)
         state.end()
     return result
+
+
+def _evaluation(
+    executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
+) -> Tensor:
+    run_state(model_options).begin_evaluation(sigma, model_options)
+    return executor(x, sigma, model_options, seed)
 
 
 def run_state(model_options: dict) -> RunState:
@@ -184,6 +150,7 @@ def run_state(model_options: dict) -> RunState:
 
 
 def run_position(guider: Any, sigma: Tensor, model_options: dict) -> RunPosition:
-    """The position in the run at sigma (B,); waits for the device to copy sigma."""
-    sigmas = run_state(model_options).sigmas(guider.inner_model, model_options)
-    return sigmas.position(float(sigma.flatten()[0]))
+    """The position in the run at sigma (B,); see `RunState.sigma`."""
+    state = run_state(model_options)
+    value = state.sigma(sigma)
+    return state.sigmas(guider.inner_model, model_options).position(value)

@@ -17,10 +17,12 @@ from ...guidance.sampling.steps import (
     posterior_variance,
 )
 from ..host import hooks, model_info
+from ..host.known_sigmas import once_per_step
 from ..host.samplers import noise_of_seed
 from ..host.side_outputs import SideOutputs
 
 
+@once_per_step
 @torch.no_grad()
 def sample_adm(
     model: Any,

@@ -56,7 +56,8 @@ class CFGCacheWrapper:
             return executor(model, conds, x, sigma, options)
         others = len(conds) - 1
         levels = model_info.levels_of(model.model_sampling, sigma.repeat(others))
-        changed = state.changed(id(self), model_info.active_conditionings(conds, sigma))
+        active = model_info.active_conditionings(conds, lambda: state.sigma(sigma))
+        changed = state.changed(id(self), active)
         if due or changed or not cache.matches_shape((len(x) * others, *x.shape[1:])):
             output = executor(model, conds, x, sigma, options)
             terms = torch.cat([output[0] - other for other in output[1:]])

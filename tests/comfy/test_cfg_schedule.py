@@ -79,8 +79,8 @@ def test_a_ramp_is_a_constant_at_each_step(wiring, conditional, made, scheduled)
 def test_percent_is_cores(core_model, pack_module, kind):
     """What core's percent_to_sigma gives is read back, whatever the model's sigmas are."""
     sampling = core_model(kind).get_model_object("model_sampling")
-    run_state = pack_module("nodes.host.run_state")
-    run = run_state.SigmaSchedule(sampling, torch.tensor([1.0, 0.5, 0.0]))
+    host = pack_module("nodes.host.sigma_schedule")
+    run = host.SigmaSchedule(sampling, torch.tensor([1.0, 0.5, 0.0]))
     for percent in (0.0, 0.01, 0.1, 0.35, 0.5, 0.75, 0.99, 1.0):
         sigma = float(sampling.percent_to_sigma(percent))
         assert run.position(sigma).percent == pytest.approx(percent, abs=2e-5)

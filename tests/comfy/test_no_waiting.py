@@ -21,7 +21,11 @@ def fake(comfy, pack_module, monkeypatch):
     import comfy.model_management
 
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: 1e12)
-    return FakeDevice(pack_module)
+    # the models are on the CPU
+    monkeypatch.setattr(pack_module("nodes.host.known_sigmas"), "FREE_TO_READ", ())
+    fake = FakeDevice(pack_module)
+    fake.copies_arrive(monkeypatch)
+    return fake
 
 
 @pytest.fixture
@@ -79,6 +83,68 @@ def test_a_trace_with_a_page_does_not_make_it_wait(
     assert waits(model) == []
     assert len(trace.evaluations) == 3
     assert all(len(one.classifiers) == 1 for one in trace.evaluations)
+
+
+SCHEDULES = {
+    "constant": ("constant", {"scale": 3.0}),
+    "interval": ("interval", {"axis": "step", "start": 0.0, "end": 0.5, "scale": 3.0}),
+    "percent": ("linear", {"axis": "percent", "scale": 3.0}),
+    "of images": ("constant", {"scale": 3.0, "per_image": "1, 0.5"}),
+}
+
+
+@pytest.fixture(params=["EPS", "FLOW"])
+def planned(request, core_model):
+    """A MODEL whose positions come from a table, and one whose positions are computed."""
+    return core_model(request.param)
+
+
+# core is given scales of images as a kind of tensor of its own, which fake tensors cannot become
+@pytest.mark.parametrize("shape", [shape for shape in SCHEDULES if shape != "of images"])
+def test_a_schedule_of_cfg_does_not_make_it_wait(scheduled, made, planned, waits, shape):
+    kind, inputs = SCHEDULES[shape]
+    assert waits(scheduled(planned, made(kind, **inputs)), number=6, cfg=2.0) == []
+
+
+@pytest.mark.parametrize("cache", [{"cfg_interval": 3}, {"tolerance": 0.5}], ids=str)
+def test_a_cache_of_cfg_does_not_make_it_wait(scheduled, planned, waits, cache):
+    assert waits(scheduled(planned, 3.0, **cache), number=14, cfg=2.0) == []
+
+
+@pytest.mark.parametrize("shape", SCHEDULES)
+def test_a_schedule_of_a_classifier_does_not_make_it_wait(
+    steered, made, unconditional, fake, waits, shape
+):
+    kind, inputs = SCHEDULES[shape]
+    model = steered(unconditional, fake.classifier(), schedule=made(kind, **inputs))
+    assert waits(model, number=6) == []
+
+
+def test_all_together_do_not_wait(steered, scheduled, made, pack_module, conditional, fake, waits):
+    tracing, trace = (
+        pack_module("nodes.runtime.trace_wrapper"),
+        pack_module("guidance.sampling.trace").Trace(),
+    )
+    ramp, half = (made(kind, **inputs) for kind, inputs in list(SCHEDULES.values())[2:0:-1])
+    model = tracing.traced(scheduled(conditional, half, tolerance=0.5), trace, "1")
+    model = steered(model, fake.classifier(), schedule=ramp)
+    assert waits(model, number=14, cfg=2.0) == []
+    assert len(trace.evaluations) == 14
+
+
+def test_that_a_sigma_is_read_is_seen(scheduled, made, planned, waits):
+    """A sampler whose evaluations are elsewhere."""
+    model = scheduled(planned, 3.0)
+    with pytest.raises(DataDependentOutputException):
+        waits(model, number=6, cfg=2.0, sampler="heun")
+
+
+def test_that_a_number_is_read_too_early_is_seen(
+    scheduled, planned, waits, pack_module, monkeypatch
+):
+    monkeypatch.setattr(pack_module("guidance.sampling.cfg_cache"), "LATER", 1)
+    with pytest.raises(DataDependentOutputException):
+        waits(scheduled(planned, 3.0, tolerance=0.5), number=14, cfg=2.0)
 
 
 class Overflowing(torch.nn.Module):

@@ -25,7 +25,8 @@ MODEL_SAMPLINGS = {
 def test_percent_is_cores_own_for_every_model_sampling(pack_module, kind):
     module, name = MODEL_SAMPLINGS[kind]
     sampling = getattr(pytest.importorskip(module), name)()
-    sigmas = pack_module("nodes.host.run_state").SigmaSchedule(sampling, torch.linspace(1, 0, 5))
+    host = pack_module("nodes.host.sigma_schedule")
+    sigmas = host.SigmaSchedule(sampling, torch.linspace(1, 0, 5))
     for percent in (0.05, 0.2, 0.45, 0.7, 0.95):
         sigma = float(sampling.percent_to_sigma(percent))
         assert sigmas.position(sigma).percent == pytest.approx(percent, abs=1e-5)

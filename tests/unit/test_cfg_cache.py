@@ -78,7 +78,7 @@ def test_the_interval_after_a_prediction(change, second):
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"), [(1, [0, 4, 7, 9, 10, 11, 12]), (2, [0, 4, 7, 9, 11, 13])]
+    ("interval", "expected"), [(1, [0, 4, 7, 9, 11, 12, 13]), (2, [0, 4, 7, 9, 11, 13])]
 )
 def test_intervals_do_not_shrink_below_the_shortest(interval, expected):
     cache, found = CFGCache(CFGCacheConfig(interval, 0.5)), []

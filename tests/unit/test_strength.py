@@ -88,7 +88,7 @@ def test_a_schedule_takes_the_place_of_the_scale(classifier):
     options = {"entropy_limit": 2.0, "cap": 0.5, "label_smoothing": 0.1}
     before = Strength(scale=9.0, **options)
     guide = Guide(classifier, LABELS, before, rising).at(POSITION, 3)
-    assert guide.strength == Strength(scale=(4.0,), **options)
+    assert guide.strength == Strength(scale=4.0, **options)
     each = GuidanceSchedule(rising.curve, per_image=(1.0, 0.0, -0.5))
     guide = Guide(classifier, LABELS, before, each).at(POSITION, 3)
     assert guide.strength.scale == (4.0, 0.0, -2.0) and guide.classifier is classifier
