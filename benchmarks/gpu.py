@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """What guidance costs on an NVIDIA GPU: python benchmarks/gpu.py [--only NAME,NAME] [--write]
 
-Under five minutes on an H100 or H200. Networks have the released sizes and random weights. Each
+Under five minutes on an H100 or H200. Networks have their usual sizes and random weights. Each
 phase runs in a fresh process with a limit of time; one that fails is reported in a line, and the
-others go on (the exit status is 1 then). Prints a Markdown table last. --write puts the figures into
-results.json and results.md under the card's name. --rehearse runs every phase with small networks
-on the CPU, to see that it runs, and writes nothing.
+others go on (the exit status is 1 then). Prints a Markdown table last. --write puts the figures
+into results.json and results.md under the card's name. --rehearse runs every phase with small
+networks on the CPU, to see that it runs, and writes nothing.
 """
 
 from __future__ import annotations

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from harness import Row
+import torch
+from harness import Row, use_library
 
 from .gradients import Case
 from .graphs import Gradient, as_graph
@@ -16,7 +20,9 @@ from .kernels import kernels_of, total
 from .setup import LeftOut, Part, Setup
 from .timing import seconds_in_turn, wait
 
-from guidance import load_classifier  # noqa: E402, I001
+use_library()
+
+from guidance import load_classifier  # noqa: E402
 from guidance.checkpoints.checkpoint import Description, save_checkpoint  # noqa: E402
 
 
@@ -24,6 +30,8 @@ def parts(setup: Setup) -> list[Part]:
     """In fp16, the largest batch of each size."""
     if "compile" not in inspect.signature(load_classifier).parameters:
         raise LeftOut("load_classifier has no option `compile` in this version.")
+    if not setup.rehearse and importlib.util.find_spec("triton") is None:
+        raise LeftOut("torch.compile needs triton for a GPU, which is missing.")
     cases = setup.pick([(64, 8), (256, 4)], [(64, 1)])
     return [(f"{size}x{size}", partial(rows, Case(setup, size, batch))) for size, batch in cases]
 
@@ -39,7 +47,21 @@ def compiled(case: Case, dtype: str) -> Gradient:
     return case.gradient(load_classifier(path, dtype=dtype, device=device, compile=True))
 
 
+def traced_only(*given: Any, **options: Any) -> Any:
+    """torch.compile for a rehearsal: without the minutes that a compiler takes."""
+    return COMPILE(*given, **options | {"backend": "eager"})
+
+
+COMPILE = torch.compile
+
+
 def rows(case: Case) -> Iterator[Row]:
+    """The same in a rehearsal, but nothing is fused."""
+    with mock.patch.object(torch, "compile", case.setup.pick(COMPILE, traced_only)):
+        yield from measured(case)
+
+
+def measured(case: Case) -> Iterator[Row]:
     """Eagerly and as a graph, against the network that is not compiled."""
     dtype = case.setup.pick("fp16", "fp32")
     plain, fused = case.ours(case.theirs(), dtype), compiled(case, dtype)

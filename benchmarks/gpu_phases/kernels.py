@@ -49,8 +49,8 @@ def kernels_of(run: Callable[[], Any], repeats: int = 1) -> list[Kernel]:
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = torch.cuda.is_initialized()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities) as profiled:
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiled:
         for _ in range(repeats):
             run()
         if on_gpu:

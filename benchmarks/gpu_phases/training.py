@@ -106,6 +106,6 @@ def rows(setup: Setup, preset: str) -> Iterator[Row | str]:
         yield Row(what, "images per second, more is better", rates[precision], unit=" /s")
         yield Row(what, "waits per step", watch.waits_per_step, 0, unit=" waits")
         yield from (f"{what} waits in {place}: {count}" for place, count in watch.waits.items())
-    for precision in rates.keys() - {"fp32"}:
-        ratio = rates["fp32"] / rates[precision]
-        yield Row(f"{name}, {precision}: time of an image", "fp32", ratio)
+    for precision, rate in rates.items():
+        if precision != "fp32":
+            yield Row(f"{name}, {precision}: time of an image", "fp32", rates["fp32"] / rate)

@@ -49,17 +49,20 @@ def place_of(frame: FrameType | None) -> str | None:
     """The pack's file and line in which a warning was caused; None if other code caused it."""
     import torch
 
-    torchs = (str(Path(torch.__file__).parent), warnings.__file__)
-    while frame is not None and frame.f_code.co_filename.startswith((*torchs, __file__)):
+    folder = str(Path(torch.__file__).parent)
+    while frame is not None and _passes_on(frame.f_code.co_filename, folder):
         frame = frame.f_back
     if frame is None or not frame.f_code.co_filename.startswith(OURS):
         return None
     return f"{Path(frame.f_code.co_filename).relative_to(ROOT).as_posix()}:{frame.f_lineno}"
 
 
-def waits_per_step(
-    run: Callable[[int], Any], few: int, many: int
-) -> tuple[float, dict[str, int]]:
+def _passes_on(file: str, torchs: str) -> bool:
+    """Whether it is code of torch, or of the warning itself."""
+    return file.startswith(torchs) or Path(file).name in ("warnings.py", "_py_warnings.py")
+
+
+def waits_per_step(run: Callable[[int], Any], few: int, many: int) -> tuple[float, dict[str, int]]:
     """The waits of each further step, and the places of all in `many` steps.
 
     run(steps). What a run waits for once, when it begins or ends, does not count.
