@@ -60,7 +60,7 @@ def new_cache() -> Any:
         from guidance.core.cuda_graph import GraphCache
     except ImportError:
         return None
-    return GraphCache(expected=1000)
+    return GraphCache(1000)  # evaluations, far more than recording costs
 
 
 def as_graph(gradient: Gradient, rows_name: str) -> tuple[str, Callable[[], Any]]:

@@ -101,7 +101,7 @@ class Bench:
             ONE: (self.model, 1.0),
             name: (self.classifiers.guided(self.model, classifier), 1.0),
         }
-        steps = self.setup.pick(4, 2)
+        steps = self.setup.pick(4, 1)
         seconds = self.seconds(models, steps, 1)
         yield from self.step_rows({name: seconds[name]}, steps)
         yield Row(f"SDXL, {name}", "plain step, cfg 1", seconds[name] / seconds[ONE])
