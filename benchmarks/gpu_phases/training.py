@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from harness import Row, use_library
+from harness import Row, taken_by, use_library
 
 from .setup import Part, Setup
-from .timing import wait
-from .waits import counted_waits
+from .timing import synchronized
+from .waits import waits_per_step
 
 use_library()
 
@@ -44,6 +43,7 @@ def precisions() -> dict[str, dict[str, Any]]:
     }
 
 
+@functools.cache
 def random_images(count: int) -> LabelledImages:
     """uint8, each with a class."""
     chance = torch.Generator().manual_seed(0)
@@ -51,47 +51,19 @@ def random_images(count: int) -> LabelledImages:
     return LabelledImages(images, torch.arange(count) % CLASSES, tuple(map(str, range(CLASSES))))
 
 
-class Watch:
-    """Time and waits of the steps after the first ones, which prepare much that stays."""
-
-    def __init__(self, first: int, last: int):
-        self.first, self.last = first, last
-        self.times: list[float] = []
-        self.counts: list[int] = []
-        self.waits: Counter[str] = Counter()
-
-    def __call__(self, step: int, _: float) -> None:
-        """After each step."""
-        if step in (self.first, self.last):
-            wait()
-            self.times.append(time.perf_counter())
-            self.counts.append(self.waits.total())
-
-    @property
-    def seconds(self) -> float:
-        """Of one step."""
-        return (self.times[1] - self.times[0]) / (self.last - self.first)
-
-    @property
-    def waits_per_step(self) -> float:
-        """Of the pack's code."""
-        return (self.counts[1] - self.counts[0]) / (self.last - self.first)
-
-
-def trained(setup: Setup, preset: str, batch: int, options: dict, count_waits: bool) -> Watch:
+def trained(setup: Setup, preset: str, batch: int, options: dict, steps: int) -> None:
     """A short training."""
     layout = classifier_layout(preset, channels=3, size=(SIDE, SIDE), classes=CLASSES)
-    first, last = setup.pick((5, 15) if count_waits else (10, 40), (1, 2))
-    watch = Watch(first, last)
-    recipe = OptimizerConfig(steps=last, batch_size=batch, **options)
-    run = TrainingContext(device=str(setup.device), on_step=watch)
-    given = random_images(4 * batch), layout, NoiseSchedule("linear"), recipe
-    if not count_waits:
-        train_classifier(*given, run=run)
-        return watch
-    with counted_waits() as watch.waits:
-        train_classifier(*given, run=run)
-    return watch
+    recipe = OptimizerConfig(steps=steps, batch_size=batch, **options)
+    run = TrainingContext(device=str(setup.device))
+    train_classifier(random_images(4 * batch), layout, NoiseSchedule("linear"), recipe, run=run)
+
+
+def seconds_per_step(run: Callable[[int], None], few: int, many: int) -> float:
+    """Of each further step: what a training does once, when it begins or ends, does not count."""
+    run(few)  # not counted: libraries choose their kernels
+    seconds = [taken_by(synchronized(partial(run, steps))).seconds for steps in (few, many)]
+    return (seconds[1] - seconds[0]) / (many - few)
 
 
 def rows(setup: Setup, preset: str) -> Iterator[Row | str]:
@@ -100,12 +72,13 @@ def rows(setup: Setup, preset: str) -> Iterator[Row | str]:
     name = f"training at 64x64, {preset}, batch {batch}"
     rates = {}
     for precision, options in precisions().items():
-        rates[precision] = batch / trained(setup, preset, batch, options, False).seconds
-        watch = trained(setup, preset, batch, options, True)
+        run = partial(trained, setup, preset, batch, options)
+        rates[precision] = batch / seconds_per_step(run, *setup.pick((5, 45), (1, 5)))
+        waits, places = waits_per_step(run, *setup.pick((5, 15), (1, 2)))
         what = f"{name}, {precision}"
         yield Row(what, "images per second, more is better", rates[precision], unit=" /s")
-        yield Row(what, "waits per step", watch.waits_per_step, 0, unit=" waits")
-        yield from (f"{what} waits in {place}: {count}" for place, count in watch.waits.items())
+        yield Row(what, "waits per step", waits, 0, unit=" waits")
+        yield from (f"{what} waits in {place}: {count}" for place, count in places.items())
     for precision, rate in rates.items():
         if precision != "fp32":
             yield Row(f"{name}, {precision}: time of an image", "fp32", rates["fp32"] / rate)
