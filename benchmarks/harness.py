@@ -60,12 +60,12 @@ def find_comfyui() -> Any:
     return found
 
 
-def start_comfyui(comfyui: str) -> Any:
-    """ComfyUI's own `nodes`, with torch and all of comfy that it needs; on the CPU."""
+def start_comfyui(comfyui: str, cpu: bool = True) -> Any:
+    """ComfyUI's own `nodes`, with torch and all of comfy that it needs."""
     sys.path[0] = comfyui  # in the place of the script's own folder
     from comfy.cli_args import args
 
-    args.cpu = True  # no time for waking up a GPU
+    args.cpu = cpu  # most benchmarks have no time for waking up a GPU
     return importlib.import_module("nodes")
 
 
@@ -131,14 +131,15 @@ def in_turn(
     }
 
 
-def versions() -> str:
+def versions(on_gpu: bool = False) -> str:
     """What was measured on."""
     import torch
 
-    return (
-        f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, CPU alone"
-    )
+    python = f"torch {torch.__version__}, Python {platform.python_version()}"
+    if not on_gpu:
+        return f"{_processor()}, {torch.get_num_threads()} threads, {python}, CPU alone"
+    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{memory:.0f} GiB, CUDA {torch.version.cuda}, host {_processor()}, {python}"
 
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "i8mm")
@@ -163,8 +164,12 @@ def quick_bf16() -> bool:
     return not QUICK_BF16.isdisjoint(features())
 
 
-def kind() -> str:
+def kind(on_gpu: bool = False) -> str:
     """Whose ratios this machine's can be compared with."""
+    if on_gpu:
+        import torch
+
+        return f"cuda {torch.cuda.get_device_name(0)}"
     return " ".join([platform.machine(), *features()])
 
 
@@ -173,13 +178,18 @@ def _processor() -> str:
     return f"{name} ({', '.join(features())})"
 
 
+def number(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def table(rows: list[Row]) -> str:
     """In Markdown."""
     lines = ["| what | against | measured | processor time | bar |", "|---|---|---|---|---|"]
     for row in rows:
         work = "" if row.work is None else f"{row.work:.3g}"
         bar = "" if row.bar is None else f"{row.bar:g}{row.unit}"
-        value = f"{row.value:.3g}{row.unit}"
+        value = f"{number(row.value)}{row.unit}"
         lines.append(f"| {row.what} | {row.against} | {value} | {work} | {bar} |")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 
-from harness import Row, kind, table, versions
+from harness import Row, kind, number, table, versions
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS, TABLE = FOLDER / "results.json", FOLDER / "results.md"
@@ -68,10 +68,13 @@ def _row(one: dict) -> Row:
     return Row(**{name: value for name, value in one.items() if name != "about"})
 
 
-def write(rows: list[Row], about: str) -> None:
-    """The committed figures; those of benchmarks that were not run stay as they are."""
+def write(rows: list[Row], about: str, on: str | None = None) -> None:
+    """The committed figures; those of benchmarks that were not run stay as they are.
+
+    on: the kind of processor or card, by default this machine's processor.
+    """
     kept = _kept()
-    mine = kept.setdefault(kind(), {})
+    mine = kept.setdefault(on or kind(), {})
     for row in rows:
         mine[row.name] = vars(row) | {"about": about}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
@@ -80,7 +83,8 @@ def write(rows: list[Row], about: str) -> None:
 
 def _page(kept: dict[str, dict[str, dict]]) -> str:
     text = "# What the benchmarks measured\n\nRatios of medians, less is better; "
-    text += "written by `python benchmarks/run.py --write`.\n"
+    text += "written by `python benchmarks/run.py --write`,\n"
+    text += "and for GPUs (cuda) by `python benchmarks/gpu.py --write`.\n"
     for on, figures in kept.items():
         text += f"\n## {on}\n"
         for about in dict.fromkeys(one["about"] for one in figures.values()):
@@ -103,7 +107,7 @@ def main(arguments: list[str]) -> int:
     for name in names:
         found: Callable[[], Iterable[Row]] = BENCHMARKS[name]
         for row in found():
-            print(f"{row.name}: {row.value:.3g}{row.unit}", flush=True)
+            print(f"{row.name}: {number(row.value)}{row.unit}", flush=True)
             rows.append(row)
         if chosen.write:  # at once: an hour may pass before the last
             write(rows, f"{date.today():%B %Y}, {versions()}")

@@ -28,8 +28,9 @@ for name in SCRIPTS:
     MODULES[name] = ROOT / "scripts" / f"{name}.py"
 MODULES["released_table"] = ROOT / "docs" / "released_table.py"
 MODULES["which_guidance"] = ROOT / "docs" / "which_guidance" / "draw.py"
-for name in ("harness", "loading"):
+for name in ("gpu", "harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
+MODULES["gpu_phases"] = ROOT / "benchmarks" / "gpu_phases" / "__init__.py"
 SHARED = (
     *("bounded", "fake_graphs", "latent_digits", "mixture", "real_digits"),
     *("schedule_inputs", "tiny_models", "tiny_zero_shot"),

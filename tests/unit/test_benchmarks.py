@@ -79,6 +79,23 @@ def test_units_and_bars_are_shown(bench):
     assert "| passes | of all | 51 passes |  | 52 passes |" in text
 
 
+def test_large_numbers_keep_their_digits():
+    assert [harness.number(value) for value in (1391.2, 999.4, 0.12345)] == [
+        "1,391",
+        "999",
+        "0.123",
+    ]
+
+
+def test_figures_of_a_card_stand_beside_those_of_processors(bench, monkeypatch):
+    measuring(bench, monkeypatch, figure(0.5))
+    bench.main(["--write"])
+    bench.write([figure(0.1)], "a machine", "cuda NVIDIA H200")
+    assert bench.read_committed(harness.kind())["a / b"].value == 0.5
+    assert bench.read_committed("cuda NVIDIA H200")["a / b"].value == 0.1
+    assert "\n## cuda NVIDIA H200\n\na machine:\n" in bench.TABLE.read_text("utf-8")
+
+
 def test_an_unknown_benchmark_is_named(bench, capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "gradients"])
