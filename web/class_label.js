@@ -49,9 +49,10 @@ function labelWidget(node, name, inputData) {
       field.value = value;
     },
     margin: 4, // the classic renderer takes it off all sides
-    getMinHeight: () => 34,
-    getMaxHeight: () => 34,
   });
+  // a fixed height: with core's own function for it, Nodes 2.0 would stretch its row
+  widget.computeSize = () => [0, 30];
+  widget.computeLayoutSize = undefined;
   let classes = [];
   const fetchAgain = async () => {
     const known = await classesFor(node);
