@@ -54,8 +54,17 @@ def one_page(opened):
 
 def test_search_finds_the_node(one_page):
     ranks = {p: one_page.run(FOUND.replace(".slice(0, 3)", ""), p) for p in SEARCHED}
-    print({p: (found.index(SEARCHED[p]) if SEARCHED[p] in found else None, len(found)) for p, found in ranks.items()})
-    print(one_page.run("() => app.extensionManager._p._s.get('nodeDef').nodeDefsByName.ADMClassLabel.search_aliases"))
+    print(
+        {
+            p: (found.index(SEARCHED[p]) if SEARCHED[p] in found else None, len(found))
+            for p, found in ranks.items()
+        }
+    )
+    print(
+        one_page.run(
+            "() => app.extensionManager._p._s.get('nodeDef').nodeDefsByName.ADMClassLabel.search_aliases"
+        )
+    )
     found = {phrase: one_page.run(FOUND, phrase) for phrase in SEARCHED}
     assert not {phrase: names for phrase, names in found.items() if SEARCHED[phrase] not in names}
 
