@@ -131,6 +131,8 @@ SPECIES = (
     "crane, bird",
     "7",
     "cat",
+    "1,2-xylene",
+    "rose, rose hip",
 )
 
 
@@ -149,6 +151,7 @@ SPECIES = (
         ("crane, bird, cat", [3, 5]),
         ("crane", [2]),
         ("crane (2)", [2]),
+        ("cat, 1,2-xylene,  ROSE ,rose hip , cat", [5, 6, 7, 5]),  # however commas are spaced
     ],
 )
 def test_names_with_commas(text, indices):
