@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import fmean
 from typing import Any
 
@@ -41,4 +42,5 @@ def _mean_scale(schedule: GuidanceSchedule, position: RunPosition, batch: int) -
         scales = schedule.scales(position, batch)
     except (ScheduleError, ArithmeticError):
         return None  # the step itself will say why
-    return fmean(scales) if isinstance(scales, list) else scales
+    mean = fmean(scales) if isinstance(scales, list) else scales
+    return mean if math.isfinite(mean) else None

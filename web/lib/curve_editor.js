@@ -20,6 +20,7 @@ import {
   toText,
 } from "./schedule.js";
 import { text } from "./text.js";
+import { addTheme } from "./theme.js";
 
 const REACH = 10; // pixels from the middle of a point that a double-click still means
 
@@ -32,6 +33,7 @@ export class CurveEditor {
    *   onShapeEdited: it has been moved.
    */
   constructor(options) {
+    addTheme();
     addStyle("cg-curve-style", STYLE);
     this.options = options;
     this.text = options.value;

@@ -1,7 +1,8 @@
 /** The picture of a schedule: its axes, its line, the places where it guides, and a readout. */
 
-import { GRID, LINE, ONE_PASS, SHADE } from "./curve_style.js";
+import { LINE, ONE_PASS, SHADE } from "./curve_style.js";
 import { svg } from "./dom.js";
+import { GRID } from "./theme.js";
 
 const MARGIN = { left: 34, right: 12, top: 10, bottom: 20 };
 const READOUT = { height: 18, perLetter: 6.1, padding: 12 };

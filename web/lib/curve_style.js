@@ -1,11 +1,10 @@
 /** How the curve of a schedule looks. */
 
-import { GREEN, ORANGE, lineColour } from "./theme.js";
+import { GREEN, GRID, ORANGE, lineColour } from "./theme.js";
 
 export const LINE = lineColour(ORANGE);
 export const ONE_PASS = lineColour(GREEN);
 export const SHADE = ORANGE;
-export const GRID = "color-mix(in srgb, currentColor 22%, transparent)";
 
 export const STYLE = `
 .cg-curve { display: flex; flex-direction: column; min-height: 210px; height: 100%; width: 100%;
