@@ -15,7 +15,12 @@ from .core.noise import NoiseSchedule
 from .sampling.cfg import classifier_free
 from .sampling.classifier_guidance import guide_denoised
 from .sampling.model import DiffusionModel
+from .schedules.curve import ScheduleError
 from .schedules.schedule import GuidanceSchedule
+
+# ComfyUI shows an error's class before its sentence, and its module would be the path of this pack
+for _error in (CheckpointError, LabelError, ScheduleError):
+    _error.__module__ = "guidance"
 
 __all__ = [
     "CheckpointError",

@@ -44,6 +44,7 @@ class ClassifierGuidance(io.ComfyNode):
                 number("gradient_interval", 1, 1, 100, **ADVANCED),
                 io.Combo.Input("normalize", options=NORMALIZE, default="auto", **ADVANCED),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Model.Output()],
         )
 
@@ -63,8 +64,9 @@ class ClassifierGuidance(io.ComfyNode):
         # the gradient of a noisy classifier already has the right size
         is_normalized = inner.reads_images if normalize == "auto" else normalize == "on"
         strength = Strength(normalize=is_normalized, **options)
+        node = getattr(cls.hidden, "unique_id", None)
         return io.NodeOutput(
-            guided(model, classifier, labels, strength, schedule, gradient_interval)
+            guided(model, classifier, labels, strength, schedule, gradient_interval, node)
         )
 
 

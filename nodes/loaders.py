@@ -60,7 +60,12 @@ class NoisyClassifierLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="NoisyClassifierLoader",
-            search_aliases=["classifier guidance", "guided diffusion classifier", "ADM classifier"],
+            search_aliases=[
+                "classifier guidance",
+                "guided diffusion classifier",
+                "ADM classifier",
+                "ImageNet classifier",
+            ],
             inputs=[
                 io.Combo.Input("classifier_name", options=model_names(CLASSIFIERS)),
                 io.Combo.Input("noise_schedule", options=SCHEDULES),
@@ -89,6 +94,8 @@ class ImageClassifierLoader(io.ComfyNode):
             search_aliases=[
                 "clean classifier",
                 "universal guidance",
+                "aesthetic score",
+                "ImageNet classifier",
                 "ViT",
                 "ResNet",
                 "Hugging Face image classification",
@@ -123,6 +130,7 @@ class ZeroShotClassifier(io.ComfyNode):
             node_id="ZeroShotClassifier",
             search_aliases=[
                 "CLIP guidance",
+                "zero shot",
                 "SigLIP",
                 "words as classes",
                 "text classifier",
@@ -166,7 +174,7 @@ class ADMModelLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="ADMModelLoader",
-            search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ablated diffusion"],
+            search_aliases=["guided diffusion", "ADM", "pixel diffusion", "ImageNet model"],
             inputs=[
                 io.Combo.Input("model_name", options=model_names(DIFFUSION_MODELS)),
                 io.Combo.Input("noise_schedule", options=SCHEDULES),

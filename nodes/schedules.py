@@ -29,7 +29,7 @@ class GuidanceSchedule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="GuidanceSchedule",
-            search_aliases=["CFG schedule", "dynamic CFG", "guidance interval", "keyframes"],
+            search_aliases=["limited interval", "guidance interval", "CFG schedule", "keyframes"],
             inputs=[
                 io.Combo.Input("shape", options=list(SHAPES), default="interval"),
                 io.Combo.Input("axis", options=list(AXES), default="percent"),
@@ -62,7 +62,12 @@ class CFGScaleScheduler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return Schema(
             node_id="CFGScaleScheduler",
-            search_aliases=["dynamic CFG", "CFG schedule", "scheduled CFG", "CFG interval"],
+            search_aliases=[
+                "dynamic CFG",
+                "CFG rescale over time",
+                "scheduled CFG",
+                "CFG interval",
+            ],
             inputs=[
                 io.Model.Input("model"),
                 GuidanceScheduleType.Input("schedule"),

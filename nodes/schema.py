@@ -19,8 +19,10 @@ CATEGORY = "classifier guidance"
 TRAINING = f"{CATEGORY}/training"
 ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
 
-_FILE = Path(__file__).resolve().parent.parent / "locales" / "en" / "nodeDefs.json"
-_TEXTS: dict[str, Any] = json.loads(_FILE.read_text("utf-8"))
+_LOCALES = Path(__file__).resolve().parent.parent / "locales"
+_TEXTS: dict[str, Any] = json.loads((_LOCALES / "en" / "nodeDefs.json").read_text("utf-8"))
+# the page searches all languages at once, so the words of another one are aliases
+_ALIASES: dict[str, list[str]] = json.loads((_LOCALES / "zh" / "search.json").read_text("utf-8"))
 
 
 class Schema(io.Schema):
@@ -31,6 +33,7 @@ class Schema(io.Schema):
 
     def __init__(self, node_id: str, *, category: str = CATEGORY, **options: Any):
         texts = _TEXTS[node_id]
+        options["search_aliases"] = [*options["search_aliases"], *_ALIASES[node_id]]
         about = {name: texts[name] for name in ("display_name", "description")}
         super().__init__(node_id, category=category, **about, **options)
         for one in self.inputs:

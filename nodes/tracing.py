@@ -6,8 +6,14 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..guidance.sampling.trace import Trace
+from .host.server import show_on_node
 from .runtime.trace_wrapper import traced
 from .schema import GuidanceTraceType, Schema
+
+NO_SAMPLES = (
+    "samples is not connected: connect the LATENT of the sampler that uses the traced MODEL, so "
+    "that the plot is drawn after sampling."
+)
 
 
 class GuidanceTrace(io.ComfyNode):
@@ -44,8 +50,9 @@ class GuidancePlot(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 GuidanceTraceType.Input("trace"),
-                io.Latent.Input("samples"),
+                io.Latent.Input("samples", optional=True),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Image.Output(display_name="plot"),
                 io.String.Output(display_name="json"),
@@ -53,7 +60,11 @@ class GuidancePlot(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, trace, samples) -> io.NodeOutput:
+    def execute(cls, trace, samples=None) -> io.NodeOutput:
+        if samples is None:
+            # no error: the nodes that are complete still run
+            show_on_node(NO_SAMPLES, getattr(cls.hidden, "unique_id", None))
+            return io.NodeOutput(None, None, block_execution=NO_SAMPLES)
         from ..guidance.sampling.trace_plot import plot_trace  # matplotlib, on first use
 
         if isinstance(samples["samples"], torch.Tensor):  # not for packed sound and video

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from ..core.labels import IMAGENET_CLASSES
@@ -132,6 +133,16 @@ RELEASED = (
         "lsun_horse_nodropout.pt", f"{_UNCONDITIONAL} --dropout 0.0", 2211, images="LSUN horse"
     ),
 )
+
+
+def released_classes(file: str) -> int | None:
+    """The number of classes of the released model of this name, in any folder; else None.
+
+    0: it is not conditional.
+    """
+    name = PurePath(file.replace("\\", "/")).name
+    found = next((one for one in RELEASED if one.file == name), None)
+    return None if found is None else found.layout.class_count or 0
 
 
 def released_like(layout: ADMLayout) -> Released | None:

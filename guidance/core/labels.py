@@ -91,16 +91,21 @@ def _parse_line(line: str, num_classes: int, names: tuple[str, ...] | None) -> l
 
 def _joined(parts: list[str], names: tuple[str, ...] | None) -> list[str]:
     """The parts of a list; those that are one name together, the longest first, are joined."""
-    whole = {name.casefold() for name in names or () if "," in name}
+    whole = {_spaced(name.casefold()): name for name in names or () if "," in name}
     most = max((name.count(",") for name in whole), default=0) + 1
     found, start = [], 0
     while start < len(parts):
         ends = range(min(start + most, len(parts)), start + 1, -1)
-        joined = (end for end in ends if ", ".join(parts[start:end]).casefold() in whole)
-        end = next(joined, start + 1)
-        found.append(", ".join(parts[start:end]))
+        joined = {end: ", ".join(parts[start:end]).casefold() for end in ends}
+        end = next((end for end, text in joined.items() if text in whole), start + 1)
+        found.append(whole[joined[end]] if end in joined else parts[start])
         start = end
     return found
+
+
+def _spaced(name: str) -> str:
+    """The name with exactly one space after each comma, as the parts of a list are joined."""
+    return ", ".join(part.strip() for part in name.split(","))
 
 
 def _named(part: str, names: tuple[str, ...] | None) -> list[int]:

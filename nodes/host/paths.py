@@ -73,7 +73,8 @@ def _check_within(path: Path, roots: list[str]) -> None:
     """Raises CheckpointError for a link to a place outside of the folders."""
     if not is_within(path, roots):
         raise CheckpointError(
-            f"{path} is a link to {os.path.realpath(path)}, outside of {' and '.join(roots)}; "
+            f"The model file {path} is a link to {os.path.realpath(path)}, outside of "
+            f"{' and '.join(roots)}; "
             "move the file itself there, or add its folder to extra_model_paths.yaml."
         )
 
@@ -153,8 +154,8 @@ def class_folder_path(name: str) -> Path:
     for found in path.rglob("*"):
         if found.is_symlink() and not is_within(found, [root]):
             raise ValueError(
-                f"{found} is a link to {os.path.realpath(found)}, outside of {root}; put the "
-                "pictures themselves there."
+                f"The picture {found} is a link to {os.path.realpath(found)}, outside of {root}; "
+                "put the pictures themselves there."
             )
     return path.resolve()
 

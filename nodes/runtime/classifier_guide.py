@@ -30,6 +30,7 @@ from ..host.memory import reserve_gradient_memory
 from ..host.patcher import attach
 from ..host.paths import short_name
 from ..host.run_state import keep_run_state, run_position, run_state
+from ..host.server import faults_of
 from .fit import check_fit
 from .planned_scales import note_plan
 
@@ -44,8 +45,12 @@ def guided(
     strength: Strength,
     schedule: GuidanceSchedule | None = None,
     gradient_interval: int = 1,
+    node: str | None = None,
 ) -> Any:
-    """The MODEL with guidance; raises ValueError if the classifier cannot steer it."""
+    """The MODEL with guidance; raises ValueError if the classifier cannot steer it.
+
+    node: where the page shows an input that turns out to be wrong when sampling begins.
+    """
     check_fit(placed, model)
     if schedule is not None:
         schedule.check_model(model_info.is_flow(model.get_model_object("model_sampling")))
@@ -58,7 +63,7 @@ def guided(
     attach(steered, key, placed.patchers(model))
     reserve_gradient_memory(steered)
     keep_run_state(steered)
-    wrapper = ClassifierGuide(placed, labels, strength, key, schedule, gradient_interval)
+    wrapper = ClassifierGuide(placed, labels, strength, key, schedule, gradient_interval, node)
     steered.add_wrapper_with_key(hooks.PREDICTION, key, wrapper)
     return steered
 
@@ -73,14 +78,16 @@ class ClassifierGuide:
     key: str
     schedule: GuidanceSchedule | None = None
     gradient_interval: int = 1
+    node: str | None = None
 
     def __call__(
         self, executor: Any, x: Tensor, sigma: Tensor, model_options: dict, seed: Any = None
     ) -> Tensor:
         """The guider's denoised image (B, C, H, W) at x and sigma (B,), guided."""
         # checked before the diffusion model runs, so that a wrong label or size fails at once
-        labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
-        self._check_shape(x)
+        with faults_of(self.node):
+            labels = torch.tensor(spread_labels(self.labels, len(x), NAME))
+            self._check_shape(x)
         state, options = run_state(model_options), hooks.options_of(model_options)
         guide = self._guide(executor.class_obj, x, sigma, labels, model_options, seed)
         if guide is None:

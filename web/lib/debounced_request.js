@@ -1,6 +1,9 @@
 /** A request to the server while the user types: sent after a pause; only the latest one counts. */
 
+import { translated } from "./words.js";
+
 const DELAY = 150; // milliseconds without another request
+const SENTENCES = ["error", "note"]; // of the server's answer
 
 export class DebouncedRequest {
   /**
@@ -38,7 +41,7 @@ export class DebouncedRequest {
     let response = null;
     try {
       const received = await this.send(body, controller.signal);
-      if (received.ok) response = await received.json();
+      if (received.ok) response = inPageLanguage(await received.json());
     } catch {
       // there is no server, or the request was cancelled
     }
@@ -49,4 +52,10 @@ export class DebouncedRequest {
     if (this.offline) this.body = null; // so that the same body is sent next time
     this.onChange();
   }
+}
+
+/** The server's answer with its sentences in the page's language. */
+function inPageLanguage(response) {
+  const said = Object.entries(response).filter(([name, text]) => SENTENCES.includes(name) && text);
+  return { ...response, ...Object.fromEntries(said.map(([name, text]) => [name, translated(text)])) };
 }

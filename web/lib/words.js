@@ -1,0 +1,48 @@
+/** The page's texts in its language. They are written in English; words_zh.js has the Chinese. */
+
+import { app } from "../../../scripts/app.js";
+import { CHINESE } from "./words_zh.js";
+
+const LANGUAGES = { zh: CHINESE };
+const PLACE = /\{(\w+)\}/g;
+let patterns = null; // of the texts with values, as Python fills them in
+
+/**
+ * A text of the page: t("{passes} of {all} passes", { passes: 21, all: 40 }).
+ * @param {string} text in English; a test looks for it among the Chinese ones
+ * @param {Record<string, string | number>} values
+ */
+export function t(text, values = {}) {
+  return filled(dictionary()[text] ?? text, values);
+}
+
+/** A text that Python sent, values and all. One that is not known stays English. */
+export function translated(text) {
+  const words = dictionary();
+  if (words[text]) return words[text];
+  patterns ??= Object.keys(CHINESE).filter((one) => one.includes("{")).map(patternOf);
+  for (const { key, pattern } of patterns) {
+    const values = words[key] && text.match(pattern)?.groups;
+    if (values) return filled(words[key], mapped(values, translated));
+  }
+  const parts = text.split("; "); // the notes of a preview
+  return parts.length > 1 ? parts.map(translated).join("；") : text;
+}
+
+function dictionary() {
+  const language = app.extensionManager?.setting?.get?.("Comfy.Locale") ?? navigator.language;
+  return LANGUAGES[String(language).split("-")[0]] ?? {};
+}
+
+function filled(text, values) {
+  return text.replace(PLACE, (place, name) => values[name] ?? place);
+}
+
+function mapped(values, change) {
+  return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, change(value)]));
+}
+
+function patternOf(key) {
+  const escaped = key.replace(/[.*+?^$()|[\]\\]/g, "\\$&");
+  return { key, pattern: new RegExp(`^${escaped.replace(PLACE, "(?<$1>.+?)")}$`, "s") };
+}
