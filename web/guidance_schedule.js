@@ -8,7 +8,7 @@ import { callAfter, dimWhenOff, notifyEdited, setHidden } from "./lib/dom.js";
 import { openGallery } from "./lib/preset_gallery.js";
 import { ScheduleInputs } from "./lib/schedule_inputs.js";
 import { inputsOfPoint, inputsOfShape, scheduleOfShape } from "./lib/schedule_shapes.js";
-import { text } from "./lib/text.js";
+import { t } from "./lib/words.js";
 
 const DEFAULT_STEPS = 20;
 const ALWAYS_VISIBLE = ["shape", "curve", "per_image"];
@@ -79,10 +79,10 @@ export function newEditor(inputs, value, onEdit) {
 
 /** Why the user cannot draw on the curve; empty where editing is possible. */
 function disabledReason(inputs) {
-  if (usedInputs(inputs).some((name) => inputs.isLinked(name))) return text("linked");
+  if (usedInputs(inputs).some((name) => inputs.isLinked(name))) return t("linked");
   const shape = inputs.value("shape");
   if (shape === undefined || shape === "curve") return "";
-  return text("shape: {shape}", { shape: text(shape) });
+  return t("shape: {shape}", { shape: t(shape) });
 }
 
 /** The inputs that decide the scale. */

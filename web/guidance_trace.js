@@ -4,11 +4,11 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addStyle, callAfter, dimWhenOff, nodeById, svg } from "./lib/dom.js";
 import { keepAllNow, keepProperty } from "./lib/kept_property.js";
-import { text } from "./lib/text.js";
 import { addTheme } from "./lib/theme.js";
 import { drawRun } from "./lib/trace_picture.js";
 import { evaluationsOf, withEvent } from "./lib/trace_run.js";
 import { statusLines } from "./lib/trace_status.js";
+import { t } from "./lib/words.js";
 
 const EVENT = "classifier_guidance.trace";
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
@@ -42,7 +42,8 @@ function addPlot(node) {
   addStyle("cg-trace-style", STYLE);
   const element = document.createElement("div");
   element.className = "cg-trace";
-  const picture = svg("svg", { role: "img", "aria-label": "what guidance did" }, element);
+  const about = { role: "img", "aria-label": t("what guidance did") };
+  const picture = svg("svg", about, element);
   const status = document.createElement("div");
   status.className = "cg-status";
   element.append(status);
@@ -70,7 +71,7 @@ function draw(node, picture, status) {
   picture.replaceChildren();
   picture.dataset.count = evaluations.length;
   if (evaluations.length === 0) {
-    status.textContent = text("sample with this MODEL to see its guidance");
+    status.textContent = t("sample with this MODEL to see its guidance");
     return;
   }
   drawRun(picture, run);

@@ -4,7 +4,7 @@
  * and an end have points that set these inputs.
  */
 
-import { CurvePicture } from "./curve_picture.js";
+import { CurvePicture, numbersOf } from "./curve_picture.js";
 import { STYLE } from "./curve_style.js";
 import { addStyle, stopEvents, svg } from "./dom.js";
 import { openPointForm } from "./point_form.js";
@@ -19,8 +19,8 @@ import {
   snapped,
   toText,
 } from "./schedule.js";
-import { text } from "./text.js";
 import { addTheme } from "./theme.js";
+import { t, translated } from "./words.js";
 
 const REACH = 10; // pixels from the middle of a point that a double-click still means
 
@@ -89,7 +89,7 @@ export class CurveEditor {
     const presets = document.createElement("button");
     presets.type = "button";
     presets.className = "cg-presets";
-    presets.textContent = text("presets");
+    presets.textContent = t("presets");
     presets.addEventListener("click", () => this.options.onPresets());
     this.status = document.createElement("span");
     this.status.className = "cg-status";
@@ -99,8 +99,8 @@ export class CurveEditor {
 
   #select(names, key, bar) {
     const select = document.createElement("select");
-    select.setAttribute("aria-label", key);
-    select.append(...names.map((name) => new Option(text(name), name)));
+    select.setAttribute("aria-label", t(key));
+    select.append(...names.map((name) => new Option(t(name), name)));
     select.addEventListener("change", () => this.#edit({ [key]: select.value }));
     bar.append(select);
     return select;
@@ -132,7 +132,7 @@ export class CurveEditor {
       this.axis.value = curve.axis;
       this.interpolation.value = curve.interpolation;
     }
-    const look = { name: curve ? "" : line.axis, sameRange: this.dragged !== null };
+    const look = { name: curve ? "" : t(line.axis), sameRange: this.dragged !== null };
     this.picture.draw(line, { ...look, outside: curve?.outside });
     const movable = this.movable && (curve || !error) ? this.movable : null;
     movable?.points.forEach((point, index) => this.#drawPoint(movable, index));
@@ -142,14 +142,15 @@ export class CurveEditor {
 
   #drawPoint(schedule, index) {
     const [position, scale] = schedule.points[index];
+    const count = schedule.points.length;
     const about = {
       cx: this.picture.x(position),
       cy: this.picture.y(scale),
       r: 6,
       tabindex: 0,
       role: "slider",
-      "aria-label": `point ${index + 1} of ${schedule.points.length}`,
-      "aria-valuetext": `${schedule.axis} ${position}, scale ${scale}`,
+      "aria-label": t("point {index} of {count}", { index: index + 1, count }),
+      "aria-valuetext": numbersOf(schedule.axis, position, scale),
       "aria-valuenow": scale,
       "data-index": index,
     };
@@ -263,7 +264,7 @@ export class CurveEditor {
       parent: this.element,
       place: [this.picture.x(position) + 10, this.picture.y(scale) + 10],
       point: points[index],
-      names: [text(axis), text("scale")],
+      names: [t(axis), t("scale")],
       onDone: (point) => {
         this.#moveTo(index, point);
         this.#commit();
@@ -314,14 +315,14 @@ export class CurveEditor {
   #showText(schedule, line) {
     const error = this.preview?.error;
     this.message.classList.toggle("cg-error", Boolean(error));
-    const missing = this.offline && !line ? text("not drawn: the server does not answer") : "";
-    const message = error ?? this.preview?.note ?? missing;
+    const missing = this.offline && !line ? t("not drawn: the server does not answer") : "";
+    const message = translated(error ?? this.preview?.note ?? missing);
     if (this.message.textContent !== message) this.message.textContent = message;
     const passes = error && this.disabled ? null : this.#passes(schedule);
     this.status.textContent = [this.options.disabledReason(), passes].filter(Boolean).join(" · ");
     const steps = this.options.steps();
     this.status.title = passes
-      ? text("CFG in {steps} steps; where the scale is 1, one pass is enough", { steps })
+      ? t("CFG in {steps} steps; where the scale is 1, one pass is enough", { steps })
       : "";
   }
 
@@ -331,6 +332,6 @@ export class CurveEditor {
     let [passes, steps] = [null, this.options.steps()];
     if (preview && !preview.error) ({ passes, steps } = preview);
     else if (schedule && this.sameForBatch) passes = countPasses(schedule, steps);
-    return passes === null ? null : text("{passes} of {all} passes", { passes, all: 2 * steps });
+    return passes === null ? null : t("{passes} of {all} passes", { passes, all: 2 * steps });
   }
 }

@@ -3,6 +3,7 @@
 import { LINE, ONE_PASS, SHADE } from "./curve_style.js";
 import { svg } from "./dom.js";
 import { GRID } from "./theme.js";
+import { t } from "./words.js";
 
 const MARGIN = { left: 34, right: 12, top: 10, bottom: 20 };
 const READOUT = { height: 18, perLetter: 6.1, padding: 12 };
@@ -14,7 +15,7 @@ const READOUT = { height: 18, perLetter: 6.1, padding: 12 };
 
 export class CurvePicture {
   constructor() {
-    this.svg = svg("svg", { role: "group", "aria-label": "guidance schedule" });
+    this.svg = svg("svg", { role: "group", "aria-label": t("guidance schedule") });
     this.line = null;
     this.range = [0, 1];
   }
@@ -80,8 +81,7 @@ export class CurvePicture {
     const ends = { x1: x, x2: x, y1: MARGIN.top, y2: this.height - MARGIN.bottom };
     svg("line", { ...ends, stroke: "currentColor", opacity: 0.5 }, group);
     svg("ellipse", { cx: x, cy: this.y(scale), rx: 2.5, ry: 2.5 }, group);
-    const position = shortNumber(rounded(positionAt(this.line, share)));
-    const said = `${this.line.axis} ${position}, scale ${shortNumber(rounded(scale))}`;
+    const said = numbersOf(this.line.axis, positionAt(this.line, share), scale);
     const width = said.length * READOUT.perLetter + READOUT.padding;
     const left = Math.min(Math.max(x - width / 2, MARGIN.left), this.width - width - 2);
     const box = { x: left, y: 2, width, height: READOUT.height, rx: 4 };
@@ -151,6 +151,12 @@ export class CurvePicture {
       }
     });
   }
+}
+
+/** "percent 0.43, scale 6.2". */
+export function numbersOf(axis, position, scale) {
+  const [x, y] = [position, scale].map((number) => shortNumber(rounded(number)));
+  return t("{axis} {position}, scale {scale}", { axis: t(axis), position: x, scale: y });
 }
 
 /** Where a position is on the picture's width, from 0 to 1. */

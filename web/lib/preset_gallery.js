@@ -2,8 +2,8 @@
 
 import { LINE, ONE_PASS } from "./curve_style.js";
 import { addStyle, stopEvents, svg } from "./dom.js";
-import { PRESETS } from "./presets.js";
-import { text } from "./text.js";
+import { presets } from "./presets.js";
+import { t } from "./words.js";
 
 const SIZE = { width: 220, height: 84, margin: 6 };
 const STYLE = `
@@ -39,7 +39,7 @@ export function openGallery({ scale, fetchPreview, choose }) {
   const cards = document.createElement("div");
   cards.className = "cg-cards";
   dialog.append(header(dialog, scale), cards);
-  for (const preset of PRESETS) {
+  for (const preset of presets()) {
     const chosen = () => {
       dialog.close();
       choose(preset);
@@ -59,9 +59,9 @@ export function openGallery({ scale, fetchPreview, choose }) {
 function header(dialog, scale) {
   const row = document.createElement("header");
   const title = document.createElement("h2");
-  title.textContent = text("Schedules from papers, at scale {scale}", { scale });
+  title.textContent = t("Schedules from papers, at scale {scale}", { scale });
   const close = document.createElement("button");
-  Object.assign(close, { type: "button", className: "cg-close", textContent: text("Close") });
+  Object.assign(close, { type: "button", className: "cg-close", textContent: t("Close") });
   close.addEventListener("click", () => dialog.close());
   row.append(title, close);
   return row;
@@ -74,20 +74,20 @@ function card(preset, scale, fetchPreview, chosen) {
   const drawing = svg("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}` }, button);
   drawing.setAttribute("preserveAspectRatio", "none");
   const name = document.createElement("strong");
-  name.textContent = text(preset.name);
+  name.textContent = preset.name;
   const lines = ["cg-effect", "cg-models", "cg-paper"].map((className) => {
     const line = document.createElement("span");
     line.className = className;
     return line;
   });
   const [effect, models, paper] = lines;
-  models.textContent = text("for {models}", { models: text(preset.models) });
-  paper.textContent = text(preset.paper);
+  models.textContent = t("for {models}", { models: preset.models });
+  paper.textContent = preset.paper;
   button.append(name, ...lines);
   button.addEventListener("click", chosen);
   fetchPreview({ shape: preset.shape, scale, ...preset.values }).then((line) => {
     if (!line?.scales) return;
-    effect.textContent = text(preset.effect, { ...range(line.scales), scale });
+    effect.textContent = preset.effect({ ...range(line.scales), scale });
     draw(drawing, line.scales);
   });
   return button;

@@ -3,6 +3,7 @@
 import { svg } from "./dom.js";
 import { BLUE, GRID, lineColour } from "./theme.js";
 import { evaluationsOf, spansOf } from "./trace_run.js";
+import { t } from "./words.js";
 
 const MARGIN = { left: 34, right: 10, top: 18, bottom: 8 };
 const AXIS_HEIGHT = 16; // of the numbers of the steps
@@ -63,7 +64,7 @@ function drawSteps(picture, { x, right }, steps, panels, height) {
     // the name of the axis is at its end
     if (x(step) < right - 30) addText(picture, x(step), height - 4, String(step), place);
   }
-  addText(picture, right, height - 4, `step ${steps}`, { class: "cg-step", "text-anchor": "end" });
+  addText(picture, right, height - 4, `${t("step")} ${steps}`, { class: "cg-step", "text-anchor": "end" });
 }
 
 function drawScales(picture, area, run, lines) {
@@ -76,7 +77,7 @@ function drawScales(picture, area, run, lines) {
   ]);
   const values = [cfg, ...scales, ...Object.values(planned), old].flat().map((value) => value ?? 0);
   const levels = roundLevels(Math.min(0, ...values), Math.max(1, ...values));
-  const panel = addPanel(picture, area, levels, "scale");
+  const panel = addPanel(picture, area, levels, t("scale"));
   const cfgLine = { colour: CFG_COLOUR, name: "cfg", values: cfg };
   cfgLine.old = (one) => one.cfg;
   const others = lines.map(({ colour, number }, index) => {
@@ -118,9 +119,9 @@ function drawScores(picture, area, lines, besideProbabilities) {
 function drawValues(picture, area, lines, levels, onTheRight = false) {
   const isScore = lines[0].kind === "score";
   const most = Math.max(...lines.flatMap((line) => line.records.map((one) => one?.count ?? 1)));
-  const ofEach = most > 1 ? " of each image" : "";
-  const unit = isScore ? "score" : "p(label)";
-  const title = `${unit}${ofEach}${most > FEW_LINES ? ", thick: mean" : ""}`;
+  const ofEach = most > 1 ? t(" of each image") : "";
+  const unit = isScore ? t("score") : "p(label)";
+  const title = `${unit}${ofEach}${most > FEW_LINES ? t(", thick: mean") : ""}`;
   const panel = addPanel(picture, area, levels, onTheRight ? "" : title, onTheRight);
   if (onTheRight) addText(picture, area.right + 4, area.top + 12, unit);
   for (const { kind, records, colour, number } of lines) {

@@ -1,9 +1,9 @@
 /** The lines below the picture of a run: its latest values, and what the pale lines are. */
 
-import { text } from "./text.js";
 import { textColour } from "./theme.js";
 import { CFG_COLOUR, linesOf, shortNumber } from "./trace_picture.js";
 import { evaluationsOf } from "./trace_run.js";
+import { t } from "./words.js";
 
 /** The latest values in words, each in the colour of its line; a row for each classifier. */
 export function statusLines(run) {
@@ -11,12 +11,12 @@ export function statusLines(run) {
   const last = evaluations.at(-1);
   const passes = evaluations.reduce((sum, one) => sum + one.passes, 0);
   const step = Math.floor(last.step) + 1;
-  const first = [[text("step {step}/{steps}", { step, steps: run.steps })]];
+  const first = [[t("step {step}/{steps}", { step, steps: run.steps })]];
   if (last.cfg !== null) first.push([`cfg ${shortNumber(last.cfg)}`, CFG_COLOUR]);
-  first.push([text("{passes} passes", { passes })]);
+  first.push([t("{count} passes", { count: passes })]);
   const rows = linesOf(run).map((line) => {
     const scale = shortNumber(line.records.at(-1)?.scale ?? 0);
-    const parts = [line.name, text("scale {scale}", { scale }), ...latestValue(line)];
+    const parts = [line.name, t("scale {scale}", { scale }), ...latestValue(line)];
     return parts.map((words) => [words, line.colour]);
   });
   return [first, ...rows, paleLines(run)].filter((parts) => parts.length).map((parts) => {
@@ -32,18 +32,18 @@ function latestValue({ kind, labels, records }) {
   if (!known) return [];
   const distinct = [...new Set(labels)];
   const label = distinct.length === 1 ? distinct[0] : "label";
-  const unit = kind === "score" ? "score" : `p(${label})`;
+  const unit = kind === "score" ? t("score") : `p(${label})`;
   const value = known.mean.toFixed(2);
   if (known.count === 1) return [`${unit} ${value}`];
-  const lowest = known.least.toFixed(2);
-  return [text("{unit} mean {value}", { unit, value }), text("lowest {lowest}", { lowest })];
+  const mean = t("mean {value}", { value });
+  return [`${unit} ${mean}`, t("lowest {value}", { value: known.least.toFixed(2) })];
 }
 
 /** A legend of the lines behind those of the run. */
 function paleLines({ planned = {}, before }) {
   const parts = [];
-  if (Object.keys(planned).length) parts.push([text("wide: the schedule")]);
-  if (before) parts.push([text("pale: the run before")]);
+  if (Object.keys(planned).length) parts.push([t("wide: the schedule")]);
+  if (before) parts.push([t("pale: the run before")]);
   return parts;
 }
 
