@@ -68,8 +68,8 @@ export function newEditor(inputs, value, onEdit) {
     onPresets: () => openGallery({
       scale: inputs.value("scale"),
       fetchPreview: (values) => previewOf({ inputs: values, steps: null }),
-      choose: ({ shape, values }) => {
-        for (const name in values ?? {}) inputs.set(name, values[name]);
+      choose: (shape, values) => {
+        for (const name in values) inputs.set(name, values[name]);
         inputs.set("shape", shape);
         onEdit();
       },

@@ -30,7 +30,7 @@ const STYLE = `
 /**
  * Opens the gallery.
  * @param {{scale: number, fetchPreview: (inputs: object) => Promise<object | null>,
- *   choose: (preset: object) => void}} options scale: that the presets are drawn for.
+ *   choose: (shape: string, values: object) => void}} options scale: that the presets are drawn for.
  */
 export function openGallery({ scale, fetchPreview, choose }) {
   addStyle("cg-gallery-style", STYLE);
@@ -39,12 +39,12 @@ export function openGallery({ scale, fetchPreview, choose }) {
   const cards = document.createElement("div");
   cards.className = "cg-cards";
   dialog.append(header(dialog, scale), cards);
-  for (const preset of presets()) {
+  for (const [shape, preset] of Object.entries(presets())) {
     const chosen = () => {
       dialog.close();
-      choose(preset);
+      choose(shape, preset.values ?? {});
     };
-    cards.append(card(preset, scale, fetchPreview, chosen));
+    cards.append(card(shape, preset, scale, fetchPreview, chosen));
   }
   dialog.addEventListener("close", () => dialog.remove());
   dialog.addEventListener("click", (event) => {
@@ -67,10 +67,10 @@ function header(dialog, scale) {
   return row;
 }
 
-function card(preset, scale, fetchPreview, chosen) {
+function card(shape, preset, scale, fetchPreview, chosen) {
   const button = document.createElement("button");
   Object.assign(button, { type: "button", className: "cg-card", title: preset.title });
-  button.dataset.shape = preset.shape;
+  button.dataset.shape = shape;
   const drawing = svg("svg", { viewBox: `0 0 ${SIZE.width} ${SIZE.height}` }, button);
   drawing.setAttribute("preserveAspectRatio", "none");
   const name = document.createElement("strong");
@@ -85,7 +85,7 @@ function card(preset, scale, fetchPreview, chosen) {
   paper.textContent = preset.paper;
   button.append(name, ...lines);
   button.addEventListener("click", chosen);
-  fetchPreview({ shape: preset.shape, scale, ...preset.values }).then((line) => {
+  fetchPreview({ shape, scale, ...preset.values }).then((line) => {
     if (!line?.scales) return;
     effect.textContent = preset.effect({ ...range(line.scales), scale });
     draw(drawing, line.scales);

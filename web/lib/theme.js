@@ -8,7 +8,7 @@ export const GREEN = "#66cc88";
 
 // How much of a colour is left when it is mixed with the colour of the page's text. Lines need a
 // contrast of 3:1 with what is behind them, texts 4.5:1. The page marks dark palettes by a class.
-const SHARES = `
+const STYLE = `
 :root { --cg-line-share: 50%; --cg-text-share: 28%; }
 .dark-theme { --cg-line-share: 90%; --cg-text-share: 65%; }
 `;
@@ -23,5 +23,5 @@ export const GRID = "color-mix(in srgb, currentColor 22%, transparent)";
 
 /** Adds the shares to the page, once. */
 export function addTheme() {
-  addStyle("cg-theme", SHARES);
+  addStyle("cg-theme", STYLE);
 }

@@ -115,7 +115,6 @@ export const CHINESE = {
   "any model": "任意模型",
   "SDXL, other EPS and V models; not flow models": "SDXL 及其他 EPS、V 模型，不适用于流模型",
   "class-conditional models at high scales": "高强度的类别条件模型",
-  "after {paper}": "参照 {paper}",
   "constant": "恒定",
   "power": "幂",
   "exponential": "指数",
@@ -124,5 +123,13 @@ export const CHINESE = {
   "keyframes": "关键帧",
   "expression": "表达式",
   "wide: the schedule": "粗线：调度",
-  "pale: the run before": "浅色：上一次采样"
+  "pale: the run before": "浅色：上一次采样",
+  "after Kynkäänniemi et al. 2024": "参照 Kynkäänniemi et al. 2024",
+  "Kynkäänniemi et al. 2024": "Kynkäänniemi et al. 2024",
+  "Wang et al. 2024": "Wang et al. 2024",
+  "Gao et al. 2023": "Gao et al. 2023",
+  "cfg {scale}": "cfg {scale}",
+  "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models": "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models",
+  "Analysis of Classifier-Free Guidance Weight Schedulers": "Analysis of Classifier-Free Guidance Weight Schedulers",
+  "Masked Diffusion Transformer is a Strong Image Synthesizer": "Masked Diffusion Transformer is a Strong Image Synthesizer"
 };
