@@ -11,6 +11,7 @@ import { inputsOfPoint, inputsOfShape, scheduleOfShape } from "./lib/schedule_sh
 import { t } from "./lib/words.js";
 
 const DEFAULT_STEPS = 20;
+const WIDTH = 320;
 const ALWAYS_VISIBLE = ["shape", "curve", "per_image"];
 
 app.registerExtension({
@@ -108,12 +109,18 @@ function respacedSteps(text) {
   return counts.reduce((sum, count) => sum + Number(count), 0);
 }
 
+/** Makes a node wide enough for the line below its curve. */
+export function widen(node) {
+  if (node.size[0] < WIDTH) node.setSize?.([WIDTH, node.size[1]]);
+}
+
 /** Draws the schedule, and shows the inputs of its shape, after every change of the node. */
 function followInputs(node) {
   const inputs = new ScheduleInputs(node);
   const find = () => node.widgets?.find((widget) => widget.name === "curve")?.editor;
   const redraw = scheduleDrawer(inputs, find);
   node.redrawSchedule = redraw;
+  widen(node);
   for (const widget of node.widgets ?? []) {
     callAfter(widget, "callback", redraw);
     if (widget.name === "shape") callAfter(widget, "callback", () => showInputsOfShape(inputs));

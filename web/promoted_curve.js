@@ -5,7 +5,7 @@
  */
 
 import { app } from "../../scripts/app.js";
-import { newEditor, scheduleDrawer } from "./guidance_schedule.js";
+import { newEditor, scheduleDrawer, widen } from "./guidance_schedule.js";
 import { dimWhenOff, notifyEdited } from "./lib/dom.js";
 import { ScheduleInputs } from "./lib/schedule_inputs.js";
 
@@ -35,6 +35,7 @@ function exposeCurves(host) {
     if (!input.connect(slot, node)) host.subgraph.removeInput(input);
   }
   host.expandToFitContent?.();
+  if (host.widgets?.some((widget) => widget.type === TYPE)) widen(host);
   host.setDirtyCanvas?.(true, true);
 }
 

@@ -22,6 +22,7 @@ import {
 import { addTheme } from "./theme.js";
 import { t, translated } from "./words.js";
 
+const CLICK = 3; // pixels that the pointer may move in a click
 const REACH = 10; // pixels from the middle of a point that a double-click still means
 
 export class CurveEditor {
@@ -167,13 +168,18 @@ export class CurveEditor {
     if (event.button !== 0 || !this.movable) return;
     event.preventDefault();
     this.dragged = index;
-    const move = (moved) => this.#moveTo(index, snapped(this.#pointAt(moved), moved.altKey), moved);
+    let isClick = true; // the picture stays as it is, so that two of them are a double-click
+    const move = (moved) => {
+      const way = Math.hypot(moved.clientX - event.clientX, moved.clientY - event.clientY);
+      isClick &&= way < CLICK;
+      if (!isClick) this.#moveTo(index, snapped(this.#pointAt(moved), moved.altKey), moved);
+    };
     const stop = () => {
       window.removeEventListener("pointermove", move, true);
       window.removeEventListener("pointerup", stop, true);
       window.removeEventListener("pointercancel", stop, true);
       this.dragged = null;
-      this.#commit();
+      if (!isClick) this.#commit();
       this.focus(index);
     };
     window.addEventListener("pointermove", move, true);

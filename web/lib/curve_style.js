@@ -12,16 +12,16 @@ export const STYLE = `
   color: var(--input-text, #ddd); }
 .cg-curve svg { flex: 1; min-height: 0; width: 100%; border-radius: 6px; touch-action: none;
   background: var(--comfy-input-bg, #222); user-select: none; }
-.cg-curve .cg-bar { display: flex; gap: 6px; align-items: center; padding: 3px 2px; }
+.cg-curve .cg-bar { display: flex; gap: 4px; align-items: center; padding: 3px 2px; }
 .cg-curve .cg-bar :is(select, button), .cg-form input { background: var(--comfy-input-bg, #222);
   color: inherit; border: 1px solid var(--border-color, #555); border-radius: 4px; font: inherit;
-  padding: 1px 4px; }
+  padding: 1px 3px; }
 .cg-curve .cg-bar :is(select, button):hover { border-color: currentColor; cursor: pointer; }
 .cg-curve .cg-status { margin-left: auto; text-align: right; }
 .cg-curve .cg-message { padding: 2px; overflow-wrap: anywhere; user-select: text; }
 .cg-curve .cg-message:empty { display: none; }
 .cg-curve .cg-message.cg-error { max-height: 6em; overflow: auto; line-height: 1.35;
-  color: color-mix(in srgb, var(--error-text, #f55) 55%, var(--input-text, #ddd)); }
+  color: color-mix(in srgb, var(--error-text, #f55) 50%, var(--input-text, #ddd)); }
 .cg-curve.cg-message-only svg { display: none; }
 .cg-curve.cg-message-only .cg-message { flex: 1; max-height: none; padding: 8px; border-radius: 6px;
   background: var(--comfy-input-bg, #222); font-size: 12px; }

@@ -8,7 +8,8 @@ import { t } from "./words.js";
 const SIZE = { width: 220, height: 84, margin: 6 };
 const STYLE = `
 .cg-gallery { border: 1px solid var(--border-color, #555); border-radius: 10px; padding: 16px;
-  max-width: min(780px, 92vw); max-height: 90vh; overflow: auto; margin: auto;
+  width: min(780px, 92vw); max-height: 90vh; overflow: auto; margin: auto;
+  box-shadow: 0 6px 30px #0008;
   background: var(--comfy-menu-bg, #333); color: var(--input-text, #ddd); font: 13px sans-serif; }
 .cg-gallery::backdrop { background: #0007; }
 .cg-gallery header { display: flex; justify-content: space-between; gap: 12px;

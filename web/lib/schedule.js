@@ -113,8 +113,10 @@ function interpolate(schedule, a, b, fraction) {
  */
 export function sampleSchedule(schedule) {
   const even = Array.from({ length: SEGMENTS + 1 }, (_, index) => index / SEGMENTS);
-  const corners = schedule.points.map((p) => p[0]).filter((x) => x >= 0 && x <= 1);
-  const positions = [...new Set([...even, ...corners])].sort((a, b) => a - b);
+  const near = 2 * TOLERANCE; // beside a point, where the scale may jump
+  const corners = schedule.points.flatMap(([x]) => [x - near, x, x + near]);
+  const inside = corners.filter((x) => x >= 0 && x <= 1);
+  const positions = [...new Set([...even, ...inside])].sort((a, b) => a - b);
   const scales = positions.map((position) => scaleAt(schedule, position));
   return { axis: schedule.axis, positions, scales, intervals: activeIntervals(positions, scales) };
 }

@@ -15,7 +15,7 @@ const CLASSIFIERS = ["#f0a040", "#66cc88", "#e0605e", "#a98be0"]; // in turn
 export const CFG_COLOUR = BLUE;
 // what is behind the lines of this run
 export const PLANNED = { "stroke-width": 7, opacity: 0.28, "stroke-linecap": "butt" };
-export const BEFORE = { "stroke-width": 1.25, opacity: 0.5 };
+export const BEFORE = { "stroke-width": 1.25, opacity: 0.7 };
 
 /** The classifiers of a run, each with its colour and its record at each evaluation, or none. */
 export function linesOf(run) {
