@@ -4,7 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { CHINESE } from "./words_zh.js";
 
 const LANGUAGES = { zh: CHINESE };
-const PLACE = /\{(\w+)\}/g;
+const PLACE = /\{(\w+)\}/;
 let patterns = null; // of the texts with values, as Python fills them in
 
 /**
@@ -20,7 +20,7 @@ export function t(text, values = {}) {
 export function translated(text) {
   const words = dictionary();
   if (words[text]) return words[text];
-  patterns ??= Object.keys(CHINESE).filter((one) => one.includes("{")).map(patternOf);
+  patterns ??= makePatterns();
   for (const { key, pattern } of patterns) {
     const values = words[key] && text.match(pattern)?.groups;
     if (values) return filled(words[key], mapped(values, translated));
@@ -35,14 +35,24 @@ function dictionary() {
 }
 
 function filled(text, values) {
-  return text.replace(PLACE, (place, name) => values[name] ?? place);
+  return text.replaceAll(new RegExp(PLACE, "g"), (place, name) => values[name] ?? place);
 }
 
 function mapped(values, change) {
   return Object.fromEntries(Object.entries(values).map(([name, value]) => [name, change(value)]));
 }
 
+/** Of each text with values, those with most of their own words first. */
+function makePatterns() {
+  const keys = Object.keys(CHINESE).filter((key) => PLACE.test(key));
+  const words = (key) => key.split(PLACE).filter((_, index) => index % 2 === 0);
+  const length = (key) => words(key).join("").length;
+  return keys.sort((a, b) => length(b) - length(a)).map((key) => ({ key, pattern: patternOf(key) }));
+}
+
 function patternOf(key) {
-  const escaped = key.replace(/[.*+?^$()|[\]\\]/g, "\\$&");
-  return { key, pattern: new RegExp(`^${escaped.replace(PLACE, "(?<$1>.+?)")}$`, "s") };
+  const parts = key.split(PLACE); // words, name, words, name, ...
+  const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+  const pattern = parts.map((part, index) => (index % 2 ? `(?<${part}>.+?)` : escaped(part)));
+  return new RegExp(`^${pattern.join("")}$`, "s");
 }
