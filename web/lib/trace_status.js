@@ -12,7 +12,7 @@ export function statusLines(run) {
   const passes = evaluations.reduce((sum, one) => sum + one.passes, 0);
   const step = Math.floor(last.step) + 1;
   const first = [[t("step {step}/{steps}", { step, steps: run.steps })]];
-  if (last.cfg !== null) first.push([t("cfg {scale}", { scale: shortNumber(last.cfg) }), CFG_COLOUR]);
+  if (last.cfg !== null) first.push([t("cfg {cfg}", { cfg: shortNumber(last.cfg) }), CFG_COLOUR]);
   first.push([t("{count} passes", { count: passes })]);
   const rows = linesOf(run).map((line) => {
     const scale = shortNumber(line.records.at(-1)?.scale ?? 0);

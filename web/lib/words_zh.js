@@ -132,7 +132,6 @@ export const CHINESE = {
   "Kynkäänniemi et al. 2024": "Kynkäänniemi et al. 2024",
   "Wang et al. 2024": "Wang et al. 2024",
   "Gao et al. 2023": "Gao et al. 2023",
-  "cfg {scale}": "cfg {scale}",
   "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models": "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion Models",
   "Analysis of Classifier-Free Guidance Weight Schedulers": "Analysis of Classifier-Free Guidance Weight Schedulers",
   "Masked Diffusion Transformer is a Strong Image Synthesizer": "Masked Diffusion Transformer is a Strong Image Synthesizer"
