@@ -100,6 +100,7 @@ def test_a_new_node_is_an_interval_with_ends_to_drag(page):
     shows(page, status="shape: interval · 32 of 40 passes", lines=1, shaded=1, circles=2)
     names = ("start", "end", "scale", "outside")
     assert [page.value(added, name) for name in names] == [0.2, 0.8, 7.5, 1]
+    page.run(CAPTURE)
     drag(page, 0, 40, 20)
     start, end, scale, _ = (page.value(added, name) for name in names)
     assert 0.2 < start < end == 0.8 and 0 < scale < 7.5 and is_on_grid((start, scale))

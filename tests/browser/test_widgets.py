@@ -140,8 +140,8 @@ def test_a_reload_in_the_middle_of_a_run(page):
     page.run(CAPTURE)
     undo, redo = page.run(QUEUES)
     for number in (0, 1):
-        send_cfg(page, trace, "run", number, 4, sigma=12.375 - number)
-    page.wait(DRAFT, "11.375")
+        send_cfg(page, trace, "run", number, 4, sigma=78.31 - number)
+    page.wait(DRAFT, "77.31")
     page.run(CAPTURE)
     assert page.run(QUEUES) == [undo, redo]  # a run is no change of the user's
     page.tab.keyboard.press("Control+z")

@@ -23,6 +23,7 @@ import { addTheme } from "./theme.js";
 import { t, translated } from "./words.js";
 
 const CLICK = 3; // pixels that the pointer may move in a click
+const TWICE = 500; // milliseconds between the two clicks of a double-click
 const REACH = 10; // pixels from the middle of a point that a double-click still means
 
 export class CurveEditor {
@@ -181,6 +182,7 @@ export class CurveEditor {
       this.dragged = null;
       if (!isClick) this.#commit();
       this.focus(index);
+      if (isClick) this.#click(index);
     };
     window.addEventListener("pointermove", move, true);
     window.addEventListener("pointerup", stop, true);
@@ -253,14 +255,20 @@ export class CurveEditor {
     event.stopPropagation();
   }
 
-  /** On a point: its numbers are typed. Elsewhere: a new point. */
+  /** The second click on a point opens its form: points may be drawn anew between the two. */
+  #click(index) {
+    const isSecond = this.clicked?.index === index && performance.now() - this.clicked.time < TWICE;
+    this.clicked = isSecond ? null : { index, time: performance.now() };
+    if (isSecond) this.#type(index);
+  }
+
+  /** A new point, unless there is one. */
   #doubleClick(event) {
     event.preventDefault();
     const [x, y] = this.picture.placeOf(event);
     const distance = (p) => Math.hypot(this.picture.x(p[0]) - x, this.picture.y(p[1]) - y);
-    const found = this.movable?.points.findIndex((point) => distance(point) <= REACH) ?? -1;
-    if (found >= 0) this.#type(found);
-    else this.add(...snapped(this.#pointAt(event), event.altKey));
+    if (this.movable?.points.some((point) => distance(point) <= REACH)) return;
+    this.add(...snapped(this.#pointAt(event), event.altKey));
   }
 
   #type(index) {
