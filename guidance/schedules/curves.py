@@ -127,8 +127,8 @@ class Points(Curve):
         share = (along - low) / (high - low)
         a, b = self.points[after - 1][1], self.points[after][1]
         if self.interpolation == "smooth":
-            rises = (slope * (high - low) for slope in self._slopes[after - 1 : after + 1])
-            return hermite(a, b, *rises, share)
+            at_a, at_b = (slope * (high - low) for slope in self._slopes[after - 1 : after + 1])
+            return hermite(a, b, at_a, at_b, share)
         return self._between(a, b, share)
 
     @cached_property
