@@ -127,10 +127,17 @@ def log_likelihood(log_probs: Tensor, target: Target) -> Tensor:
 
     Raises ValueError for a label that is not a class or does not fit the batch.
     """
-    index = _label_column(target.labels, log_probs)
-    if target.label_smoothing == 0:
-        return log_probs.gather(1, index).sum()
-    wanted = smoothed_target(index[:, 0], log_probs.shape[1], target.label_smoothing)
+    batch, classes = log_probs.shape
+    labels = label_of_each(target.labels, batch)
+    check_labels(labels, classes)
+    return likelihood_of(log_probs, to_device(log_probs.device, labels), target.label_smoothing)
+
+
+def likelihood_of(log_probs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """`log_likelihood` of labels (B,) that were checked and are on the device of log_probs."""
+    if label_smoothing == 0:
+        return log_probs.gather(1, labels[:, None]).sum()
+    wanted = smoothed_target(labels, log_probs.shape[1], label_smoothing)
     return (wanted.to(log_probs) * log_probs).sum()
 
 
@@ -162,13 +169,6 @@ def check_labels(labels: Tensor, classes: int) -> None:
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"label is {int(wrong[0])}, but the classes go from 0 to {classes - 1}.")
-
-
-def _label_column(label: Tensor | int, log_probs: Tensor) -> Tensor:
-    batch, classes = log_probs.shape
-    index = label_of_each(label, batch)
-    check_labels(index, classes)
-    return to_device(log_probs.device, index)[:, None]
 
 
 def class_name(classifier: Classifier, index: int) -> str:

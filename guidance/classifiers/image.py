@@ -34,7 +34,7 @@ from .base import (
     Target,
     check_labels,
     label_of_each,
-    log_likelihood,
+    likelihood_of,
     nan_unless_finite,
 )
 from .looks import NO_LOOKS, Looks, LooksMemory, log_mean_exp, noise_like
@@ -258,7 +258,7 @@ class ImageClassifier:
             tracked_inputs = inputs.clone().requires_grad_(True)
             log_probs = self.memory.over_parts(self._of_inputs, tracked_inputs)
             log_probs = log_probs.mean(0) if self.is_score else log_mean_exp(log_probs)
-            chosen = log_likelihood(log_probs, Target(labels, label_smoothing))
+            chosen = likelihood_of(log_probs, labels, label_smoothing)
             (gradient,) = torch.autograd.grad(chosen * scale, tracked_inputs)
             return gradient, log_probs.detach()
 

@@ -26,7 +26,7 @@ from .base import (
     Target,
     check_labels,
     label_of_each,
-    log_likelihood,
+    likelihood_of,
 )
 from .gradient_memory import WHOLE, GradientMemoryPlan
 
@@ -167,7 +167,7 @@ class NoisyClassifier:
             x_in = x.detach().to(device)
             sigma, alpha = levels_like(x_in, sigma, alpha)
             labels = label_of_each(target.labels, len(x))
-            if self.num_classes is not None:  # else they are checked against the output
+            if self.num_classes is not None:  # else the output tells it
                 check_labels(labels, self.num_classes)
                 labels = to_device(device, labels)
             return x_in, sigma, alpha, labels
@@ -187,7 +187,10 @@ class NoisyClassifier:
             # the clone is an ordinary tensor, even if x is an inference tensor
             x_in = x.clone().requires_grad_(True)
             log_probs = self._log_probs(x_in, sigma, alpha, recompute)
-            chosen = log_likelihood(log_probs, Target(labels, label_smoothing))
+            if self.num_classes is None:
+                check_labels(labels, log_probs.shape[1])
+                labels = to_device(log_probs.device, labels)
+            chosen = likelihood_of(log_probs, labels, label_smoothing)
             gradient = scaled_gradient(chosen, x_in, compute_dtype(self.network, x))
             return gradient, log_probs.detach()
 

@@ -48,6 +48,8 @@ class Waits(TorchDispatchMode):
 
     def _note(self, func):
         files = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+        # an environment may be in the repository's folder
+        files = [frame for frame in files if "site-packages" not in frame.filename]
         ours = [frame for frame in files if frame.filename.startswith(self.root)]
         place = (ours or files)[-1]
         self.seen.append(f"{func} at {place.filename.removeprefix(self.root)}:{place.lineno}")
@@ -175,7 +177,7 @@ class FakeDevice:
         model.add_object_patch("model_sampling", self._moved(model))
         guider = Guider(model, cfg)
         host = self.pack_module("nodes.host.run_state")
-        state = host.RunState(host.known_sigmas(guider, sampler, sigmas))
+        state = host.RunState(known=host.known_sigmas(guider, sampler, sigmas))
         computed = mock.patch.object(comfy.samplers, "_calc_cond_batch", computed_conditionings)
         levels = [self._there(sigma.expand(2)) for sigma in sigmas[:-1]]
         there = self._there(sigmas)

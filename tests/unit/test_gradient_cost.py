@@ -13,6 +13,7 @@ from tiny_networks import (
     randomised,
 )
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from guidance import NoisyClassifier
 from guidance.adm import EncoderUNet, layers
@@ -82,6 +83,31 @@ def test_a_frozen_convolution_keeps_nothing_of_its_input():
     assert kept_by(lambda: layer(x)) >= x.untyped_storage().nbytes()
     layer.requires_grad_(False)
     assert kept_by(lambda: layer(x)) == 0
+
+
+class Casts(TorchDispatchMode):
+    """Counts the conversions from one precision to another."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Passes every operation on."""
+        if func.overloadpacket is torch.ops.aten._to_copy and (kwargs or {}).get("dtype"):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_half_precision_casts_nothing_layer_by_layer():
+    """As a GPU computes it; "meta" is a device that computes nothing."""
+    counts = []
+    for blocks in (1, 3):
+        layout = classifier_layout(num_res_blocks=blocks, attention_levels=())
+        network = EncoderUNet(layout, dtype=torch.float16, device="meta").requires_grad_(False)
+        x = torch.empty(2, 3, 8, 8, dtype=torch.float16, device="meta", requires_grad=True)
+        with Casts() as casts:
+            torch.autograd.grad(network(x, torch.empty(2, device="meta")).sum(), x)
+        counts.append(casts.count)
+    assert counts[0] == counts[1] > 0
 
 
 def kernels(compute):
