@@ -259,7 +259,8 @@ export class CurveEditor {
   #click(index) {
     const isSecond = this.clicked?.index === index && performance.now() - this.clicked.time < TWICE;
     this.clicked = isSecond ? null : { index, time: performance.now() };
-    if (isSecond) this.#type(index);
+    // later: the page's own answer to the click takes the focus
+    if (isSecond) setTimeout(() => this.#type(index));
   }
 
   /** A new point, unless there is one. */
