@@ -273,6 +273,7 @@ def test_pictures_of_the_docs(page, root, renderer):
             const find = (type) => app.graph.nodes.find(node => node.type === type);
             // far from the other nodes
             find("GuidanceSchedule").pos = [-3990, 60];
+            find("GuidanceSchedule").size = [330, 420];
             find("GuidanceTrace").pos = [-3580, 60];
             find("GuidanceTrace").size = [400, 330];
             app.canvas.ds.scale = 1;
@@ -282,7 +283,10 @@ def test_pictures_of_the_docs(page, root, renderer):
     )
     schedule = page.run("() => app.graph.nodes.find(n => n.type === 'GuidanceSchedule').id")
     curve = '{"interpolation": "smooth", "points": [[0, 1], [0.25, 5], [0.6, 6], [0.9, 1], [1, 1]]}'
-    for values in ({"shape": "interval", "scale": 4.0}, {"shape": "curve", "curve": curve}):
+    for values in (
+        {"shape": "interval", "scale": 4.0, "start": 0.2, "end": 0.8},
+        {"shape": "curve", "curve": curve},
+    ):
         page.set_values(schedule, **values)
         page.run(
             """() => app.graph.nodes.flatMap(n => n.widgets ?? []).filter(

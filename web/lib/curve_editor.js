@@ -23,7 +23,6 @@ import { addTheme } from "./theme.js";
 import { t, translated } from "./words.js";
 
 const CLICK = 3; // pixels that the pointer may move in a click
-const TWICE = 500; // milliseconds between the two clicks of a double-click
 const REACH = 10; // pixels from the middle of a point that a double-click still means
 
 export class CurveEditor {
@@ -117,8 +116,6 @@ export class CurveEditor {
   }
 
   draw() {
-    const active = document.activeElement;
-    const focused = this.svg.contains(active) && active.dataset.index;
     const error = this.preview?.error;
     const curve = this.disabled ? null : parseSchedule(this.draft ?? this.text);
     const schedule = curve ?? (error ? null : this.shapeSchedule);
@@ -129,7 +126,10 @@ export class CurveEditor {
     this.axis.disabled = this.interpolation.disabled = !curve;
     this.picture.clear();
     this.#showText(schedule, line);
-    if (!line) return;
+    if (!line) {
+      this.#drawPoints(null);
+      return;
+    }
     if (curve) {
       this.axis.value = curve.axis;
       this.interpolation.value = curve.interpolation;
@@ -137,9 +137,15 @@ export class CurveEditor {
     const look = { name: curve ? "" : t(line.axis), sameRange: this.dragged !== null };
     this.picture.draw(line, { ...look, outside: curve?.outside });
     const movable = this.movable && (curve || !error) ? this.movable : null;
-    movable?.points.forEach((point, index) => this.#drawPoint(movable, index));
-    if (focused) this.focus(focused);
+    this.#drawPoints(movable);
     this.#showReadout();
+  }
+
+  #drawPoints(schedule) {
+    const circles = this.picture.points.children;
+    const count = schedule?.points.length ?? 0;
+    while (circles.length > count) circles[circles.length - 1].remove();
+    for (let index = 0; index < count; index += 1) this.#drawPoint(schedule, index);
   }
 
   #drawPoint(schedule, index) {
@@ -156,20 +162,26 @@ export class CurveEditor {
       "aria-valuenow": scale,
       "data-index": index,
     };
-    const circle = svg("circle", about, this.svg);
+    const circle = this.picture.points.children[index] ?? this.#newPoint(index);
+    for (const [name, value] of Object.entries(about)) circle.setAttribute(name, value);
+  }
+
+  #newPoint(index) {
+    const circle = svg("circle", {}, this.picture.points);
     circle.addEventListener("pointerdown", (event) => this.#drag(event, index));
     circle.addEventListener("keydown", (event) => this.#key(event, index));
     circle.addEventListener("contextmenu", (event) => {
       event.preventDefault();
       this.remove(index);
     });
+    return circle;
   }
 
   #drag(event, index) {
     if (event.button !== 0 || !this.movable) return;
     event.preventDefault();
     this.dragged = index;
-    let isClick = true; // the picture stays as it is, so that two of them are a double-click
+    let isClick = true; // perhaps one of a double-click: the point stays where it is
     const move = (moved) => {
       const way = Math.hypot(moved.clientX - event.clientX, moved.clientY - event.clientY);
       isClick &&= way < CLICK;
@@ -182,7 +194,6 @@ export class CurveEditor {
       this.dragged = null;
       if (!isClick) this.#commit();
       this.focus(index);
-      if (isClick) this.#click(index);
     };
     window.addEventListener("pointermove", move, true);
     window.addEventListener("pointerup", stop, true);
@@ -255,21 +266,14 @@ export class CurveEditor {
     event.stopPropagation();
   }
 
-  /** The second click on a point opens its form: points may be drawn anew between the two. */
-  #click(index) {
-    const isSecond = this.clicked?.index === index && performance.now() - this.clicked.time < TWICE;
-    this.clicked = isSecond ? null : { index, time: performance.now() };
-    // later: the page's own answer to the click takes the focus
-    if (isSecond) setTimeout(() => this.#type(index));
-  }
-
-  /** A new point, unless there is one. */
+  /** On a point: its numbers are typed. Elsewhere: a new point. */
   #doubleClick(event) {
     event.preventDefault();
     const [x, y] = this.picture.placeOf(event);
     const distance = (p) => Math.hypot(this.picture.x(p[0]) - x, this.picture.y(p[1]) - y);
-    if (this.movable?.points.some((point) => distance(point) <= REACH)) return;
-    this.add(...snapped(this.#pointAt(event), event.altKey));
+    const found = this.movable?.points.findIndex((point) => distance(point) <= REACH) ?? -1;
+    if (found >= 0) this.#type(found);
+    else this.add(...snapped(this.#pointAt(event), event.altKey));
   }
 
   #type(index) {

@@ -16,13 +16,15 @@ const READOUT = { height: 18, perLetter: 6.1, padding: 12 };
 export class CurvePicture {
   constructor() {
     this.svg = svg("svg", { role: "group", "aria-label": t("guidance schedule") });
+    this.back = svg("g", {}, this.svg); // drawn anew each time
+    this.points = svg("g", {}, this.svg); // stay: a click ends on the element where it began
     this.line = null;
     this.range = [0, 1];
   }
 
   clear() {
     this.line = null;
-    this.svg.replaceChildren();
+    this.back.replaceChildren();
   }
 
   /**
@@ -39,7 +41,7 @@ export class CurvePicture {
     // clientWidth: in the element's own pixels, however far the graph is zoomed
     this.width = Math.max(this.svg.clientWidth, 80);
     this.height = Math.max(this.svg.clientHeight, 60);
-    this.svg.replaceChildren();
+    this.back.replaceChildren();
     this.#drawIntervals();
     this.#drawGrid(name);
     this.#drawLine();
@@ -103,7 +105,7 @@ export class CurvePicture {
       const x = Math.min(from, this.x(1) - 2);
       const horizontal = { x, width: Math.max(to - x, 2) };
       const style = { fill: SHADE, "fill-opacity": 0.14, class: "cg-active" };
-      svg("rect", { ...vertical, ...horizontal, ...style }, this.svg);
+      svg("rect", { ...vertical, ...horizontal, ...style }, this.back);
     }
   }
 
@@ -115,16 +117,16 @@ export class CurvePicture {
       const y = this.y(scale);
       this.#straight({ x1: this.x(0), x2: this.x(1), y1: y, y2: y }, GRID);
       const place = { x: MARGIN.left - 5, y: y + 3, "text-anchor": "end" };
-      svg("text", { ...place, ...text }, this.svg).textContent = shortNumber(scale);
+      svg("text", { ...place, ...text }, this.back).textContent = shortNumber(scale);
     }
     for (const position of ticks(this.line)) {
       const x = this.x(shareOf(this.line, position));
       this.#straight({ x1: x, x2: x, y1: this.y(low), y2: this.y(high) }, GRID);
       const place = { x, y: this.height - 6, "text-anchor": "middle" };
-      svg("text", { ...place, ...text }, this.svg).textContent = shortNumber(position);
+      svg("text", { ...place, ...text }, this.back).textContent = shortNumber(position);
     }
     const corner = { x: this.x(1), y: MARGIN.top + 10, "text-anchor": "end" };
-    svg("text", { ...corner, ...text }, this.svg).textContent = name;
+    svg("text", { ...corner, ...text }, this.back).textContent = name;
     const one = this.y(1); // here CFG needs one pass instead of two
     const dashed = { "stroke-dasharray": "3 3" };
     this.#straight({ x1: this.x(0), x2: this.x(1), y1: one, y2: one, ...dashed }, ONE_PASS);
@@ -132,7 +134,7 @@ export class CurvePicture {
 
   #straight(attributes, colour) {
     // an attribute knows no variables of the page's theme
-    svg("line", attributes, this.svg).style.stroke = colour;
+    svg("line", attributes, this.back).style.stroke = colour;
   }
 
   /** One line, or several where some scales are missing. */
@@ -145,7 +147,7 @@ export class CurvePicture {
       if (!missing) corners.push(`${this.x(shareOf(this.line, position))},${this.y(scale)}`);
       if ((missing || index === positions.length - 1) && corners.length) {
         const style = { fill: "none", "stroke-width": 2, "stroke-linejoin": "round" };
-        const drawn = svg("polyline", { points: corners.join(" "), ...style }, this.svg);
+        const drawn = svg("polyline", { points: corners.join(" "), ...style }, this.back);
         drawn.style.stroke = LINE;
         corners = [];
       }
