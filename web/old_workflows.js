@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 
 // what a new node is created with is another value, so the page would fill that in
 const BEFORE = {
+  GuidanceSchedule: { start: 0, end: 1 },
   ClassifierGuidance: { normalize: "off" },
   ImageClassifierLoader: { looks: 0 },
 };

@@ -71,17 +71,22 @@ class Evaluation:
 
 
 class Trace:
-    """The evaluations of one sampling run, in order."""
+    """The evaluations of one sampling run, in order.
+
+    planned: the scale that a schedule has at each step of the run, None where it has none; by
+    "cfg", or by the key of a classifier.
+    """
 
     def __init__(self, evaluations: list[Evaluation] | None = None) -> None:
         self.evaluations = evaluations or []
+        self.planned: dict[str, list[float | None]] = {}
         self._pictures: dict[str, PictureSeries] = {}  # of each classifier, by its key
         self._runs: list[tuple[list[Evaluation], Tensor]] = []  # with what came out
         self._counting = Lock()  # with several GPUs, each has a thread
 
     def begin(self) -> None:
         """Starts a new run."""
-        self.evaluations, self._pictures = [], {}
+        self.evaluations, self.planned, self._pictures = [], {}, {}
 
     def end(self, samples: Tensor) -> None:
         """Keeps the run beside the few before it, by the samples (B, ...) that came out."""
@@ -118,6 +123,12 @@ class Trace:
         current.cfg = _mean(scale)
         if cond is not None and uncond is not None:
             current.cfg_norm = HostCopy(mean_norm((scale - 1) * (cond - uncond)))
+
+    def plans(self) -> dict[str, list[float | None]]:
+        """What is planned: by "cfg", or by the number of a classifier that has a record."""
+        numbers = {key: str(number) for number, key in enumerate(self._pictures)}
+        known = {"cfg": "cfg"} | numbers
+        return {known[key]: scales for key, scales in self.planned.items() if key in known}
 
     @property
     def classifiers(self) -> list[TracedClassifier]:

@@ -23,9 +23,10 @@ from .curve import (
     shortened,
 )
 from .expression import Formula
+from .monotone import hermite, monotone_slopes
 from .run_position import RunPosition
 
-INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential")
+INTERPOLATIONS = ("hold", "linear", "cosine", "power", "exponential", "smooth")
 # tolerance, because sigma is a float32 and percent is computed from it
 SLACK = 1e-5
 
@@ -50,8 +51,9 @@ class Points(Curve):
 
     Positions rise from 0 to 1 on the axes percent and step, and fall on the axis sigma. Between two
     points: "hold" (the scale of the first point), "linear", "cosine" (flat at both points), "power"
-    (share ** exponent), or "exponential" (equal ratios; scales above 0). Outside of the points:
-    exactly `outside`, or for None the scale of the nearest point.
+    (share ** exponent), "exponential" (equal ratios; scales above 0), or "smooth" (a cubic without
+    corners that never overshoots, see `monotone`). Outside of the points: exactly `outside`, or for
+    None the scale of the nearest point.
     """
 
     axis: str
@@ -123,7 +125,16 @@ class Points(Curve):
         after = bisect_right(self._positions, along)
         low, high = self._positions[after - 1], self._positions[after]
         share = (along - low) / (high - low)
-        return self._between(self.points[after - 1][1], self.points[after][1], share)
+        a, b = self.points[after - 1][1], self.points[after][1]
+        if self.interpolation == "smooth":
+            at_a, at_b = (slope * (high - low) for slope in self._slopes[after - 1 : after + 1])
+            return hermite(a, b, at_a, at_b, share)
+        return self._between(a, b, share)
+
+    @cached_property
+    def _slopes(self) -> list[float]:
+        """Of the interpolation "smooth": at each point, along the run."""
+        return monotone_slopes(self._positions, [scale for _, scale in self.points])
 
     def _between(self, a: float, b: float, share: float) -> float:
         if self.interpolation == "hold":

@@ -16,6 +16,7 @@ from ...guidance.core.replaced import replaced
 from ...guidance.schedules.schedule import GuidanceSchedule
 from ..host import hooks, model_info
 from ..host.run_state import keep_run_state, run_position, run_state
+from .planned_scales import note_plan
 
 KEY = "cfg_schedule"
 
@@ -69,6 +70,7 @@ class ScheduledCFG:
             )
         position = run_position(guider, sigma, model_options)
         scales = self.schedule.scales(position, len(x))
+        note_plan("cfg", self.schedule, guider, model_options, len(x))
         cfg = scales if isinstance(scales, float) else _per_image(scales, x)
         for trace in hooks.options_of(model_options).get(hooks.TRACES, ()):
             trace.cfg(cfg)  # core calls no CFG function where it is 1

@@ -32,6 +32,7 @@ from ..host.paths import short_name
 from ..host.run_state import keep_run_state, run_position, run_state
 from ..host.server import faults_of
 from .fit import check_fit
+from .planned_scales import note_plan
 
 KEY = "classifier_guidance"
 NAME = "label of Classifier Guidance"
@@ -123,6 +124,7 @@ class ClassifierGuide:
         position = None
         if self.schedule is not None:
             position = run_position(guider, sigma, model_options)
+            note_plan(self.key, self.schedule, guider, model_options, len(x))
         # looked up by key, because cloning a MODEL also clones the attached models
         patchers = guider.model_patcher.get_additional_models_with_key(self.key)
         classifier = self.placed.bind(patchers, guider.inner_model)

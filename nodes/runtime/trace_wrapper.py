@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +26,7 @@ def traced(model: Any, trace: Trace, node: str | None = None) -> Any:
 
     def run(executor: Any, *args: Any, **options: Any) -> Any:
         trace.begin()
-        publisher.count = 0
+        publisher.begin()
         try:
             samples = executor(*args, **options)
         finally:
@@ -68,7 +69,13 @@ class TracePublisher:
 
     def __init__(self, trace: Trace, node: str | None):
         self.trace, self.node = trace, node
+        self.begin()
+
+    def begin(self) -> None:
+        """A new run: the page may have missed its first evaluation, so it has a name."""
+        self.run = uuid.uuid4().hex[:8]
         self.count = 0  # of the run's evaluations that have been sent
+        self._sent: set[str] = set()  # the plans that have been sent
 
     def publish(self, wait: bool) -> None:
         """Sends the evaluations that have been copied from the device, or waits for all."""
@@ -77,7 +84,14 @@ class TracePublisher:
         for seen in self.trace.evaluations[self.count :]:
             if not wait and not seen.arrived:
                 return
-            about = {"node": self.node, "number": self.count, "steps": seen.position.steps}
+            about = {"node": self.node, "run": self.run, "number": self.count}
+            about |= {"steps": seen.position.steps, "planned": self._new_plans()}
             self.count += 1
             which = {record.number: record.classifier.to_dict() for record in seen.classifiers}
             send_event(EVENT, about | {"classifiers": which, "evaluation": seen.to_plain()})
+
+    def _new_plans(self) -> dict[str, list[float | None]]:
+        """The plans that the page has not got yet."""
+        plans = {name: plan for name, plan in self.trace.plans().items() if name not in self._sent}
+        self._sent.update(plans)
+        return plans

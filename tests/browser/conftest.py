@@ -53,17 +53,26 @@ class Page:
         from playwright.sync_api import expect
 
         self.server, self.expect, self.errors = server, expect, []
-        settings = {
+        self.settings = {
             "Comfy.VueNodes.Enabled": renderer != "classic",
             "Comfy.TutorialCompleted": True,
             "Comfy.InstalledVersion": "1.49.6",
         }
-        for name, value in settings.items():
-            server.request(f"/api/settings/{name}", value)
+        self._send_settings()
         self.tab = browser.new_context(viewport={"width": 1400, "height": 1000}).new_page()
         self.tab.on("console", self._listen)
         self.tab.on("pageerror", lambda error: self.errors.append(str(error)))
         self.tab.goto(server.url)
+        self.wait(READY, timeout=60_000)
+
+    def _send_settings(self):
+        for name, value in self.settings.items():
+            self.server.request(f"/api/settings/{name}", value)
+
+    def reload(self):
+        """Loads the page again, as the user does; another page may have set its own renderer."""
+        self._send_settings()
+        self.tab.reload()
         self.wait(READY, timeout=60_000)
 
     def _listen(self, message):

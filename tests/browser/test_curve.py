@@ -6,6 +6,10 @@ import json
 
 import pytest
 
+from guidance import GuidanceSchedule
+from guidance.schedules.presets import SCHEDULE_PRESETS
+from guidance.schedules.run_position import RunPosition
+
 CURVE = ".cg-curve"
 POINTS = [[0, 7.5], [0.6, 7.5], [1, 1]]  # of the default curve
 ROUTE = "**/classifier_guidance/schedule"
@@ -76,6 +80,160 @@ def test_drag_a_point(page, node):
     assert positions == sorted(positions) and positions[1] < 1
 
 
+def is_on_grid(point):
+    """Whether it is at a multiple of 0.01 of the axis and 0.1 of the scale."""
+    steps = (point[0] / 0.01, point[1] / 0.1)
+    return all(abs(step - round(step)) < 1e-6 for step in steps)
+
+
+def test_points_snap_and_alt_drags_freely(page, node):
+    drag(page, 1, -43, 31)
+    assert is_on_grid(points(page, node)[1])
+    page.tab.keyboard.down("Alt")
+    drag(page, 1, -17, 13)
+    page.tab.keyboard.up("Alt")
+    assert not is_on_grid(points(page, node)[1])
+
+
+def test_a_new_node_is_an_interval_with_ends_to_drag(page):
+    added = page.add("GuidanceSchedule", 300, 60)
+    shows(page, status="shape: interval · 32 of 40 passes", lines=1, shaded=1, circles=2)
+    names = ("start", "end", "scale", "outside")
+    assert [page.value(added, name) for name in names] == [0.2, 0.8, 7.5, 1]
+    page.run(CAPTURE)
+    drag(page, 0, 40, 20)
+    start, end, scale, _ = (page.value(added, name) for name in names)
+    assert 0.2 < start < end == 0.8 and 0 < scale < 7.5 and is_on_grid((start, scale))
+    page.tab.keyboard.press("Control+z")
+    page.wait("() => app.graph.nodes[0].widgets.find(w => w.name === 'start').value === 0.2")
+
+
+def test_the_numbers_at_the_pointer(page, node):
+    x, y = circle(page, 1)
+    page.tab.mouse.move(x, y + 40)
+    words = part(page, ".cg-readout").text_content()
+    axis, position, _, scale = words.replace(",", "").split()
+    assert (axis, float(scale)) == ("percent", pytest.approx(7.5, abs=0.2))
+    assert float(position) == pytest.approx(0.6, abs=0.01)
+    page.tab.mouse.move(x, 5)
+    page.expect(part(page, ".cg-readout")).to_have_count(0)
+
+
+def test_typed_numbers(page, node):
+    fields = part(page, ".cg-form input")
+    for typed, key, found in (
+        (("0.1234", "3.21"), "Enter", [0.1234, 3.21]),
+        (("0.5", "2"), "Escape", [0.1234, 3.21]),
+        (("7", "-2"), "Enter", [0.999, -2]),  # it stays between its neighbours
+    ):
+        page.tab.mouse.dblclick(*circle(page, 1))
+        page.expect(fields).to_have_count(2)
+        for index, text in enumerate(typed):
+            fields.nth(index).fill(text)
+        page.tab.keyboard.press(key)
+        page.expect(fields).to_have_count(0)
+        assert points(page, node)[1] == found
+    assert len(points(page, node)) == 3 and page.run("() => app.graph.nodes.length") == 1
+
+
+SMOOTH = {
+    "axis": "percent",
+    "interpolation": "smooth",
+    "points": [[0, 1], [0.2, 6], [0.5, 7], [0.6, 7], [0.9, 2.5], [1, 1]],
+    "outside": 1,
+}
+
+
+def test_smooth_is_drawn_as_a_run_reads_it(page, node):
+    page.set_values(node, curve=json.dumps(SMOOTH))
+    shows(page, circles=6)
+    places = [index / 60 for index in range(61)]
+    drawn = page.run(
+        """async ([schedule, places]) => {
+            const files = await (await app.api.fetchApi("/extensions")).json();
+            const { scaleAt } = await import(files.find(f => f.endsWith("/lib/schedule.js")));
+            return places.map(place => scaleAt(schedule, place));
+        }""",
+        [SMOOTH, places],
+    )
+    schedule = GuidanceSchedule.from_dict(SMOOTH)
+    read = [schedule.at(RunPosition(percent=x, step=0, steps=20, sigma=1)) for x in places]
+    assert drawn == pytest.approx(read, abs=1e-9)
+
+
+def test_undo_and_redo_after_several_drags(page, node):
+    page.run(CAPTURE)
+    states = [points(page, node)]
+    for _ in range(3):
+        drag(page, 1, -20, 15)
+        states.append(points(page, node))
+    shown = "JSON.parse(app.graph.nodes[0].widgets.find(w => w.name === 'curve').value).points"
+    ways = [("Control+z", states[-2::-1]), ("Control+y", states[1:])]
+    for keys, expected in ways:
+        for one in expected:
+            page.tab.keyboard.press(keys)
+            page.wait(f"(points) => JSON.stringify({shown}) === JSON.stringify(points)", one)
+
+
+def test_a_preset_of_the_gallery(page, node):
+    """Each preset is there, with what it does at the node's scale."""
+    part(page, ".cg-presets").click()
+    gallery = page.tab.locator(".cg-gallery")
+    page.expect(gallery.locator("polyline")).to_have_count(1 + len(SCHEDULE_PRESETS))
+    shapes = page.run("() => [...document.querySelectorAll('.cg-card')].map(c => c.dataset.shape)")
+    assert set(shapes) == {"interval", *SCHEDULE_PRESETS}
+    page.expect(gallery.locator('[data-shape="linear rise"] .cg-effect')).to_contain_text("14")
+    page.tab.keyboard.press("Delete")  # the node stays
+    gallery.locator('[data-shape="linear rise"]').click()
+    page.expect(gallery).to_have_count(0)
+    assert page.value(node, "shape") == "linear rise"
+
+
+OPACITY = """() => {
+    let opacity = 1;
+    for (let e = document.querySelector(".cg-curve"); e; e = e.parentElement)
+        opacity *= Number(getComputedStyle(e).opacity);
+    return opacity;
+}"""
+
+
+def test_the_curve_is_dimmed_with_its_node(page, node):
+    """When it is muted or bypassed, in both renderers."""
+    for mode, dimmed in ((2, True), (0, False), (4, True), (0, False)):
+        page.run(
+            """([id, mode]) => {
+                app.graph.getNodeById(id).mode = mode;
+                app.canvas.setDirty(true, true);
+            }""",
+            [node, mode],
+        )
+        page.wait(f"() => ({OPACITY})() {'< 0.8' if dimmed else '=== 1'}")
+
+
+def test_the_curve_is_on_the_node_of_its_subgraph(page, node, tmp_path):
+    """What is drawn there is sent, undone, saved and opened."""
+    page.connect(node, 0, page.add("CFGScaleScheduler", 800, 60), "schedule")
+    page.run("() => app.canvas.selectItems(app.graph.nodes)")
+    page.run("() => app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')")
+    host = page.wait("() => app.graph.nodes.find(n => n.subgraph)?.id")
+    page.show(host)
+    drag(page, 1, -40, 30)
+    moved = points(page, host)
+    assert moved != POINTS
+    (sent,) = [one for one in page.prompt().values() if one["class_type"] == "GuidanceSchedule"]
+    assert json.loads(sent["inputs"]["curve"])["points"] == moved
+    path = page.save(tmp_path / "subgraph.json")
+    page.tab.keyboard.press("Control+z")
+    shown = "JSON.parse(app.graph.nodes[0].widgets.find(w => w.name === 'curve').value).points"
+    page.wait(f"(points) => JSON.stringify({shown}) === JSON.stringify(points)", POINTS)
+    page.reset()
+    page.tab.set_input_files("#comfy-file-input", str(path))
+    host = page.wait("() => app.graph.nodes.find(n => n.subgraph)?.id")
+    page.show(host)
+    drag(page, 1, -10, 0)
+    assert points(page, host)[1][0] < moved[1][0]
+
+
 def test_add_and_remove(page, node):
     box = page.box(f"{CURVE} svg")
     page.tab.mouse.dblclick(box["x"] + box["width"] * 0.35, box["y"] + box["height"] * 0.6)
@@ -128,18 +286,18 @@ def test_passes_and_shade_with_the_steps_of_another_node(page, node):
 
 
 def test_every_shape_is_drawn(page, node):
-    """By the server's preview; nobody can draw on it."""
+    """By the server's preview; an interval has points at its ends, which the user can drag."""
     for values, passes, intervals in (
         ({"shape": "expression"}, "39 of 40", 1),
         ({"shape": "last steps"}, "25 of 40", 1),
         ({"shape": "linear rise"}, "39 of 40", 1),
-        ({"shape": "interval", "end": 0.5}, "30 of 40", 1),
+        ({"shape": "interval", "start": 0, "end": 0.5}, "30 of 40", 1),
         ({"shape": "keyframes"}, "39 of 40", 1),
         ({"shape": "keyframes", "keyframes": "7, 1, 7, 1"}, "6 of 8", 2),
     ):
         page.set_values(node, **values)
         shows(page, status=f"shape: {values['shape']} · {passes} passes", message="")
-        shows(page, lines=1, shaded=intervals, circles=0)
+        shows(page, lines=1, shaded=intervals, circles=2 if values["shape"] == "interval" else 0)
     page.expect(page.tab.locator(CURVE)).to_contain_class("cg-disabled")
     page.set_values(node, shape="interval for SDXL")
     page.expect(part(page, ".cg-message")).to_contain_text("model")

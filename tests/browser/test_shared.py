@@ -96,6 +96,7 @@ def test_graphs_saved_before_an_input_existed_keep_what_they_did(page, root, tmp
         if one["type"] == "ClassifierGuidance"
     )
     before = {"ClassifierGuidance": values[:6], "ImageClassifierLoader": ["x", "cheap", "auto"]}
+    before["GuidanceSchedule"] = ["interval", "percent", 7.5, 1.0]
     workflow = {"last_node_id": 2, "last_link_id": 0, "links": [], "version": 0.4, "nodes": []}
     for number, (kind, old) in enumerate(before.items(), 1):
         about = {"id": number, "type": kind, "pos": [400 * number, 100], "size": [300, 200]}
@@ -104,6 +105,7 @@ def test_graphs_saved_before_an_input_existed_keep_what_they_did(page, root, tmp
     path.write_text(json.dumps(workflow), "utf-8")
     page.load(path, "ClassifierGuidance")
     assert [page.value(1, "normalize"), page.value(2, "looks")] == ["off", 0]
+    assert [page.value(3, "start"), page.value(3, "end")] == [0, 1]
     new = page.add("ClassifierGuidance"), page.add("ImageClassifierLoader")
     assert [page.value(new[0], "normalize"), page.value(new[1], "looks")] == ["auto", 4]
     # saved and opened once more, each stays what it is

@@ -72,10 +72,109 @@ def test_live_plot(page, server, tmp_path):
     assert page.run(LINES) == drawn
 
 
-def evaluation_of(*classifiers, step=0):
+def evaluation_of(*classifiers, step=0, sigma=1.0, cfg=None):
     """An event's evaluation of these records."""
-    numbers = {"step": step, "sigma": 1.0, "cfg": None, "passes": 1}
+    numbers = {"step": step, "sigma": sigma, "cfg": cfg, "passes": 1}
     return numbers | {"classifiers": list(classifiers)}
+
+
+def send(page, **detail):
+    """An event, as the server sends it."""
+    page.run(
+        """(detail) => app.api.dispatchEvent(
+            new CustomEvent("classifier_guidance.trace", { detail }))""",
+        {"classifiers": {}, **detail},
+    )
+
+
+def send_cfg(page, trace, run, number, cfg, *, step=None, sigma=1.0, planned=None):
+    """An evaluation in a run of 4 steps."""
+    step = number if step is None else step
+    about = {"node": str(trace), "run": run, "number": number, "steps": 4}
+    one = evaluation_of(step=step, sigma=sigma, cfg=cfg)
+    send(page, **about, planned=planned or {}, evaluation=one)
+
+
+# the commands of each line of this kind
+HELD = """(kind) => [...document.querySelectorAll(`.cg-trace path[data-line=${kind}]`)].map(
+    path => path.getAttribute("d").match(/[MLHV]/g).join(""))"""
+
+
+def test_steps_are_held_before_the_schedule_and_the_run_before(page):
+    """Two evaluations of a step share it; a value stays until the next one."""
+    trace = page.add("GuidanceTrace")
+    page.box(f"{PLOT} svg")
+    for number, cfg in enumerate((1, 4, 4, 1)):
+        send_cfg(page, trace, "first", number, cfg, planned={"cfg": [1, 4, 4, 1]})
+    assert page.run(LINES) == {"planned": [4], "cfg": [4]}
+    assert page.run(HELD, "cfg") == ["MHVHVHVH"]
+    for number, step in enumerate((0, 1, 1, 2)):
+        send_cfg(page, trace, "second", number, 5, step=step, planned={"cfg": [5, 5, 5, 5]})
+    assert page.run(LINES) == {"before": [4], "planned": [4], "cfg": [4]}
+    ends = """(kind) => {
+        const [from, ...to] = [...document.querySelector(
+            `.cg-trace path[data-line=${kind}]`).getAttribute("d").matchAll(/[MH]([\\d.]+)/g)];
+        return [from, ...to].map(found => Number(found[1]));
+    }"""
+    start, *all_steps = page.run(ends, "planned")
+    width = (all_steps[-1] - start) / 4
+    found = [(x - start) / width for x in page.run(ends, "cfg")]
+    assert found == pytest.approx([0, 1, 1.5, 2, 3], abs=0.02)
+
+
+CAPTURE = "() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()"
+QUEUES = """() => {
+    const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+    return [tracker.undoQueue.length, tracker.redoQueue.length];
+}"""
+DRAFT = "(words) => Object.values(localStorage).some(draft => draft.includes(words))"
+COUNT = f"() => Number(document.querySelector('{PLOT} svg')?.dataset.count)"
+
+
+def test_a_reload_in_the_middle_of_a_run(page):
+    """What was seen stays, and the rest is added; undo and redo do not touch it."""
+    trace, sampler = page.add("GuidanceTrace"), page.add("KSampler", 600, 100)
+    page.box(f"{PLOT} svg")
+    page.run(CAPTURE)
+    page.set_values(sampler, steps=7)
+    page.run(CAPTURE)
+    undo, redo = page.run(QUEUES)
+    for number in (0, 1):
+        send_cfg(page, trace, "run", number, 4, sigma=78.31 - number)
+    page.wait(DRAFT, "77.31")
+    page.run(CAPTURE)
+    assert page.run(QUEUES) == [undo, redo]  # a run is no change of the user's
+    page.tab.keyboard.press("Control+z")
+    shown = f"({COUNT})() === 2 && app.graph.getNodeById({sampler}).widgets.some("
+    page.wait(f"() => {shown}w => w.name === 'steps' && w.value === 20)")
+    page.tab.keyboard.press("Control+y")
+    page.wait(f"() => {shown}w => w.name === 'steps' && w.value === 7)")
+    page.reload()
+    page.wait(f"() => ({COUNT})() === 2")
+    for number in (2, 3):
+        send_cfg(page, trace, "run", number, 1)
+    assert page.run(LINES) == {"cfg": [4]}
+    said = page.run("() => document.querySelector('.cg-status').innerText")
+    assert "4/4" in said and "4 passes" in said
+
+
+@pytest.mark.long
+def test_a_reload_after_a_run(page, server):
+    """The run as it ended, in a workflow that was not saved."""
+    write_models(server.base)
+    prompt = guided_run(cfg=2.0)
+    prompt["7"] = node("GuidanceTrace", model=["guided", 0])
+    page.build(prompt | {"sampled": ksampler("7", steps=STEPS, seed=next(seeds))})
+    page.box(f"{PLOT} svg")
+    assert page.queue()["status"]["status_str"] == "success"
+    page.wait(f"() => ({COUNT})() === {STEPS}")
+    page.tab.wait_for_timeout(1500)  # the page saves its draft
+    status = page.run("() => document.querySelector('.cg-status').innerText")
+    lines = page.run(LINES)
+    page.reload()
+    page.wait(f"() => ({COUNT})() === {STEPS}")
+    assert page.run(LINES) == lines
+    assert page.run("() => document.querySelector('.cg-status').innerText") == status
 
 
 def test_a_score_and_a_classifier_that_is_off_for_a_time(page):
@@ -92,11 +191,7 @@ def test_a_score_and_a_classifier_that_is_off_for_a_time(page):
     for number, records in enumerate(seen):
         detail = {"node": str(trace), "number": number, "steps": 4, "classifiers": which}
         detail["evaluation"] = evaluation_of(*records, step=number)
-        page.run(
-            """(detail) => app.api.dispatchEvent(
-                new CustomEvent("classifier_guidance.trace", { detail }))""",
-            detail,
-        )
+        send(page, **detail)
     # two images of the score, and the one image with a probability that is a number
     assert page.run(LINES) == {"scale": [4, 4], "image": [3, 2, 2]}
     numbers = page.run(
@@ -170,32 +265,45 @@ def test_classes_of_no_file(server, query):
 
 @pytest.mark.long
 def test_pictures_of_the_docs(page, root, renderer):
-    """The template after a run; UPDATE_PICTURES=1 writes its picture to docs/screens."""
+    """The template after two runs; UPDATE_PICTURES=1 writes its pictures to docs/screens."""
     page.load(root / "example_workflows" / "scheduled_cfg_digits.json", "GuidanceSchedule")
     page.expect(page.tab.locator(".cg-curve circle")).not_to_have_count(0)
     page.run(
         """() => {
             const find = (type) => app.graph.nodes.find(node => node.type === type);
-            find("RandomNoise").widgets[0].value = Math.floor(Math.random() * 1e9);
             // far from the other nodes
-            find("GuidanceSchedule").pos = [-3940, 60];
+            find("GuidanceSchedule").pos = [-3990, 60];
+            find("GuidanceSchedule").size = [330, 420];
             find("GuidanceTrace").pos = [-3580, 60];
-            find("GuidanceTrace").size = [400, 300];
+            find("GuidanceTrace").size = [400, 330];
             app.canvas.ds.scale = 1;
             app.canvas.ds.offset = [4100, 100];
             app.canvas.setDirty(true, true);
         }"""
     )
-    page.queue()
-    page.wait(f"() => ({LINES})().cfg?.[0] === 50")
-    page.box(PLOT)
-    box = {"x": 136, "y": 100, "width": 830, "height": 700}
-    with Image.open(io.BytesIO(page.tab.screenshot(clip=box))) as screen:
-        picture = screen.convert("RGB")
-    colours = {colour for _, colour in picture.getcolors(1 << 24)}
-    assert {(240, 160, 64), (74, 144, 217)} <= colours  # the curve and the plot are in it
-    if os.environ.get("UPDATE_PICTURES"):
-        folder = root / "docs" / "screens"
-        folder.mkdir(exist_ok=True)
-        name = "classic" if renderer == "classic" else "nodes_2"
-        picture.save(folder / f"guidance_schedule_{name}.png", optimize=True)
+    schedule = page.run("() => app.graph.nodes.find(n => n.type === 'GuidanceSchedule').id")
+    curve = '{"interpolation": "smooth", "points": [[0, 1], [0.25, 5], [0.6, 6], [0.9, 1], [1, 1]]}'
+    for values in (
+        {"shape": "interval", "scale": 4.0, "start": 0.2, "end": 0.8},
+        {"shape": "curve", "curve": curve},
+    ):
+        page.set_values(schedule, **values)
+        page.run(
+            """() => app.graph.nodes.flatMap(n => n.widgets ?? []).filter(
+                w => ["seed", "noise_seed"].includes(w.name)).forEach(
+                w => (w.value = Math.floor(Math.random() * 1e9)))"""
+        )
+        page.queue()
+        page.wait(f"() => ({LINES})().cfg?.length === 1")
+    page.wait(f"() => ({LINES})().before?.length > 0")
+    name = "classic" if renderer == "classic" else "nodes_2"
+    for palette, end in (("dark", ""), ("light", "_light")):
+        page.run("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", palette)
+        page.tab.mouse.move(700, 990)
+        page.box(PLOT)
+        picture = page.tab.screenshot(clip={"x": 100, "y": 110, "width": 860, "height": 600})
+        if os.environ.get("UPDATE_PICTURES"):
+            with Image.open(io.BytesIO(picture)) as screen:
+                file = root / "docs" / "screens" / f"guidance_schedule_{name}{end}.png"
+                screen.convert("RGB").save(file, optimize=True)
+    page.run("() => app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")

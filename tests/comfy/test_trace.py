@@ -55,6 +55,14 @@ def test_what_is_seen(run, conditional, half, first):
         assert len(record["log_probs"]) == 2 and max(record["log_probs"]) < 0
 
 
+def test_what_is_planned(run, conditional, half):
+    """The schedule at each step, also of the steps that are still to come; nothing without one."""
+    _, trace = run(conditional, guide=50.0, schedule=half)
+    assert trace.plans() == {"cfg": [4.0] * 3 + [1.0] * 3}
+    _, trace = run(conditional, guide=50.0)
+    assert trace.plans() == {}
+
+
 def test_norm_of_the_cfg_term(run, wiring, unclipped):
     """(cfg - 1)(cond - uncond), by core's own two predictions."""
     _, trace = run(unclipped, steps=1)

@@ -86,6 +86,7 @@ def test_a_sigma_that_was_rounded_has_its_own_step():
 SOME = ((0.0, 4.0), (1.0, 1.0))
 EXAMPLES = {  # by what describes them; made in the test, where an error is a failure
     "cosine, step: 4 at 0, 1 at 1": lambda: Points("step", SOME, "cosine"),
+    "smooth, percent: 4 at 0, 1 at 1": lambda: Points("percent", SOME, "smooth"),
     "power 0.5, step: 4 at 0, 1 at 1": lambda: Points("step", SOME, "power", exponent=0.5),
     "percent: 4 at 0, 1 at 1": lambda: Points("percent", SOME),
     "2 everywhere": lambda: Points("sigma", ((5.0, 2.0),), "power", exponent=3.0),

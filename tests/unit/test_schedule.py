@@ -145,6 +145,7 @@ EXAMPLES = [
     {"axis": "percent", "interpolation": "linear", "points": [[0.0, 7.5], [1.0, 1.0]]},
     {"axis": "percent", "interpolation": "hold", "points": [[0.0, 7.5]], "outside": 1.0},
     {"axis": "sigma", "interpolation": "power", "exponent": 3.0, "points": [[5.0, 2.0]]},
+    {"axis": "step", "interpolation": "smooth", "points": [[0.0, 1.0], [0.5, 7.0], [1.0, 1.0]]},
     {"axis": "step", "values": [7.5, 1.0], "per_image": [1.0, 2.0]},
     {"axis": "step", "last": 3, "scale": 2.0, "outside": 1.0},
     {"expression": "1 + percent"},

@@ -66,3 +66,11 @@ export function nodeById(app, id) {
   }
   return node;
 }
+
+const OFF = [2, 4]; // the modes of a node that is muted or bypassed
+
+/** Dims an element with its node, where the canvas draws the node; Nodes 2.0 does so by itself. */
+export function dimWhenOff(node, element) {
+  const opacity = OFF.includes(node.mode) && !globalThis.LiteGraph?.vueNodesMode ? "0.4" : "";
+  if (element.style.opacity !== opacity) element.style.opacity = opacity;
+}

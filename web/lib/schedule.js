@@ -1,6 +1,10 @@
 /** A guidance schedule through points, read as guidance/schedules/curves.py reads it. */
 
-export const INTERPOLATIONS = ["linear", "hold", "cosine"];
+import { hermite, monotoneSlopes } from "./monotone.js";
+
+export const INTERPOLATIONS = ["linear", "smooth", "hold", "cosine"];
+export const GAP = 0.001; // the least distance between two points
+const SNAP = { position: 100, scale: 10 }; // per unit: 0.01 of the axis, 0.1 of the scale
 const TOLERANCE = 1e-5;
 const SEGMENTS = 200; // of a drawn line
 
@@ -39,6 +43,28 @@ function round(value, digits) {
   return Number(value.toFixed(digits));
 }
 
+/** A point [position, scale] on the grid that points snap to, or as it is. */
+export function snapped([position, scale], free) {
+  if (free) return [position, scale];
+  const { position: perUnit, scale: perScale } = SNAP;
+  return [Math.round(position * perUnit) / perUnit, Math.round(scale * perScale) / perScale];
+}
+
+/**
+ * The schedule with one point moved, which stays between its neighbours.
+ * @param {boolean} free whether it may come nearer to them than a step of the grid
+ */
+export function movePoint(schedule, index, [position, scale], free) {
+  const before = schedule.points[index - 1]?.[0];
+  const after = schedule.points[index + 1]?.[0];
+  const room = (after ?? 1) - (before ?? 0);
+  const gap = free || room < 2 / SNAP.position ? GAP : 1 / SNAP.position;
+  const low = before === undefined ? 0 : before + gap;
+  const high = after === undefined ? 1 : after - gap;
+  const points = schedule.points.with(index, [Math.min(Math.max(position, low), high), scale]);
+  return { ...schedule, points };
+}
+
 /**
  * The scale at a position on the schedule's own axis.
  * @param {Schedule} schedule
@@ -55,7 +81,13 @@ export function scaleAt(schedule, position) {
   if (x >= xs[last]) return points[last][1];
   if (x <= xs[0]) return points[0][1];
   const next = xs.findIndex((value) => value > x);
-  const fraction = (x - xs[next - 1]) / (xs[next] - xs[next - 1]);
+  const gap = xs[next] - xs[next - 1];
+  const fraction = (x - xs[next - 1]) / gap;
+  if (schedule.interpolation === "smooth") {
+    const ys = points.map((p) => p[1]);
+    const rises = monotoneSlopes(xs, ys).slice(next - 1, next + 1).map((slope) => slope * gap);
+    return hermite(ys[next - 1], ys[next], ...rises, fraction);
+  }
   return interpolate(schedule, points[next - 1][1], points[next][1], fraction);
 }
 
@@ -81,8 +113,10 @@ function interpolate(schedule, a, b, fraction) {
  */
 export function sampleSchedule(schedule) {
   const even = Array.from({ length: SEGMENTS + 1 }, (_, index) => index / SEGMENTS);
-  const corners = schedule.points.map((p) => p[0]).filter((x) => x >= 0 && x <= 1);
-  const positions = [...new Set([...even, ...corners])].sort((a, b) => a - b);
+  const near = 2 * TOLERANCE; // beside a point, where the scale may jump
+  const corners = schedule.points.flatMap(([x]) => [x - near, x, x + near]);
+  const inside = corners.filter((x) => x >= 0 && x <= 1);
+  const positions = [...new Set([...even, ...inside])].sort((a, b) => a - b);
   const scales = positions.map((position) => scaleAt(schedule, position));
   return { axis: schedule.axis, positions, scales, intervals: activeIntervals(positions, scales) };
 }

@@ -26,7 +26,8 @@ export function translated(text) {
     if (values) return filled(words[key], mapped(values, translated));
   }
   const parts = text.split("; "); // the notes of a preview
-  return parts.length > 1 ? parts.map(translated).join("；") : text;
+  const isKnown = Object.keys(words).length > 0 && parts.length > 1;
+  return isKnown ? parts.map(translated).join("；") : text;
 }
 
 function dictionary() {
