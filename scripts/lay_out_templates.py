@@ -46,6 +46,7 @@ HEIGHTS = {
     "SaveVideo": 480,
     "ClassifyImage": 360,
     "GuidancePlot": 820,
+    "GuidanceSchedule": 640,
     "GuidanceTrace": 300,
     "PreviewImage": 330,
     "CLIPTextEncode": 150,
@@ -53,7 +54,9 @@ HEIGHTS = {
 # pictures that are about square
 SQUARE = {"02", "09", "10", "12", "13", "14", "15"}
 NOTE, WIDE_NOTE = 400, 620
-COLOURS = ("#3f789e", "#3f789e")
+# of groups; what the pack is about stands out
+BLUE, GREEN = "#3f789e", "#88aa88"
+OURS = {"ClassifierGuidance", "CFGScaleScheduler", "ClassifierFreeGuidance", "GuidanceScales", "TrainNoisyClassifier"}
 # by node: the least height of its body, drawn small; of a note, that of its whole text
 NEEDS = """async () => {
     const { ds } = app.canvas;
@@ -63,14 +66,14 @@ NEEDS = """async () => {
     }
     ds.scale = 0.2;
     ds.offset = [400, 400];
-    for (let frame = 0; frame < 40; frame += 1) await new Promise(requestAnimationFrame);
+    for (let frame = 0; frame < 60; frame += 1) await new Promise(requestAnimationFrame);
     return Object.fromEntries(app.graph.nodes.map((node) => {
         const element = document.querySelector(`[data-node-id="${node.id}"]`);
         const drawn = element ? element.getBoundingClientRect().height / ds.scale - 30 : 0;
         const text = element?.querySelector("[class*=markdown]")
             ?? (node.widgets ?? []).find((one) => one.element?.matches?.("[class*=markdown]"))?.element;
         const inner = text ? [text, ...text.querySelectorAll("*")] : [];
-        const whole = Math.max(0, ...inner.map((one) => one.scrollHeight)) + (text ? 60 : 0);
+        const whole = Math.max(0, ...inner.map((one) => one.scrollHeight)) + (text ? 40 : 0);
         return [node.id, Math.max(drawn, node.computeSize()[1], whole)];
     }));
 }"""
@@ -146,7 +149,9 @@ def place(workflow: dict, number: str, needs: dict[int, float]) -> None:
         top, right = 0, left
         for group in stage:
             box = place_group(nodes, group, left, top)
-            workflow["groups"].append(group_of(group[0], box, len(workflow["groups"])))
+            ours = any(nodes[one]["type"] in OURS for one in chain(*group[1]))
+            colour = GREEN if ours else BLUE
+            workflow["groups"].append(group_of(group[0], box, colour, len(workflow["groups"]) + 1))
             right, top = max(right, box[0] + box[2]), box[1] + box[3] + TITLE + HEADING + GROUP_GAP
         same_width(workflow["groups"][-len(stage) :], right)
         left = right + GROUP_GAP + PADDING
@@ -168,10 +173,10 @@ def place_group(nodes: dict[int, dict], group: Group, left: int, top: int) -> li
     return [left - PADDING, top - above, width, height]
 
 
-def group_of(title: str, box: list[int], place: int) -> dict:
+def group_of(title: str, box: list[int], colour: str, number: int) -> dict:
     """The group as a workflow has it."""
-    about = {"color": COLOURS[place % 2], "font_size": 24, "flags": {}}
-    return {"id": place + 1, "title": title, "bounding": box} | about
+    about = {"color": colour, "font_size": 24, "flags": {}}
+    return {"id": number, "title": title, "bounding": box} | about
 
 
 def same_width(groups: list[dict], right: int) -> None:

@@ -101,10 +101,10 @@ LAYOUTS: dict[str, Stages] = {
         [("Result", [[11], [12]])],
     ],
     "15": [
-        [("OpenAI's models", [[1, 2, 13]])],
+        [("OpenAI's models", [[1, 2]])],
         [("Classifier guidance", [[3]]), ("Label and size", [[4, 5]])],
         [("Sampling at 64x64", [[7, 8, 9, 6], [10]])],
-        [("Small images", [[11], [12]]), ("What the upsampler gets", [[14, 16], [15]])],
+        [("Small images", [[11], [12]]), ("Upsampler, and what it gets", [[13], [14, 16], [15]])],
         [("Sampling at 256x256", [[18, 19, 20, 17], [21]])],
         [("Result", [[22], [23]])],
     ],
