@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import sync_playwright
+from template_layouts import LAYOUTS, WIDE_NOTES, Group, Stages
 
 from comfy_server import ROOT, ComfyServer
 from comfyui import find_comfyui
-from template_layouts import LAYOUTS, WIDE_NOTES, Group, Stages
 
 FOLDER = ROOT / "example_workflows"
 TITLE = 30  # the bar above a node's body
@@ -56,7 +56,13 @@ SQUARE = {"02", "09", "10", "12", "13", "14", "15"}
 NOTE, WIDE_NOTE = 400, 620
 # of groups; what the pack is about stands out
 BLUE, GREEN = "#3f789e", "#88aa88"
-OURS = {"ClassifierGuidance", "CFGScaleScheduler", "ClassifierFreeGuidance", "GuidanceScales", "TrainNoisyClassifier"}
+OURS = {
+    "ClassifierGuidance",
+    "CFGScaleScheduler",
+    "ClassifierFreeGuidance",
+    "GuidanceScales",
+    "TrainNoisyClassifier",
+}
 # by node: the least height of its body, drawn small; of a note, that of its whole text
 NEEDS = """async () => {
     const { ds } = app.canvas;
@@ -80,7 +86,9 @@ NEEDS = """async () => {
 
 
 def main(numbers: list[str]) -> int:
-    paths = [path for path in sorted(FOLDER.glob("*.json")) if not numbers or path.name[:2] in numbers]
+    paths = [
+        path for path in sorted(FOLDER.glob("*.json")) if not numbers or path.name[:2] in numbers
+    ]
     workflows = {path: with_widths(json.loads(path.read_text("utf-8")), path) for path in paths}
     needs = measured(list(workflows.values()))
     for (path, workflow), heights in zip(workflows.items(), needs, strict=True):

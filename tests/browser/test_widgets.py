@@ -171,12 +171,12 @@ def test_classes_of_no_file(server, query):
 @pytest.mark.long
 def test_pictures_of_the_docs(page, root, renderer):
     """The template after a run; UPDATE_PICTURES=1 writes its picture to docs/screens."""
-    page.load(root / "example_workflows" / "scheduled_cfg_digits.json", "GuidanceSchedule")
+    page.load(root / "example_workflows" / "03 Draw a schedule for CFG.json", "GuidanceSchedule")
     page.expect(page.tab.locator(".cg-curve circle")).not_to_have_count(0)
     page.run(
         """() => {
             const find = (type) => app.graph.nodes.find(node => node.type === type);
-            find("RandomNoise").widgets[0].value = Math.floor(Math.random() * 1e9);
+            find("KSampler").widgets[0].value = Math.floor(Math.random() * 1e9);
             // far from the other nodes
             find("GuidanceSchedule").pos = [-3940, 60];
             find("GuidanceTrace").pos = [-3580, 60];
