@@ -23,7 +23,7 @@ from comfyui import find_comfyui
 FOLDER = ROOT / "example_workflows"
 TITLE = 30  # the bar above a node's body
 # between nodes; the rows leave room for the bar of an error, which Nodes 2.0 adds at the bottom
-COLUMN_GAP, ROW_GAP = 60, 90
+COLUMN_GAP, ROW_GAP = 60, 110
 PADDING, HEADING = 24, 44  # of a group around its nodes, and for its title
 GROUP_GAP = 60  # between groups
 WIDTHS = {
@@ -76,8 +76,9 @@ NEEDS = """async () => {
     return Object.fromEntries(app.graph.nodes.map((node) => {
         const element = document.querySelector(`[data-node-id="${node.id}"]`);
         const drawn = element ? element.getBoundingClientRect().height / ds.scale - 30 : 0;
-        const text = element?.querySelector("[class*=markdown]")
-            ?? (node.widgets ?? []).find((one) => one.element?.matches?.("[class*=markdown]"))?.element;
+        const name = "[class*=markdown]";
+        const text = element?.querySelector(name)
+            ?? node.widgets?.find((one) => one.element?.matches?.(name))?.element;
         const inner = text ? [text, ...text.querySelectorAll("*")] : [];
         const whole = Math.max(0, ...inner.map((one) => one.scrollHeight)) + (text ? 40 : 0);
         return [node.id, Math.max(drawn, node.computeSize()[1], whole)];

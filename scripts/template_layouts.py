@@ -1,8 +1,8 @@
 """How the templates are composed: groups of nodes, from left to right.
 
-By the number of a template: its stages from left to right. A stage is a list of groups, one below the
-other; a group is a title with its columns, and a column is a list of node ids. Every wire runs from
-a column to one further right.
+By the number of a template: its stages from left to right. A stage is a list of groups, one below
+the other; a group is a title with its columns, and a column is a list of node ids. Every wire runs
+from a column to one further right.
 """
 
 from __future__ import annotations

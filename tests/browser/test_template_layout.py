@@ -1,4 +1,4 @@
-"""The templates in the page: no node covers another, and nothing is missing from their files."""
+"""The templates in the page: nodes keep their distance, wires run to the right, files are whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOXES = """async () => {
             const element = document.querySelector(`[data-node-id="${node.id}"]`);
             const { left, top, right, bottom } = element?.getBoundingClientRect() ?? {};
             const [width, height] = node.computeSize().map((one, k) => Math.max(one, node.size[k]));
-            return [node.title, ...(element
+            return [node.id, ...(element
                 ? [left, top, right, bottom].map(one => one / ds.scale)
                 : [node.pos[0], node.pos[1] - 30, node.pos[0] + width, node.pos[1] + height])];
         });
@@ -33,10 +33,42 @@ BOXES = """async () => {
 }"""
 
 
-def overlap(a, b):
-    """Whether two boxes do, by more than rounding."""
+GAP = 40
+# Every node with a list has an error, as after a run with files that are missing.
+FAIL = """async () => {
+    for (const widget of app.graph.nodes.flatMap((node) => node.widgets ?? [])) {
+        if (widget.type === "combo" && widget.name !== "control_after_generate") {
+            widget.value = "missing";
+        }
+    }
+    await app.queuePrompt(0);
+}"""
+FEW_STEPS = {"KSampler": {"steps": 2}, "ADMScheduler": {"respacing": "2"}}
+
+
+def close(a, b):
+    """Whether two boxes are, by more than rounding."""
     (_, *a), (_, *b) = a, b
-    return all(min(a[k + 2], b[k + 2]) - max(a[k], b[k]) > 2 for k in (0, 1))
+    return all(min(a[k + 2], b[k + 2]) - max(a[k], b[k]) > 2 - GAP for k in (0, 1))
+
+
+def too_close(boxes):
+    """The pairs of nodes without a gap between them."""
+    return [(a[0], b[0]) for a, b in itertools.combinations(boxes, 2) if close(a, b)]
+
+
+def backward(workflow, boxes):
+    """The wires that do not run to the right."""
+    found = {node: box for node, *box in boxes}
+    return [link for link in workflow["links"] if found[link[1]][2] > found[link[3]][0]]
+
+
+def open_template(page, root, name):
+    """Opens a template; its file."""
+    page.reset()
+    workflow = json.loads((root / "example_workflows" / f"{name}.json").read_text("utf-8"))
+    page.run("(workflow) => app.loadGraphData(workflow)", workflow)
+    return workflow
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +77,41 @@ def names(root):
     return sorted(path.stem for path in (root / "example_workflows").glob("*.json"))
 
 
-def test_no_node_covers_another(page, root, names, renderer):
-    covered = []
+def test_nodes_keep_their_distance_and_wires_run_to_the_right(page, root, names, renderer):
+    """Also with the bars of errors, which Nodes 2.0 adds."""
+    found = {}
     for name in names:
-        page.reset()
-        workflow = json.loads((root / "example_workflows" / f"{name}.json").read_text("utf-8"))
-        page.run("(workflow) => app.loadGraphData(workflow)", workflow)
+        workflow = open_template(page, root, name)
         boxes = page.run(BOXES)
         assert len(boxes) == len(workflow["nodes"])
-        pairs = itertools.combinations(boxes, 2)
-        covered += [(name, a[0], b[0]) for a, b in pairs if overlap(a, b)]
-    assert covered == []
+        page.run(FAIL)
+        failed = page.run(BOXES)
+        found[name] = [*too_close(boxes), *too_close(failed), *backward(workflow, boxes)]
+    page.errors.clear()  # the page tells of the refused prompts
+    assert {name: pairs for name, pairs in found.items() if pairs} == {}
+
+
+RUN = [1, *(pytest.param(number, marks=pytest.mark.long) for number in range(2, 9))]
+
+
+@pytest.mark.parametrize("number", RUN)
+def test_nodes_keep_their_distance_after_a_run(page, root, names, renderer, number):
+    """Of the templates that need no download, with their results on the nodes."""
+    open_template(page, root, names[number - 1])
+    for node, kind in page.run("() => app.graph.nodes.map(node => [node.id, node.type])"):
+        if kind in FEW_STEPS:
+            page.set_values(node, **FEW_STEPS[kind])
+    assert page.queue()["status"]["status_str"] == "success"
+    page.wait("() => app.graph.nodes.some(n => n.type === 'SaveImage' && n.images?.length)")
+    page.tab.wait_for_timeout(500)  # the page loads the picture
+    assert too_close(page.run(BOXES)) == []
+
+
+def test_the_dialog_lists_templates_by_their_numbers(page, names):
+    listed = page.run(
+        "async () => (await (await import('/scripts/api.js')).api.getWorkflowTemplates())"
+    )
+    assert listed["classifier-guidance"] == names
 
 
 def test_files_hold_every_widget_in_the_nodes_order(page, root, names, renderer):

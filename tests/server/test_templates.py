@@ -20,6 +20,7 @@ EVERY_TEMPLATE = sorted(FOLDER.glob("*.json"))
 DIGITS = [path for path in EVERY_TEMPLATE if path.stem < "09"]
 GUIDED = FOLDER / "01 Guide digits with a classifier.json"
 COMPARED = FOLDER / "02 Compare guidance scales.json"
+OTHER_DIGITS = [path for path in DIGITS if path not in (GUIDED, COMPARED)]
 ANY = FOLDER / "07 Guide with any classifier.json"
 WORSE = FOLDER / "12 Guide with a worse model.json"
 # templates for OpenAI's models, which are not in the repository: the sides of their pictures
@@ -103,9 +104,7 @@ def test_template_runs(server, path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "path", [p for p in DIGITS if p not in (GUIDED, COMPARED)], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", OTHER_DIGITS, ids=lambda path: path.stem)
 def test_template_draws_ten_digits(server, path):
     """With all its steps: ink on paper, which has a wider range than noise or a grey picture."""
     (image,) = opened(server.run(path))

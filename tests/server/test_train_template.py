@@ -11,11 +11,8 @@ from prompts import classifier, guidance, guided_run, node
 
 from guidance.checkpoints.checkpoint import read_checkpoint
 
-TEMPLATE = (
-    Path(__file__).resolve().parents[2]
-    / "example_workflows"
-    / "16 Train a classifier of digits.json"
-)
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+TEMPLATE = FOLDER / "16 Train a classifier of digits.json"
 SAVED = "my_digits_00001_.safetensors"
 IMAGES = 100
 # training on one core of a busy machine
