@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import os
 
 import pytest
+from PIL import Image
 
 # All nodes in sight; the boxes of their titles and bodies, in the graph's units.
 BOXES = """async () => {
@@ -112,6 +115,44 @@ def test_the_dialog_lists_templates_by_their_numbers(page, names):
         "async () => (await (await import('/scripts/api.js')).api.getWorkflowTemplates())"
     )
     assert listed["classifier-guidance"] == names
+
+
+# the whole graph in sight, without the page's own bars
+FIT = """async () => {
+    const { ds } = app.canvas, boxes = app.graph.groups.map(group => [...group.boundingRect]);
+    const note = app.graph.nodes.find(node => node.type === "MarkdownNote");
+    const [x, y] = [note.pos[0] - 24, Math.min(...boxes.map(box => box[1])) - 24];
+    const right = Math.max(...boxes.map(box => box[0] + box[2])) + 24;
+    const bottom = Math.max(...boxes.map(box => box[1] + box[3])) + 24;
+    ds.scale = Math.min(1740 / (right - x), 820 / (bottom - y));
+    ds.offset = [60 / ds.scale - x, 110 / ds.scale - y];
+    app.canvas.setDirty(true, true);
+    for (let frame = 0; frame < 60; frame += 1) await new Promise(requestAnimationFrame);
+    return [60, 110, (right - x) * ds.scale, (bottom - y) * ds.scale];
+}"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("palette", ["dark", "light"])
+@pytest.mark.parametrize("renderer", ["Nodes 2.0"])
+def test_pictures_of_a_template(page, root, names, palette):
+    """A template after a run; UPDATE_PICTURES=1 writes its picture to docs/screens."""
+    set_palette = "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
+    size = page.tab.viewport_size
+    page.tab.set_viewport_size({"width": 1900, "height": 1100})
+    page.run(set_palette, palette)
+    open_template(page, root, names[1])
+    page.set_values(6, seed=1)  # as any run: the pictures of both palettes are of one
+    assert page.queue()["status"]["status_str"] == "success"
+    page.tab.wait_for_timeout(4000)  # the page's note of the end goes away
+    page.run("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
+    box = dict(zip(("x", "y", "width", "height"), page.run(FIT), strict=True))
+    with Image.open(io.BytesIO(page.tab.screenshot(clip=box))) as screen:
+        picture = screen.convert("RGB").quantize(128)
+    page.run(set_palette, "dark")
+    page.tab.set_viewport_size(size)
+    if os.environ.get("UPDATE_PICTURES"):
+        picture.save(root / "docs" / "screens" / f"template_{palette}.png", optimize=True)
 
 
 def test_files_hold_every_widget_in_the_nodes_order(page, root, names, renderer):
