@@ -62,8 +62,9 @@ def too_close(boxes):
 
 def backward(workflow, boxes):
     """The wires that do not run to the right."""
-    found = {node: box for node, *box in boxes}
-    return [link for link in workflow["links"] if found[link[1]][2] > found[link[3]][0]]
+    found = {str(node): box for node, *box in boxes}
+    ends = [(found[str(link[1])], found[str(link[3])], link) for link in workflow["links"]]
+    return [link for source, target, link in ends if source[2] > target[0]]
 
 
 def open_template(page, root, name):
