@@ -95,7 +95,7 @@ class Models:
 
 
 def in_comfyui(nodes: Any, folder: Path, models: Models):
-    """A function that runs the graph of the template `adm_64_class_conditional` in ComfyUI."""
+    """A function that runs the graph of the template "13 Draw ImageNet at 64 px" in ComfyUI."""
     import comfy.samplers
     import folder_paths
 

@@ -5,6 +5,7 @@ from functools import partial
 from comfy_api.latest import ComfyExtension, io
 
 from .classify import ClassifyImage
+from .comparison import GuidanceComparison, GuidanceScales
 from .conditioning import ADMClassLabel, ADMUpscaleConditioning
 from .guiders import ClassifierFreeGuidance, ClassifierGuidance
 from .host.paths import register_model_folders
@@ -39,6 +40,8 @@ NODES: list[type[io.ComfyNode]] = [
     CFGScaleScheduler,
     GuidanceTrace,
     GuidancePlot,
+    GuidanceScales,
+    GuidanceComparison,
     LabelledImageFolder,
     TrainNoisyClassifier,
     SaveNoisyClassifier,

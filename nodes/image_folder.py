@@ -31,6 +31,17 @@ class LabelledImageFolder(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, folder=None):
+        """Says where pictures come from; core would only say that the folder is not listed."""
+        if folder is None or folder in class_folder_names():  # None: linked
+            return True
+        return (
+            f"folder is {str(folder)[:200]!r}, which is no folder with a subfolder of pictures per "
+            "class in ComfyUI's input folder; put your own there, or the digits (models/README.md "
+            "of this pack says how to get them), and press R."
+        )
+
+    @classmethod
     def fingerprint_inputs(cls, folder, **_):
         return fingerprint(class_folder_path, folder)
 

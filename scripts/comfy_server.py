@@ -1,7 +1,7 @@
 """Start a ComfyUI for this pack alone, and run workflows in it. comfy-cli does both.
 
 with ComfyServer(find_comfyui()) as server:
-    run = server.run("example_workflows/classifier_guided_digits.json")
+    run = server.run("example_workflows/01 Guide digits with a classifier.json")
     print(run.images, server.log)
 """
 

@@ -18,7 +18,7 @@ from comfy_server import ComfyServer
 from comfyui import ComfyUI, ComfyUIError, NoComfyUI, find_comfyui, tilde
 
 ROOT = Path(__file__).resolve().parent.parent
-TEMPLATE = ROOT / "example_workflows" / "classifier_guided_digits.json"
+TEMPLATE = ROOT / "example_workflows" / "01 Guide digits with a classifier.json"
 MODEL = ROOT / "models" / "diffusion_models" / "digits_adm.safetensors"
 CLASSIFIER = ROOT / "models" / "classifiers" / "digits_classifier.safetensors"
 JUDGE = ROOT / "models" / "classifiers" / "digits_judge.safetensors"
@@ -58,10 +58,20 @@ def widgets(workflow: dict, node_type: str) -> list:
     raise ValueError(f"{TEMPLATE.name} has no {node_type} node.")
 
 
+def save_each_image(workflow: dict) -> None:
+    """Let Save Image have the images as they are decoded, and not the template's grid of them."""
+    (decode,) = (node["id"] for node in workflow["nodes"] if node["type"] == "VAEDecode")
+    (save,) = (node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
+    for link in workflow["links"]:  # [id, source, its output, target, its input, type]
+        if link[3] == save:
+            link[1:3] = decode, 0
+
+
 def sample_in_comfyui(comfyui: ComfyUI, template: dict) -> np.ndarray:
     """Run the template once per seed; uint8 images (N, H, W, 3), seed by seed."""
     sampler = widgets(template, "KSampler")
     sampler[AFTER_GENERATE] = "fixed"
+    save_each_image(template)
     steps = sampler[STEPS]
     pictures: list[np.ndarray] = []
     print("Starting it ...")

@@ -24,7 +24,7 @@ DROP = """async (data) => {
     canvas.dispatchEvent(new DragEvent("drop", options));
 }"""
 
-ANY = "any_classifier_digits.json"
+ANY = "07 Guide with any classifier.json"
 
 seeds = itertools.count(2000)
 

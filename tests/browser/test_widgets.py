@@ -266,7 +266,7 @@ def test_classes_of_no_file(server, query):
 @pytest.mark.long
 def test_pictures_of_the_docs(page, root, renderer):
     """The template after two runs; UPDATE_PICTURES=1 writes its pictures to docs/screens."""
-    page.load(root / "example_workflows" / "scheduled_cfg_digits.json", "GuidanceSchedule")
+    page.load(root / "example_workflows" / "03 Draw a schedule for CFG.json", "GuidanceSchedule")
     page.expect(page.tab.locator(".cg-curve circle")).not_to_have_count(0)
     page.run(
         """() => {

@@ -80,7 +80,7 @@ def given(kind, *latent):
 
 @pytest.mark.parametrize("name", ["SDXL", "SD 1.5", "Flux"])
 def test_cfg_in_the_middle_of_the_run_for_your_checkpoint(root, call, call_core, name):
-    template = Template(root / "example_workflows" / "scheduled_cfg_your_checkpoint.json")
+    template = Template(root / "example_workflows" / "09 Schedule CFG on your checkpoint.json")
     model, passes = counted_passes(zoo_model(ZOO[name]))
     sampler, changed = "KSampler (cfg: from the schedule)", {}
     if name == "Flux":  # as its note says
@@ -100,7 +100,7 @@ def test_cfg_in_the_middle_of_the_run_for_your_checkpoint(root, call, call_core,
 
 
 def test_each_of_two_models_follows_its_own_schedule(root, call, call_core):
-    template = Template(root / "example_workflows" / "scheduled_cfg_wan22.json")
+    template = Template(root / "example_workflows" / "11 Schedule CFG for Wan 2.2.json")
     kind = ZOO["Wan 2.1"]
     models = {noise: counted_passes(zoo_model(kind)) for noise in ("high noise", "low noise")}
     files = {f"Load Diffusion Model ({noise})": (model,) for noise, (model, _) in models.items()}
@@ -120,7 +120,7 @@ def test_each_of_two_models_follows_its_own_schedule(root, call, call_core):
 
 
 def test_the_worse_model_is_only_run_where_the_scale_is_not_1(root, call, call_core):
-    template = Template(root / "example_workflows" / "autoguidance_scheduled.json")
+    template = Template(root / "example_workflows" / "12 Guide with a worse model.json")
     kind = ZOO["SD 1.5"]
     better, worse = zoo_model(kind), zoo_model.__wrapped__(kind)
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def test_the_worse_model_is_only_run_where_the_scale_is_not_1(root, call, call_c
 
 def test_words_guide_your_checkpoint(root, call, call_core, files):
     """CLIP reads the predicted image until 0.7 of the run; SDXL and CLIP are shrunk."""
-    template = Template(root / "example_workflows" / "zero_shot_your_checkpoint.json")
+    template = Template(root / "example_workflows" / "10 Guide your checkpoint by words.json")
     kind = ZOO["SDXL"]
     folder = template.values(template.nodes["ZeroShotClassifier"])["classifier_name"]
     write_zero_shot(files["classifiers"] / folder, "clip")

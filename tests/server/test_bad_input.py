@@ -144,6 +144,14 @@ def sigma_schedule_of_a_flow_model():
     return scheduled("flow", shape="interval for SDXL") | {"flow": flow}
 
 
+def compared(values="1, 2", **lines):
+    """A run for each scale, as one picture of two images each."""
+    prompt = changed(run(), "guided", scale=["scales", 0])
+    prompt["scales"] = node("GuidanceScales", values=values, name="scale")
+    prompt["compared"] = node("GuidanceComparison", images=["decoded", 0], size=16, **lines)
+    return changed(prompt, "shown", images=["compared", 0])
+
+
 def plot_of_no_run():
     trace = node("GuidanceTrace", model=["guided", 0])  # the sampler has another model
     plot = node("GuidancePlot", trace=["trace", 1], samples=["sampled", 0])
@@ -192,6 +200,9 @@ CASES = [
     (scheduled(shape="keyframes", keyframes="4, 3, 2"), "sampled", ["3 scales", "2 steps"]),
     (scheduled(per_image="1, 2, 3"), "sampled", ["3 factors", "2 images"]),
     (sigma_schedule_of_a_flow_model(), "cfg", ["flow model", "percent or step"]),
+    # comparisons
+    (compared("1, two"), "scales", ["values", "'two'", "0, 1, 2"]),
+    (compared(rows="one"), "compared", ["rows", "1 lines", "2 images"]),
     (plot_of_no_run(), "plot", ["trace", "Guidance Trace"]),
 ]
 
@@ -218,6 +229,15 @@ def test_values_that_the_server_refuses_at_once(models, queue, name, inputs, par
     (reason,) = queue.refusals(changed(run(), name, **inputs))[name]
     said = f"{reason['message']} {reason['details']}"
     assert not [part for part in [*inputs, *parts] if part not in said], said
+
+
+def test_a_missing_folder_says_where_pictures_come_from(models, queue):
+    """In the template of training, whose pictures are not included."""
+    folder = node("LabelledImageFolder", folder="digits", size=32)
+    shown = node("PreviewImage", images=["folder", 0])
+    (reason,) = queue.refusals({"folder": folder, "shown": shown})["folder"]
+    said = f"{reason['message']} {reason['details']}"
+    assert not [part for part in ("'digits'", "models/README.md", "input") if part not in said]
 
 
 def test_the_server_still_draws_after_all_that(models, queue):

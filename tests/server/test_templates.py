@@ -16,21 +16,25 @@ from guidance.adm.released import RELEASED
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 EVERY_TEMPLATE = sorted(FOLDER.glob("*.json"))
-DIGITS = [path for path in EVERY_TEMPLATE if "digits" in path.stem]
-GUIDED = FOLDER / "classifier_guided_digits.json"
-ANY = FOLDER / "any_classifier_digits.json"
+# the first ones need no download
+DIGITS = [path for path in EVERY_TEMPLATE if path.stem < "09"]
+GUIDED = FOLDER / "01 Guide digits with a classifier.json"
+COMPARED = FOLDER / "02 Compare guidance scales.json"
+OTHER_DIGITS = [path for path in DIGITS if path not in (GUIDED, COMPARED)]
+ANY = FOLDER / "07 Guide with any classifier.json"
+WORSE = FOLDER / "12 Guide with a worse model.json"
 # templates for OpenAI's models, which are not in the repository: the sides of their pictures
 IMAGENET = {
-    "adm_64_class_conditional": [64],
-    "adm_256_unconditional": [256],
-    "adm_64_to_256": [64, 256],
+    "13 Draw ImageNet at 64 px": [64],
+    "14 Draw ImageNet at 256 px": [256],
+    "15 Enlarge ImageNet 64 to 256 px": [64, 256],
 }
 # templates for checkpoints and models of other makers
 YOUR_MODELS = [
-    "autoguidance_scheduled",
-    "scheduled_cfg_wan22",
-    "scheduled_cfg_your_checkpoint",
-    "zero_shot_your_checkpoint",
+    "09 Schedule CFG on your checkpoint",
+    "10 Guide your checkpoint by words",
+    "11 Schedule CFG for Wan 2.2",
+    "12 Guide with a worse model",
 ]
 OTHERS = [path for path in EVERY_TEMPLATE if path not in DIGITS]
 LOADERS = {
@@ -52,6 +56,7 @@ FILES = {
     "clip_name",
     "vae_name",
 }
+CELL, GAP = 160, 4  # pixels of Make Image Grid
 # the node's widget with the number of steps, and a small number
 FEW_STEPS = {"KSampler": (2, 3), "ADMScheduler": (0, "3")}
 
@@ -70,29 +75,40 @@ def shortened(path):
     return workflow
 
 
+def digits_of(grid):
+    """The images of a grid of five columns; none if it is another picture."""
+    if grid.size != (5 * CELL + 4 * GAP, 2 * CELL + GAP):
+        return []
+    corners = [(column * (CELL + GAP), row * (CELL + GAP)) for row in (0, 1) for column in range(5)]
+    return [grid.crop((x, y, x + CELL, y + CELL)) for x, y in corners]
+
+
 def opened(run):
     """The pictures that a run saved."""
     return [Image.open(path).convert("RGB") for path in run.images]
 
 
-def test_there_are_fifteen_templates():
-    others = [*IMAGENET, *YOUR_MODELS, "train_digit_classifier"]
-    assert sorted(path.stem for path in OTHERS) == sorted(others)
-    assert GUIDED in DIGITS and len(EVERY_TEMPLATE) == 15
+def test_there_are_sixteen_templates():
+    """Numbered, with names that the dialog shows whole; those that run at once come first."""
+    others = [*YOUR_MODELS, *IMAGENET, "16 Train a classifier of digits"]
+    assert [path.stem for path in EVERY_TEMPLATE] == [path.stem for path in DIGITS] + others
+    assert [path.stem[:3] for path in EVERY_TEMPLATE] == [f"{k:02} " for k in range(1, 17)]
+    assert max(len(path.stem) for path in EVERY_TEMPLATE) <= 35
 
 
 @pytest.mark.parametrize("path", DIGITS, ids=lambda path: path.stem)
 def test_template_runs(server, path):
-    images = opened(server.run(shortened(path)))
-    assert [image.size for image in images] == [(32, 32)] * 10
+    (image,) = opened(server.run(shortened(path)))
+    assert min(image.size) > 300
+    assert (len(digits_of(image)) == 10) == (path != COMPARED)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", [p for p in DIGITS if p != GUIDED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OTHER_DIGITS, ids=lambda path: path.stem)
 def test_template_draws_ten_digits(server, path):
     """With all its steps: ink on paper, which has a wider range than noise or a grey picture."""
-    images = opened(server.run(path))
-    ranges = [np.ptp(np.asarray(image.convert("L"), dtype=int)) for image in images]
+    (image,) = opened(server.run(path))
+    ranges = [np.ptp(np.asarray(digit.convert("L"), dtype=int)) for digit in digits_of(image)]
     assert len(ranges) == 10 and min(ranges) > 100
 
 
@@ -114,7 +130,7 @@ def test_guided_digits_are_the_right_ones(server, say_at_the_end, path):
 def test_other_templates_are_valid(server, path):
     """They are refused, and only because the user's files are missing."""
     workflow = read(path)
-    if path.stem == "autoguidance_scheduled":
+    if path == WORSE:
         _, known = server.request("/object_info")
         if "DualModelGuider" not in known:
             pytest.skip("this ComfyUI has no DualModelGuider")
@@ -189,7 +205,7 @@ def test_note_names_each_file_its_size_and_folder(name):
     text = note["widgets_values"][0]
     for folder, file in model_files(workflow):
         (row,) = (line for line in text.splitlines() if line.startswith(f"| [{file}]"))
-        assert f"`models/{folder}`" in row and f"/{file})" in row
+        assert f"**models/{folder}**" in row and f"/{file})" in row
         number, unit = row.split("|")[2].split()[:2]
         megabytes = float(number) * {"MB": 1, "GB": 1000}[unit]
         if name in IMAGENET:

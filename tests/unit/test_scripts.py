@@ -92,7 +92,11 @@ def test_every_seed_is_sampled(monkeypatch, tmp_path):
 
     server = contextlib.nullcontext(SimpleNamespace(run=run))
     monkeypatch.setattr(demo, "ComfyServer", lambda comfyui: server)
-    node = {"type": "KSampler", "widgets_values": [77, "randomize", 20, 1.0, "euler", "normal", 1]}
-    images = demo.sample_in_comfyui(None, {"nodes": [node]})
+    values = [77, "randomize", 20, 1.0, "euler", "normal", 1]
+    nodes = [{"id": k, "type": kind} for k, kind in enumerate(("VAEDecode", "Grid", "SaveImage"))]
+    nodes.append({"type": "KSampler", "widgets_values": values})
+    workflow = {"nodes": nodes, "links": [[1, 0, 0, 1, 0, "IMAGE"], [2, 1, 0, 2, 0, "IMAGE"]]}
+    images = demo.sample_in_comfyui(None, workflow)
+    assert workflow["links"][1][1:5] == [0, 0, 2, 0]  # each image, and not the grid of them
     assert seeds == [(seed, "fixed") for seed in demo.SEEDS]
     assert images.shape == (2 * len(demo.SEEDS), 4, 4, 3)
