@@ -128,6 +128,7 @@ export class CurveEditor {
     this.#showText(schedule, line);
     if (!line) {
       this.#drawPoints(null);
+      this.picture.hideReadout();
       return;
     }
     if (curve) {
