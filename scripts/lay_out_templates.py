@@ -27,7 +27,7 @@ COLUMN_GAP, ROW_GAP = 60, 110
 PADDING, HEADING = 24, 44  # of a group around its nodes, and for its title
 GROUP_GAP = 60  # between groups
 WIDTHS = {
-    "VAEDecode": 200,
+    "VAEDecode": 240,  # Nodes 2.0 draws none narrower than 225
     "EmptyLatentImage": 270,
     "ImageGrid": 270,
     "SaveImage": 480,
