@@ -8,19 +8,32 @@
 const PAUSE = 700; // milliseconds: the page itself waits 512 of them before it saves a draft
 const due = new Map(); // what is to be kept, by the node's id
 
-/** Soon keeps the property in the open workflow; calls for the same node are joined. */
-export function keepProperty(app, api, id, name, value) {
+/**
+ * Soon keeps the property in the open workflow; calls for the same node are joined.
+ * @param {(value: object) => void} onKept shows the value: undo may have loaded an older one
+ */
+export function keepProperty(app, api, id, name, value, onKept) {
   const before = due.get(id);
   if (before) {
     before.value = value;
     return;
   }
-  const entry = { value, keep: () => keepNow(app, api, id, name, entry.value) };
+  const workflow = openWorkflow(app);
+  const entry = { value };
+  entry.keep = () => {
+    keepIn(workflow, api, id, name, entry.value);
+    if (workflow === openWorkflow(app)) onKept(entry.value);
+  };
   entry.timer = setTimeout(() => {
     due.delete(id);
     entry.keep();
   }, PAUSE);
   due.set(id, entry);
+}
+
+/** The value that will be kept; undefined where none is due. */
+export function dueProperty(id) {
+  return due.get(id)?.value;
 }
 
 /** Keeps at once what is due: the run has ended. */
@@ -32,8 +45,11 @@ export function keepAllNow() {
   due.clear();
 }
 
-function keepNow(app, api, id, name, value) {
-  const workflow = app.extensionManager?.workflow?.activeWorkflow;
+function openWorkflow(app) {
+  return app.extensionManager?.workflow?.activeWorkflow;
+}
+
+function keepIn(workflow, api, id, name, value) {
   const tracker = workflow?.changeTracker;
   if (!tracker?.activeState) return;
   const plain = JSON.parse(JSON.stringify(value));

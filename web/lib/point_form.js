@@ -18,6 +18,7 @@ export function openPointForm({ parent, place, point, names, onDone }) {
   const close = (numbers) => {
     if (!open) return;
     open = false; // removing the form is leaving it, once more
+    window.removeEventListener("pointerdown", outside, true);
     form.remove();
     if (numbers?.every(Number.isFinite)) onDone(numbers);
   };
@@ -26,9 +27,14 @@ export function openPointForm({ parent, place, point, names, onDone }) {
     event.preventDefault();
     finish();
   });
+  // the page may take the focus when it draws the node anew: that is not leaving
   form.addEventListener("focusout", ({ relatedTarget }) => {
-    if (!form.contains(relatedTarget)) finish();
+    if (relatedTarget && !form.contains(relatedTarget)) finish();
   });
+  const outside = ({ target }) => {
+    if (!form.contains(target)) finish();
+  };
+  window.addEventListener("pointerdown", outside, true);
   form.addEventListener("keydown", (event) => {
     if (event.key === "Escape") close(null);
     if (event.key === "Enter") finish();
