@@ -55,7 +55,7 @@ HEIGHTS = {
 SQUARE = {"02", "09", "10", "12", "13", "14", "15"}
 NOTE, WIDE_NOTE = 400, 620
 # of groups; what the pack is about stands out
-BLUE, GREEN = "#3f789e", "#88aa88"
+BLUE, GREEN = "#3f789e", "#4f8f5a"
 OURS = {
     "ClassifierGuidance",
     "CFGScaleScheduler",

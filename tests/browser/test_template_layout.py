@@ -149,7 +149,7 @@ def test_pictures_of_a_template(page, root, names, palette):
     page.run("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
     box = dict(zip(("x", "y", "width", "height"), page.run(FIT), strict=True))
     with Image.open(io.BytesIO(page.tab.screenshot(clip=box))) as screen:
-        picture = screen.convert("RGB").quantize(128)
+        picture = screen.convert("RGB").quantize(255)
     page.run(set_palette, "dark")
     page.tab.set_viewport_size(size)
     if os.environ.get("UPDATE_PICTURES"):
