@@ -69,7 +69,6 @@ def backward(workflow, boxes):
 
 def open_template(page, root, name):
     """Opens a template; its file."""
-    page.reset()
     workflow = json.loads((root / "example_workflows" / f"{name}.json").read_text("utf-8"))
     page.run("(workflow) => app.loadGraphData(workflow)", workflow)
     return workflow
@@ -88,9 +87,10 @@ def test_nodes_keep_their_distance_and_wires_run_to_the_right(page, root, names,
         workflow = open_template(page, root, name)
         boxes = page.run(BOXES)
         assert len(boxes) == len(workflow["nodes"])
-        page.run(FAIL)
-        failed = page.run(BOXES)
-        found[name] = [*too_close(boxes), *too_close(failed), *backward(workflow, boxes)]
+        found[name] = [*too_close(boxes), *backward(workflow, boxes)]
+        if renderer != "classic":
+            page.run(FAIL)
+            found[name] += too_close(page.run(BOXES))
     page.errors.clear()  # the page tells of the refused prompts
     assert {name: pairs for name, pairs in found.items() if pairs} == {}
 
