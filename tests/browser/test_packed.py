@@ -17,7 +17,8 @@ from comfyui import comfy
 
 FIRST = "01 Guide digits with a classifier"
 SAMPLER = "() => app.graph.nodes.find(n => n.type === 'KSampler')?.id"
-JUDGED = "() => app.graph.nodes.flatMap(n => n.widgets ?? []).find(w => w.name === 'seen')?.value"
+JUDGED = """() => app.graph.nodes.flatMap(n => n.widgets ?? [])
+    .find(w => w.name === "seen")?.element?.querySelectorAll(".cg-class").length > 0"""
 LEFT_OUT = {".ci", ".coverage", ".github", "scripts", "tests", "run.py"}
 MOST_BYTES = 20 * 2**20
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
 
@@ -28,6 +28,7 @@ def scale_at(curve, position):
     return curve.at(RunPosition(step=0.0, steps=20, **places))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # SciPy, on a busy machine
 @given(drawn, st.floats(0, 1))
 def test_it_is_scipys_and_never_overshoots(points, share):
     curve = Points("percent", points, "smooth")
