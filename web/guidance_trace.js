@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { addStyle, callAfter, dimWhenOff, nodeById, svg } from "./lib/dom.js";
-import { dueProperty, keepAllNow, keepProperty } from "./lib/kept_property.js";
+import { keepProperty, saveDraft } from "./lib/kept_property.js";
 import { addTheme } from "./lib/theme.js";
 import { drawRun } from "./lib/trace_picture.js";
 import { evaluationsOf, withEvent } from "./lib/trace_run.js";
@@ -29,7 +29,7 @@ app.registerExtension({
 
   setup() {
     api.addEventListener(EVENT, ({ detail }) => addEvaluation(detail));
-    for (const name of ENDS) api.addEventListener(name, keepAllNow);
+    for (const name of ENDS) api.addEventListener(name, saveDraft);
   },
 
   nodeCreated(node) {
@@ -60,16 +60,9 @@ function addPlot(node) {
 function addEvaluation(event) {
   const node = nodeById(app, event.node);
   if (!node?.drawTrace) return;
-  const run = withEvent(dueProperty(event.node) ?? node.properties[PROPERTY], event);
-  show(event.node, run);
-  keepProperty(app, api, event.node, PROPERTY, run, (kept) => show(event.node, kept));
-}
-
-function show(id, run) {
-  const node = nodeById(app, id);
-  if (!node?.drawTrace || node.properties[PROPERTY] === run) return;
-  node.properties[PROPERTY] = run;
+  node.properties[PROPERTY] = withEvent(node.properties[PROPERTY], event);
   node.drawTrace();
+  keepProperty(app, api, event.node, PROPERTY, node.properties[PROPERTY]);
 }
 
 function draw(node, picture, status) {

@@ -6,50 +6,11 @@
  */
 
 const PAUSE = 700; // milliseconds: the page itself waits 512 of them before it saves a draft
-const due = new Map(); // what is to be kept, by the node's id
+let due = null; // the draft that is to be saved: its timer, and what saves it
 
-/**
- * Soon keeps the property in the open workflow; calls for the same node are joined.
- * @param {(value: object) => void} onKept shows the value: undo may have loaded an older one
- */
-export function keepProperty(app, api, id, name, value, onKept) {
-  const before = due.get(id);
-  if (before) {
-    before.value = value;
-    return;
-  }
-  const workflow = openWorkflow(app);
-  const entry = { value };
-  entry.keep = () => {
-    keepIn(workflow, api, id, name, entry.value);
-    if (workflow === openWorkflow(app)) onKept(entry.value);
-  };
-  entry.timer = setTimeout(() => {
-    due.delete(id);
-    entry.keep();
-  }, PAUSE);
-  due.set(id, entry);
-}
-
-/** The value that will be kept; undefined where none is due. */
-export function dueProperty(id) {
-  return due.get(id)?.value;
-}
-
-/** Keeps at once what is due: the run has ended. */
-export function keepAllNow() {
-  for (const entry of due.values()) {
-    clearTimeout(entry.timer);
-    entry.keep();
-  }
-  due.clear();
-}
-
-function openWorkflow(app) {
-  return app.extensionManager?.workflow?.activeWorkflow;
-}
-
-function keepIn(workflow, api, id, name, value) {
+/** Keeps a node's property in every state of the open workflow, and soon in its draft. */
+export function keepProperty(app, api, id, name, value) {
+  const workflow = app.extensionManager?.workflow?.activeWorkflow;
   const tracker = workflow?.changeTracker;
   if (!tracker?.activeState) return;
   const plain = JSON.parse(JSON.stringify(value));
@@ -59,7 +20,19 @@ function keepIn(workflow, api, id, name, value) {
     queue?.forEach((state, index) => (queue[index] = changed(state)));
   }
   workflow.isModified = true;
-  api.dispatchCustomEvent("graphChanged", tracker.activeState); // the page saves a draft
+  // the page saves a draft of the workflow that is open then
+  const save = () => api.dispatchCustomEvent("graphChanged", tracker.activeState);
+  due ??= { timer: setTimeout(saveDraft, PAUSE) };
+  due.save = save;
+}
+
+/** Saves the draft that is due: at once where a run has ended. */
+export function saveDraft() {
+  if (!due) return;
+  const { timer, save } = due;
+  due = null;
+  clearTimeout(timer);
+  save();
 }
 
 /** A saved graph in which one node has the property; path: the node's id in each subgraph. */
