@@ -67,6 +67,12 @@ def preview_arrived(page):
     )
 
 
+@pytest.fixture(params=["Nodes 2.0", pytest.param("classic", marks=pytest.mark.long)])
+def renderer(request):
+    """Which of the page's two renderers; the editor is the same in both."""
+    return request.param
+
+
 def test_drag_a_point(page, node):
     x, y = circle(page, 1)
     drag(page, 1, -40, 30)

@@ -74,6 +74,12 @@ def open_template(page, root, name):
     return workflow
 
 
+@pytest.fixture(params=["classic", pytest.param("Nodes 2.0", marks=pytest.mark.long)])
+def renderer(request):
+    """Which of the page's two renderers; both take two minutes."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def names(root):
     """All templates."""
