@@ -131,6 +131,7 @@ DRAFT = "(words) => Object.values(localStorage).some(draft => draft.includes(wor
 COUNT = f"() => Number(document.querySelector('{PLOT} svg')?.dataset.count)"
 
 
+@pytest.mark.long  # the page must load within the run
 def test_a_reload_in_the_middle_of_a_run(page):
     """What was seen stays, and the rest is added; undo and redo do not touch it."""
     trace, sampler = page.add("GuidanceTrace"), page.add("KSampler", 600, 100)
