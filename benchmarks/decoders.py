@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from harness import Row, find_comfyui, in_turn, print_rows, start_comfyui
+from harness import Row, find_comfyui, in_turn, print_rows, start_comfyui, use_library
 
 SIDE = 32  # of the latents
 WHOLE, SMALL = "whole VAE", "taesd"
@@ -50,19 +50,12 @@ def decoded_and_back(network: Any) -> Callable[[], Any]:
 
 def kept_bytes(run: Callable[[], Any]) -> int:
     """What torch's graph keeps, without weights."""
-    import torch
+    use_library()
+    from guidance.core.kept_bytes import KeptBytes
 
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Any) -> Any:
-        is_weight = isinstance(tensor, torch.nn.Parameter)
-        if not is_weight and not isinstance(tensor._base, torch.nn.Parameter):
-            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with KeptBytes() as kept:
         run()
-    return sum(sizes.values())
+    return kept.bytes
 
 
 def rows() -> Iterator[Row]:

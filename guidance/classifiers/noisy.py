@@ -132,8 +132,22 @@ class NoisyClassifier:
         graphs: GraphCache = EAGER,
     ) -> tuple[Tensor, Tensor]:
         """Like `gradient`, plus log p(y | x) of every class (B, classes), from one evaluation."""
-        whole = self._inputs(x, sigma, target, alpha)
-        key = _key(target)
+        results = graphs.started(_key(target), self.network, x)
+        if results is None:
+            results = self._computed(x, sigma, target, alpha, graphs)
+        gradient, log_probs = (result.to(x.device) for result in results)
+        return gradient, log_probs
+
+    def _computed(
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        target: Target,
+        alpha: Tensor | float,
+        graphs: GraphCache,
+    ) -> tuple[Tensor, ...]:
+        """The gradient and log p(y | x), where the network is."""
+        whole, key = self._inputs(x, sigma, target, alpha), _key(target)
         if graphs.holds(key, self.network, *whole):
             plan = WHOLE  # a graph has its memory, whatever is free now
         elif isinstance(self.memory_plan, GradientMemoryPlan):
@@ -142,12 +156,9 @@ class NoisyClassifier:
             plan = self.memory_plan(x)
         compute = functools.partial(self._gradient, target.label_smoothing, plan.recompute)
         if plan == WHOLE:
-            results = graphs.run(key, self.network, compute, *whole, of=x)
-        else:
-            parts = [compute(*(one[part] for one in whole)) for part in plan.parts(len(x))]
-            results = tuple(map(torch.cat, zip(*parts, strict=True)))
-        gradient, log_probs = (result.to(x.device) for result in results)
-        return gradient, log_probs
+            return graphs.run(key, self.network, compute, *whole)
+        parts = [compute(*(one[part] for one in whole)) for part in plan.parts(len(x))]
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def start(
         self, x: Tensor, sigma: Tensor, alpha: Tensor, target: Target, graphs: GraphCache

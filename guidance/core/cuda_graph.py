@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cuda_recording import CUDARecorder
+from .cuda_recording import CUDARecorder, Tensors
 from .kept_bytes import KeptBytes
 
 # A graph costs about three computations: one to warm up, one to record, and what they wait for.
@@ -25,7 +25,6 @@ FEWEST = 8
 POOL_SHARE = 1.5
 OFF = "CLASSIFIER_GUIDANCE_GRAPHS"
 
-Tensors = tuple[Tensor, ...]
 Compute = Callable[..., Tensors]
 
 
@@ -49,6 +48,7 @@ class GraphCache:
         self.is_on = evaluations >= FEWEST and os.environ.get(OFF) != "0"
         self._needs: dict[Hashable, float] = {}  # bytes, of what was computed once
         self._graphs: dict[Hashable, _Graph] = {}
+        self._started: dict[Hashable, tuple[Tensor, _Graph]] = {}
 
     def every(self, interval: int) -> GraphCache:
         """The graphs of what is computed in every `interval`-th evaluation; EAGER if too seldom."""
@@ -58,52 +58,64 @@ class GraphCache:
         """Whether a graph of this computation is recorded, and its weights are where they were."""
         return self._current(_key(key, network, inputs)) is not None
 
-    def run(
-        self,
-        key: Hashable,
-        network: nn.Module,
-        compute: Compute,
-        *inputs: Tensor,
-        of: Tensor | None = None,
-    ) -> Tensors:
+    def run(self, key: Hashable, network: nn.Module, compute: Compute, *inputs: Tensor) -> Tensors:
         """compute(*inputs), which may read the weights of the network and nothing else.
 
         It is computed as usual the first time, and recorded the second time. Equal keys are equal
-        computations of a network. The results are new tensors. of: the tensor that the inputs were
-        made of; if the computation was started of the same one, this only waits for it.
+        computations of a network. The results are new tensors.
         """
         if not self._can_record(*inputs):
             return compute(*inputs)
-        key = _key(key, network, inputs)
-        graph = self._current(key)
-        if graph is None and key not in self._needs:
+        place = _key(key, network, inputs)
+        graph = self._current(place)
+        if graph is None and place not in self._needs:
             with KeptBytes() as kept:
                 results = compute(*inputs)
-            self._needs[key] = POOL_SHARE * kept.bytes
+            self._needs[place] = POOL_SHARE * kept.bytes
             return results
         try:
-            graph = graph or self._recorded(key, network, compute, inputs)
-            return compute(*inputs) if graph is None else graph.results(inputs, of)
+            graph = graph or self._recorded(place, network, compute, inputs)
+            if graph is None:
+                return compute(*inputs)
+            graph.start(inputs)
+            return graph.results()
         except RuntimeError as error:
-            failure = str(error).partition("\n")[0] or type(error).__name__
+            failure = _first_line(error)
         # not in the block above, whose error keeps its tensors alive
         graph = None
         self._give_up(failure)
         return compute(*inputs)
 
     def start(self, key: Hashable, network: nn.Module, *inputs: Tensor, of: Tensor) -> None:
-        """Starts a recorded computation beside what the device does next, for a later `run`.
+        """Starts a recorded computation beside what the device does next, for `started`.
 
-        Does nothing where there is no graph.
+        of: the tensor that the inputs were made of. Does nothing where there is no graph.
         """
         graph = self._current(_key(key, network, inputs))
-        if graph is not None:
-            graph.start(inputs, of)
+        if graph is None:
+            return
+        try:
+            graph.start(inputs)
+            self._started[key, id(network)] = of, graph
+            return
+        except RuntimeError as error:
+            failure = _first_line(error)
+        graph = None
+        self._give_up(failure)
+
+    def started(self, key: Hashable, network: nn.Module, of: Tensor) -> Tensors | None:
+        """The results of what was started of this very tensor, or None; only the device waits."""
+        begun = self._started.pop((key, id(network)), None)
+        if begun is None:
+            return None
+        known, graph = begun
+        return graph.results() if known is of and not graph.weights.moved else None
 
     def close(self) -> None:
         """The run has ended: gives the memory of its graphs back."""
         self.is_on = False
         self._graphs.clear()
+        self._started.clear()
         self.recorder.close()
 
     def _can_record(self, *inputs: Tensor) -> bool:
@@ -144,24 +156,19 @@ class _Graph:
 
     def __init__(self, recorder: Any, network: nn.Module, compute: Compute, inputs: Tensors):
         self.network, self.weights = network, _Weights(network)
-        self._started_of: Tensor | None = None
         with torch.inference_mode(False):
             self._inputs = tuple(torch.empty_like(one).copy_(one) for one in inputs)
         self._recording = recorder.record(compute, self._inputs)
 
-    def start(self, inputs: Tensors, of: Tensor | None) -> None:
+    def start(self, inputs: Tensors) -> None:
         self._recording.results()  # an earlier start may still read its inputs
         with torch.inference_mode(False):
             for own, given in zip(self._inputs, inputs, strict=True):
                 own.copy_(given)
         self._recording.start()
-        self._started_of = of
 
-    def results(self, inputs: Tensors, of: Tensor | None) -> Tensors:
+    def results(self) -> Tensors:
         """New tensors, since the next start overwrites the graph's own."""
-        if of is None or self._started_of is not of:
-            self.start(inputs, of)
-        self._started_of = None
         return tuple(result.clone() for result in self._recording.results())
 
 
@@ -185,3 +192,7 @@ def _place(weight: Tensor | None) -> tuple | None:
 
 def _key(key: Hashable, network: nn.Module, inputs: Tensors) -> Hashable:
     return key, id(network), tuple((one.shape, one.dtype, one.device) for one in inputs)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -224,6 +224,20 @@ def test_a_gradient_starts_beside_the_prediction():
     assert cache.recorder.events == [*ONE_GRAPH, "start", "start", "start"]
 
 
+def test_a_start_beside_the_prediction_may_fail(caplog):
+    """Where the driver has no memory left for the graph: the run goes on without."""
+    classifier, cache = noisy_classifier(), graphs()
+    guide = Guide(classifier, LABELS, Strength(scale=2.0), graphs=cache)
+    eager = Guide(classifier, LABELS, Strength(scale=2.0))
+    for index in range(4):
+        cache.recorder.fails = ["start"] if index == 2 else []
+        point = SamplingPoint.at(images(2, seed=index), images(2), 2.0 + index)
+        guide.start(point.x, point.sigma, point.alpha)
+        assert torch.equal(guide.term(point), eager.term(point))
+    assert cache.recorder.events == [*ONE_GRAPH, "start", "close"] and not cache.is_on
+    assert [one.levelname for one in caplog.records] == ["WARNING"]
+
+
 def test_a_classifier_of_predictions_does_not_start_before_them():
     cache = graphs()
     guide = Guide(clean(), LABELS, Strength(scale=1.0), graphs=cache)

@@ -24,6 +24,7 @@ from guidance.classifiers.gradient_memory import (
     gradient_bytes,
     memory_plan_within,
 )
+from guidance.core.kept_bytes import KeptBytes
 
 LABELS = torch.tensor([2, 0, 1])
 FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -31,16 +32,9 @@ FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 def kept_by(compute):
     """Bytes that torch keeps for the gradient of what `compute` gives, weights aside."""
-    storages = {}
-
-    def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter):
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with KeptBytes() as kept:
         compute()
-    return sum(storage.nbytes() for storage in storages.values())
+    return kept.bytes
 
 
 LAYERS = [
