@@ -74,6 +74,17 @@ def open_template(page, root, name):
     return workflow
 
 
+def widgets(workflow):
+    """The names and the values of each node's widgets."""
+    return {
+        node["id"]: (
+            [one["name"] for one in node.get("inputs", ()) if one.get("widget")],
+            node.get("widgets_values") or [],
+        )
+        for node in workflow["nodes"]
+    }
+
+
 @pytest.fixture(params=["classic", pytest.param("Nodes 2.0", marks=pytest.mark.long)])
 def renderer(request):
     """Which of the page's two renderers; both take two minutes."""
@@ -87,10 +98,14 @@ def names(root):
 
 
 def test_nodes_keep_their_distance_and_wires_run_to_the_right(page, root, names, renderer):
-    """Also with the bars of errors, which Nodes 2.0 adds."""
+    """Also with the bars of errors, which Nodes 2.0 adds.
+
+    And what the page would save is what it has read: every widget, in the nodes' order.
+    """
     found = {}
     for name in names:
         workflow = open_template(page, root, name)
+        assert widgets(workflow) == widgets(page.run("() => app.graph.serialize()")), name
         boxes = page.run(BOXES)
         assert len(boxes) == len(workflow["nodes"])
         found[name] = [*too_close(boxes), *backward(workflow, boxes)]
@@ -160,23 +175,3 @@ def test_pictures_of_a_template(page, root, names, palette):
     page.tab.set_viewport_size(size)
     if os.environ.get("UPDATE_PICTURES"):
         picture.save(root / "docs" / "screens" / f"template_{palette}.png", optimize=True)
-
-
-def test_files_hold_every_widget_in_the_nodes_order(page, root, names, renderer):
-    """What the page would save is what it has read."""
-    for name in names:
-        workflow = json.loads((root / "example_workflows" / f"{name}.json").read_text("utf-8"))
-        page.run("(workflow) => app.loadGraphData(workflow)", workflow)
-        saved = page.run("() => app.graph.serialize()")
-        assert widgets(workflow) == widgets(saved), name
-
-
-def widgets(workflow):
-    """The names and the values of each node's widgets."""
-    return {
-        node["id"]: (
-            [one["name"] for one in node.get("inputs", ()) if one.get("widget")],
-            node.get("widgets_values") or [],
-        )
-        for node in workflow["nodes"]
-    }

@@ -41,6 +41,12 @@ OPTIONS = "[...document.querySelector('.cg-label datalist').options].map(o => o.
 seeds = itertools.count(1000)
 
 
+@pytest.fixture(params=["classic", "Nodes 2.0"])
+def renderer(request):
+    """Both: what is drawn on a node differs."""
+    return request.param
+
+
 def test_live_plot(page, server, tmp_path):
     """One event for each step, drawn at once, and kept in the saved workflow.
 

@@ -16,9 +16,14 @@ BARS = dict.fromkeys(
 )
 BARS |= {"res_multistep": 0.03, "euler_ancestral": 0.06, "ddpm": 0.06}
 BARS["ddpm of the pack"] = 0.06  # algorithm 1
-CASES = [("EPS", name) for name in BARS]
-CASES += [(kind, name) for kind in ("V_PREDICTION", "EDM", "FLOW") for name in ("euler", "heun")]
-CASES += [(kind, "ddpm of the pack") for kind in ("V_PREDICTION", "EDM")]
+# one sampler of each sort, and each prediction
+QUICK = ("euler", "heun", "dpmpp_2m_sde", "euler_ancestral", "ddpm of the pack")
+OTHER_KINDS = ("V_PREDICTION", "EDM", "FLOW")
+CASES = [("EPS", name) for name in QUICK] + [(kind, "euler") for kind in OTHER_KINDS]
+MORE = [("EPS", name) for name in BARS if name not in QUICK]
+MORE += [(kind, "heun") for kind in OTHER_KINDS]
+MORE += [(kind, "ddpm of the pack") for kind in ("V_PREDICTION", "EDM")]
+CASES += [pytest.param(*case, marks=pytest.mark.long) for case in MORE]
 
 
 @pytest.fixture(scope="module")

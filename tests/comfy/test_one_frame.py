@@ -127,8 +127,14 @@ def test_noisy(same, steered, place_classifier, options):
     same(lambda model, _: steered(model, classifier, scale=20.0, **OPTIONS[options]))
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("gradient", ["cheap", "exact"])
+@pytest.mark.parametrize(
+    ("gradient", "options"),
+    [
+        *(("cheap", "normalized"), ("exact", "none"), ("exact", "of each image")),
+        *(pytest.param("cheap", name, marks=pytest.mark.long) for name in list(OPTIONS)[:3]),
+        *(pytest.param("exact", name, marks=pytest.mark.long) for name in list(OPTIONS)[2:]),
+    ],
+)
 def test_clean(same, pair, steered, load_image, decoder, gradient, options):
     looks = 3 if options == "normalized" else 0
     clean = [load_image(gradient, vae=vae, looks=looks) for vae in pair.vaes(decoder)]
@@ -165,7 +171,7 @@ def test_a_schedule_and_two_in_a_row(
     same(guide)
 
 
-@pytest.mark.parametrize("pool", ["attention", "adaptive"])
+@pytest.mark.parametrize("pool", ["attention", pytest.param("adaptive", marks=pytest.mark.long)])
 def test_training(same, pair, call, steered, pool):
     """Latents of one frame are learned as images; the classifier steers both."""
     latents = latent_noise(12, *SHAPE, seed=4)

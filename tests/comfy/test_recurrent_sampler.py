@@ -22,6 +22,7 @@ from sampler_runs import (
 from guidance import load_classifier as library_classifier
 
 UNFIT = ("dpm_fast", "dpm_adaptive", "uni_pc", "uni_pc_bh2")
+KINDS = ("EPS", "V_PREDICTION", "EDM", "FLOW")
 STEPS = 4
 COUNT = 20_000
 
@@ -93,8 +94,15 @@ def test_what_a_mask_keeps_is_kept(run, recurrent):
     assert differ(images * (1 - mask), picture() * (1 - mask)) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["EPS", "V_PREDICTION", "EDM", "FLOW"])
-@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_ancestral"])
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [
+        *((kind, "euler") for kind in KINDS),
+        ("EPS", "euler_ancestral"),
+        *(pytest.param(kind, "heun", marks=pytest.mark.long) for kind in KINDS),
+        *(pytest.param(kind, "euler_ancestral", marks=pytest.mark.long) for kind in KINDS[1:]),
+    ],
+)
 def test_without_guidance_it_draws_the_models_own_distribution(
     recurrent, exact_model, say_at_the_end, kind, sampler
 ):
@@ -112,7 +120,11 @@ def test_without_guidance_it_draws_the_models_own_distribution(
     assert repeated <= plain + 0.01
 
 
-@pytest.mark.parametrize(("method", "eta"), [("ddpm", 0.0), ("ddim", 1.0), ("ddim", 0.0)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "eta"),
+    [("ddpm", 0.0), ("ddim", 1.0), pytest.param("ddim", 0.0, marks=pytest.mark.long)],
+    ids=str,
+)
 def test_it_equals_the_librarys_recurrence(
     call, load_model, load_classifier, label_of, steered, recurrent, root, method, eta
 ):

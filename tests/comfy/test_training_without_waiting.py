@@ -92,9 +92,11 @@ def diffusion():
     return lambda recipe, **more: train_diffusion.train_diffusion(*given, recipe, **more)
 
 
-@pytest.mark.parametrize("kind", [classifier, diffusion])
-@pytest.mark.parametrize("free", [0, 1e12], ids=["data in main memory", "data on the device"])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "free", "parts"),
+    [(classifier, 0, 1), (classifier, 1e12, 2), (diffusion, 1e12, 1), (diffusion, 0, 2)],
+    ids=lambda value: {0: "data in main memory", 1e12: "data on the device"}.get(value),
+)
 def test_a_step_does_not_wait(device, root, monkeypatch, kind, free, parts):
     monkeypatch.setattr(placement, "free_memory", lambda device: free)
     seen, waits, real = [], Waits(root), losses.Losses.add

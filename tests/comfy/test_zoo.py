@@ -60,6 +60,7 @@ def test_guider(outcome, check, guider, feature):
     check("Guiders", guider, feature, outcome(feature, USUAL_MODEL, guider))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("feature", FEATURES)
 @pytest.mark.parametrize("patch", PATCHES)
 def test_patch(outcome, check, patch, feature):

@@ -112,7 +112,9 @@ def test_template_draws_ten_digits(server, path):
     assert len(ranges) == 10 and min(ranges) > 100
 
 
-@pytest.mark.parametrize("path", [GUIDED, ANY], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [GUIDED, pytest.param(ANY, marks=pytest.mark.long)], ids=lambda path: path.stem
+)
 def test_guided_digits_are_the_right_ones(server, say_at_the_end, path):
     """The template's judge, which was trained on other images than the guide, reads eight."""
     run = server.run(path)

@@ -32,6 +32,7 @@ from guidance.sampling.strength import Strength
 
 COUNT = 5_000
 RARE, COMMON = LABELS = 0, 1  # 0.22 and 0.70 of the images
+EITHER = (RARE, pytest.param(COMMON, marks=pytest.mark.long))
 KINDS, METHODS, TURNS = ("noisy", "exact", "cheap"), ("ddim", "ddpm"), (1, 2, 4)
 MODEL = exact_diffusion()
 STEPS = chain(MODEL.schedule.alpha_bar.tolist(), respaced_timesteps("50"))
@@ -82,9 +83,11 @@ def found(kind, label, method="ddim", recurrence=1):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def the_table(say_at_the_end):
-    """As in docs/image_classifiers.md."""
+def the_table(request, say_at_the_end):
+    """As in docs/image_classifiers.md; with --all."""
     yield
+    if not request.config.getoption("--all"):
+        return
     passes = [len(list(turns(STEPS, len(MODEL.schedule), often))) for often in TURNS]
     say_at_the_end(f"sliced Wasserstein to p(x0 | class), by class and passes {passes}:")
     for label in LABELS:
@@ -107,12 +110,12 @@ def test_the_distance_tells_conditional_from_unconditional(label):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("label", EITHER)
 def test_the_noisy_classifier_draws_the_conditional_distribution(label, method):
     assert max(found("noisy", label, method, often) for often in TURNS) < 0.05
 
 
-@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("label", EITHER)
 def test_without_noise_clean_classifiers_stay_far_and_recurrence_brings_them_near(label):
     noisy = found("noisy", label)
     exact, cheap = ([found(kind, label, "ddim", n) for n in TURNS] for kind in ("exact", "cheap"))
@@ -123,7 +126,7 @@ def test_without_noise_clean_classifiers_stay_far_and_recurrence_brings_them_nea
 
 
 @pytest.mark.parametrize("kind", ["exact", "cheap"])
-@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize("label", EITHER)
 def test_the_noise_of_ddpm_does_what_recurrence_does(label, kind):
     """It needs no further pass; for the rare class recurrence helps on top."""
     plain = found(kind, label, "ddpm")
@@ -132,6 +135,7 @@ def test_the_noise_of_ddpm_does_what_recurrence_does(label, kind):
         assert found("noisy", label, "ddpm") < found(kind, label, "ddpm", 2) < plain
 
 
+@pytest.mark.long
 def test_what_recurrence_leaves_is_the_error_of_the_approximation():
     """The exact gradient leads to p(x) p(y | D(x)), which is not p(x) p(y | x).
 

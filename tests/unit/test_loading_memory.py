@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import harness
@@ -9,6 +10,7 @@ import loading
 import pytest
 
 BAR = 1.15
+QUICK = [("classifier", "pt", "fp16"), ("diffusion", "safetensors", "fp16")]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 
@@ -20,9 +22,15 @@ def growth(root):
     return lambda *arguments: harness.in_fresh_process(script, *map(str, arguments))["growth"]
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-@pytest.mark.parametrize("kind", ["classifier", "diffusion"])
+@pytest.mark.parametrize(
+    ("kind", "suffix", "dtype"),
+    [
+        case if case in QUICK else pytest.param(*case, marks=pytest.mark.long)
+        for case in itertools.product(
+            ("classifier", "diffusion"), ("pt", "safetensors"), ("fp32", "fp16")
+        )
+    ],
+)
 def test_peak_memory(growth, tmp_path, comfyui_if_any, say_at_the_end, kind, suffix, dtype):
     width = 128 if kind == "diffusion" else None  # 0.5 GB in fp32
     file = loading.write_model(tmp_path / f"{kind}_{dtype}.{suffix}", kind, dtype, width)

@@ -127,7 +127,15 @@ def test_repeats_that_cannot_be_are_refused(repeats):
         sample(diffusion_model(), images(), chain(ALPHA_BAR, [0]), recurrence=repeats)
 
 
-@pytest.mark.parametrize(("method", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "eta"),
+    [
+        ("ddim", 1.0),
+        pytest.param("ddim", 0.0, marks=pytest.mark.long),
+        pytest.param("ddpm", 0.0, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_without_guidance_it_draws_the_models_own_distribution(method, eta, say_at_the_end):
     model, steps = exact_diffusion(), chain(ALPHA_BAR, respaced_timesteps("50"))
 

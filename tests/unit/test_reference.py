@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import pytest
@@ -128,13 +129,21 @@ def their_diffusion(schedule, respacing):
     )
 
 
-@pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize(
-    ("method", "respacing", "eta"),
-    [("ddim", "ddim10", 0.0), ("ddim", "ddim10", 0.7), ("ddpm", "10", 0.0)],
+RUNS = list(
+    itertools.product(
+        [("ddim", "ddim10", 0.0), ("ddim", "ddim10", 0.7), ("ddpm", "10", 0.0)],
+        ["linear", "cosine"],
+        [True, False],
+    )
 )
-def test_guided_run(method, respacing, eta, schedule, clip):
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "clip"),
+    [pytest.param(*run, marks=[pytest.mark.long] * (n % 3 > 0)) for n, run in enumerate(RUNS)],
+)
+def test_guided_run(sampler, schedule, clip):
+    method, respacing, eta = sampler
     their_unet, our_unet = unet_pair()
     their_classifier, our_classifier = classifier_pair("attention")
     scale = 3.0

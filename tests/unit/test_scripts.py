@@ -55,7 +55,7 @@ while True:
     with subprocess.Popen([*leash, "exit(7)"], stdin=subprocess.PIPE) as process:
         assert process.wait(timeout=30) == 7, "it passes the exit status on"
     process = subprocess.Popen([*leash, parent], stdin=subprocess.PIPE)
-    while not ticks.exists() and process.poll() is None:
+    while process.poll() is None and not (ticks.exists() and ticks.stat().st_size):
         time.sleep(0.05)
     process.stdin.close()
     process.wait(timeout=30)
