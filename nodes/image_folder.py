@@ -37,8 +37,8 @@ class LabelledImageFolder(io.ComfyNode):
             return True
         return (
             f"folder is {str(folder)[:200]!r}, which is no folder with a subfolder of pictures per "
-            "class in ComfyUI's input folder; put your own there, or the digits (models/README.md "
-            "of this pack says how to get them), and press R."
+            "class in ComfyUI's input folder; put your own there and press R, or choose the digits "
+            "that are included."
         )
 
     @classmethod
@@ -62,6 +62,7 @@ class LabelledImageFolder(io.ComfyNode):
                 len(data.skipped),
                 ", ".join(data.skipped[:5]),
             )
-        images = data.images.permute(0, 2, 3, 1).float() / 255
+        pixels = data.images.expand(-1, 3, -1, -1)  # gray in all colours
+        images = pixels.permute(0, 2, 3, 1).float() / 255
         labels = "\n".join(data.names[index] for index in data.labels.tolist())
         return io.NodeOutput(images, labels)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
-
-SIDE = 32
 
 
 def real_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -18,14 +13,3 @@ def real_digits() -> tuple[np.ndarray, np.ndarray]:
     images = np.rint(flat.reshape(-1, 28, 28)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(images))
     return np.pad(images, ((0, 0), (2, 2), (2, 2)))[order], labels[order].astype(np.int64)
-
-
-def write_folder(folder: Path, count: int) -> Path:
-    """`count` of them as pictures in a folder for each digit."""
-    images, labels = real_digits()
-    for digit in range(10):
-        (folder / str(digit)).mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        picture = Image.fromarray(images[index])
-        picture.save(folder / str(labels[index]) / f"{index:04}.png")
-    return folder

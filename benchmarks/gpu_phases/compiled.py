@@ -33,7 +33,8 @@ def parts(setup: Setup) -> list[Part]:
     if not setup.rehearse and importlib.util.find_spec("triton") is None:
         raise LeftOut("torch.compile needs triton for a GPU, which is missing.")
     cases = setup.pick([(64, 8), (256, 4)], [(64, 1)])
-    return [(f"{size}x{size}", partial(rows, Case(setup, size, batch))) for size, batch in cases]
+    found = [(f"{size}x{size}", partial(rows, Case(setup, size, batch))) for size, batch in cases]
+    return [*found, ("reduce-overhead", partial(torchs_graph, Case(setup, *cases[0])))]
 
 
 def compiled(case: Case, dtype: str) -> Gradient:
@@ -50,6 +51,11 @@ def compiled(case: Case, dtype: str) -> Gradient:
 def traced_only(*given: Any, **options: Any) -> Any:
     """torch.compile for a rehearsal: without the minutes that a compiler takes."""
     return COMPILE(*given, **options | {"backend": "eager"})
+
+
+def with_torchs_graph(*given: Any, **options: Any) -> Any:
+    """torch.compile that records CUDA graphs itself."""
+    return COMPILE(*given, **options | {"mode": "reduce-overhead"})
 
 
 COMPILE = torch.compile
@@ -82,3 +88,26 @@ def measured(case: Case) -> Iterator[Row]:
     yield Row(f"{name}, compiled, kernels", "time", milliseconds, unit=" ms")
     for gradient in (plain, fused):
         gradient.close()
+
+
+def torchs_graph(case: Case) -> Iterator[Row]:
+    """The graph that torch.compile records itself, against the pack's of the plain network."""
+    dtype, warm_up = case.setup.pick("fp16", "fp32"), 3  # torch records at the second call
+    with mock.patch.object(torch, "compile", case.setup.pick(with_torchs_graph, traced_only)):
+        plain, fused = case.ours(case.theirs(), dtype), compiled(case, dtype)
+
+        def step() -> Any:
+            torch.compiler.cudagraph_mark_step_begin()
+            return fused.eager()
+
+        name, before = f"{dtype}, reduce-overhead", time.perf_counter()
+        for _ in range(warm_up):
+            step()
+        wait()
+        yield Row(f"{case.name}, {name}", "first steps", time.perf_counter() - before, unit=" s")
+        graph, replayed = as_graph(plain, dtype)
+        seconds = seconds_in_turn({name: step, graph: replayed}, case.setup.pick(10, 1))
+        yield Row(f"{case.name}, {name}", "time", seconds[name] * 1e3, unit=" ms")
+        yield Row(f"{case.name}, {name}", f"{graph}, not compiled", seconds[name] / seconds[graph])
+        for gradient in (plain, fused):
+            gradient.close()

@@ -184,7 +184,8 @@ def _from_npz(path: Path, image_size: int | None) -> LabelledImages:
     images, labels, names = load_samples(path)
     if image_size and images.shape[1:3] != (image_size, image_size):
         raise ValueError(
-            f"{path} has {images.shape[2]}x{images.shape[1]} images, not {image_size}."
+            f"{path} has {images.shape[2]}x{images.shape[1]} images, not {image_size}; give "
+            "their size."
         )
     classes = names or [str(index) for index in range(int(labels.max()) + 1)]
     if labels.max() >= len(classes):

@@ -14,6 +14,8 @@ from ...guidance.checkpoints.folder import reads_text
 from ...guidance.core.bounded_read import MODEL_SUFFIXES, CheckpointError, is_within
 
 PACK_MODELS = Path(__file__).resolve().parents[2] / "models"
+# what Load Labelled Image Folder offers besides the input folder: an .npz file
+INCLUDED = {"digits (included)": PACK_MODELS / "training" / "drawn_digits.npz"}
 CLASSIFIERS = "classifiers"
 DIFFUSION_MODELS = "diffusion_models"
 MOST_NAME, MOST_PATH = 255, 4000  # bytes and characters that file systems take
@@ -132,18 +134,21 @@ def image_classifier_path(name: str) -> Path:
 
 
 def class_folder_names() -> list[str]:
-    """Folders in the input folder that have subfolders."""
+    """Folders in the input folder that have subfolders, and the pictures that are included."""
     root = Path(folder_paths.get_input_directory())
-    if not root.is_dir():
-        return []
     found = {
         path.parent for depth in ("*/*", "*/*/*") for path in root.glob(depth) if path.is_dir()
     }
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    return [*sorted(path.relative_to(root).as_posix() for path in found), *INCLUDED]
 
 
 def class_folder_path(name: str) -> Path:
-    """The folder's path; raises ValueError if it is missing or not in the input folder."""
+    """The folder's path, or that of the included file.
+
+    Raises ValueError if it is missing or not in the input folder.
+    """
+    if name in INCLUDED:
+        return INCLUDED[name]
     root = Path(folder_paths.get_input_directory()).resolve()
     path = root / name if _is_plain(name) else root
     if path == root or not is_within(path, [root]) or not path.is_dir():

@@ -232,12 +232,12 @@ def test_values_that_the_server_refuses_at_once(models, queue, name, inputs, par
 
 
 def test_a_missing_folder_says_where_pictures_come_from(models, queue):
-    """In the template of training, whose pictures are not included."""
-    folder = node("LabelledImageFolder", folder="digits", size=32)
+    """Of the user's own, or those that are included."""
+    folder = node("LabelledImageFolder", folder="pets", size=32)
     shown = node("PreviewImage", images=["folder", 0])
     (reason,) = queue.refusals({"folder": folder, "shown": shown})["folder"]
     said = f"{reason['message']} {reason['details']}"
-    assert not [part for part in ("'digits'", "models/README.md", "input") if part not in said]
+    assert not [part for part in ("'pets'", "digits", "input") if part not in said]
 
 
 def test_the_server_still_draws_after_all_that(models, queue):
