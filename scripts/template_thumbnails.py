@@ -169,7 +169,7 @@ def enlarged(sheet: Sheet) -> None:
 
 
 def trained(sheet: Sheet, digits: Image.Image) -> None:
-    sheet.heading("pictures in folders", "become a classifier that guides")
+    sheet.heading("labelled pictures", "become a classifier that guides")
     sheet.draw.rounded_rectangle((EDGE, TOP, SIDE - EDGE, 368), 12, fill=PANEL)
     sheet.picture(digits, (EDGE + 14, TOP + 10, SIDE - EDGE - 14, 358))
     sheet.arrow(EDGE + 8, 430, 70)
