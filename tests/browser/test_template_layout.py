@@ -165,7 +165,7 @@ def test_pictures_of_a_template(page, root, names, palette):
     page.run(set_palette, palette)
     open_template(page, root, names[1])
     page.set_values(6, seed=1)  # as any run: the pictures of both palettes are of one
-    assert page.queue()["status"]["status_str"] == "success"
+    assert page.queue(seconds=400)["status"]["status_str"] == "success"
     page.tab.wait_for_timeout(4000)  # the page's note of the end goes away
     page.run("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
     box = dict(zip(("x", "y", "width", "height"), page.run(FIT), strict=True))

@@ -300,7 +300,7 @@ def test_pictures_of_the_docs(page, root, renderer):
                 w => ["seed", "noise_seed"].includes(w.name)).forEach(
                 w => (w.value = Math.floor(Math.random() * 1e9)))"""
         )
-        page.queue()
+        page.queue(seconds=250)  # fifty steps of ten images
         page.wait(f"() => ({LINES})().cfg?.length === 1")
     page.wait(f"() => ({LINES})().before?.length > 0")
     name = "classic" if renderer == "classic" else "nodes_2"
