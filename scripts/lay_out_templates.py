@@ -29,6 +29,7 @@ GROUP_GAP = 60  # between groups
 WIDTHS = {
     "VAEDecode": 240,  # Nodes 2.0 draws none narrower than 225
     "EmptyLatentImage": 270,
+    "RebatchImages": 270,
     "ImageGrid": 270,
     "SaveImage": 480,
     "SaveVideo": 520,

@@ -15,7 +15,7 @@ LAYOUTS: dict[str, Stages] = {
         [("Models", [[1, 2]])],
         [("Classifier guidance", [[3]]), ("Label and size", [[4, 5]])],
         [("Sampling", [[6]])],
-        [("Result", [[7], [50, 9], [8, 10]])],
+        [("Result", [[7], [51], [50, 9], [8, 10]])],
     ],
     "02": [
         [("Models", [[1, 2]]), ("A run for each scale", [[12]])],
@@ -27,26 +27,26 @@ LAYOUTS: dict[str, Stages] = {
         [("Model", [[1]])],
         [("CFG by a schedule", [[13], [14], [15]]), ("Labels and size", [[2], [3], [4]])],
         [("Sampling", [[9]])],
-        [("Result", [[10], [50], [11]])],
+        [("Result", [[10], [51], [50], [11]])],
     ],
     "04": [
         [("Model", [[1]])],
         [("Labels and size", [[2, 3, 4]])],
         [("Guidance and steps", [[5, 8, 7, 6]])],
         [("Sampling", [[9]])],
-        [("Result", [[10], [50], [11]])],
+        [("Result", [[10], [51], [50], [11]])],
     ],
     "05": [
         [("Models", [[1, 2]])],
         [("Classifier guidance", [[3]]), ("Labels and size", [[4, 5, 6]])],
         [("CFG, in the sampler", [[7]])],
-        [("Result", [[8], [50], [9]])],
+        [("Result", [[8], [51], [50], [9]])],
     ],
     "06": [
         [("Models", [[1, 2]])],
         [("Classifier guidance", [[3], [6]]), ("Label and size", [[4], [5]])],
         [("Sampling, one pass a step", [[7]])],
-        [("Result", [[8], [50, 10], [9, 11]])],
+        [("Result", [[8], [51], [50, 10], [9, 11]])],
     ],
     "07": [
         [("Model and classifier", [[1, 2]])],
@@ -55,14 +55,14 @@ LAYOUTS: dict[str, Stages] = {
             ("Label, and a sampler that takes steps twice", [[4, 5], [10], [11]]),
         ],
         [("Sampling", [[8, 12, 9], [13]])],
-        [("Result", [[14], [50, 15], [16, 17]])],
+        [("Result", [[14], [51], [50, 15], [16, 17]])],
         [("What the classifier saw", [[18]])],
     ],
     "08": [
         [("Models", [[1, 2]])],
         [("Classifier guidance", [[3]]), ("Label and size", [[4, 5]])],
         [("Sampling as in the paper", [[7, 8, 9, 6], [10]])],
-        [("Result", [[11], [50], [12]])],
+        [("Result", [[11], [51], [50], [12]])],
     ],
     "09": [
         [("Your checkpoint", [[1, 2]])],
@@ -112,7 +112,7 @@ LAYOUTS: dict[str, Stages] = {
         [("Pictures", [[1]]), ("Model", [[5]])],
         [("Training", [[2], [3, 4]]), ("Label and size", [[6], [7]])],
         [("Guidance by the new classifier", [[8], [9]])],
-        [("Result", [[10], [50, 12], [11, 13]])],
+        [("Result", [[10], [51], [50, 12], [11, 13]])],
     ],
 }
 LAYOUTS["14"] = LAYOUTS["13"]
