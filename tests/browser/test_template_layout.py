@@ -46,7 +46,11 @@ FAIL = """async () => {
     }
     await app.queuePrompt(0);
 }"""
-FEW_STEPS = {"KSampler": {"steps": 2}, "ADMScheduler": {"respacing": "2"}}
+FEW_STEPS = {
+    "KSampler": {"steps": 2},
+    "ADMScheduler": {"respacing": "2"},
+    "TrainNoisyClassifier": {"steps": 2},
+}
 
 
 def close(a, b):
@@ -116,7 +120,7 @@ def test_nodes_keep_their_distance_and_wires_run_to_the_right(page, root, names,
     assert {name: pairs for name, pairs in found.items() if pairs} == {}
 
 
-RUN = [1, *(pytest.param(number, marks=pytest.mark.long) for number in range(2, 9))]
+RUN = [1, *(pytest.param(number, marks=pytest.mark.long) for number in (*range(2, 9), 16))]
 
 
 @pytest.mark.parametrize("number", RUN)
