@@ -32,7 +32,7 @@ for name in ("gpu", "harness", "loading"):
     MODULES[name] = ROOT / "benchmarks" / f"{name}.py"
 MODULES["gpu_phases"] = ROOT / "benchmarks" / "gpu_phases" / "__init__.py"
 SHARED = (
-    *("bounded", "fake_graphs", "latent_digits", "mixture", "real_digits"),
+    *("bounded", "fake_graphs", "latent_digits", "long_cases", "mixture", "real_digits"),
     *("schedule_inputs", "tiny_models", "tiny_zero_shot"),
 )
 for name in SHARED:

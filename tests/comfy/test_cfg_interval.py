@@ -69,8 +69,8 @@ def test_it_is_nearer_to_full_cfg_than_half_an_interval(call, wiring, load_model
 
     def run(schedule, **cache):
         each, trace = call("GuidanceTrace", model=scheduled(model, schedule, **cache))
-        guider = wiring.guider("cfg 3", each, first="2,6")
-        samples = drawn(guider, few_sigmas(each, 40), start=noise(2, 32))
+        guider = wiring.guider("cfg 3", each, first="0,2,4,6")
+        samples = drawn(guider, few_sigmas(each, 40), start=noise(4, 32))
         return samples, trace.to_dict()["passes"]
 
     (full, most), (partial, more) = run(4.0), run(half)

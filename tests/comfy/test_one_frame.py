@@ -5,8 +5,11 @@ The same model with latents (B, 16, H, W) gives the same bits, whatever guides i
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from long_cases import long_but
 from sampler_runs import core_guider, counted_calls, drawn, few_sigmas, latent_noise
 from zoo import random_weights
 from zoo_cells import Readout
@@ -129,11 +132,10 @@ def test_noisy(same, steered, place_classifier, options):
 
 @pytest.mark.parametrize(
     ("gradient", "options"),
-    [
-        *(("cheap", "normalized"), ("exact", "none"), ("exact", "of each image")),
-        *(pytest.param("cheap", name, marks=pytest.mark.long) for name in list(OPTIONS)[:3]),
-        *(pytest.param("exact", name, marks=pytest.mark.long) for name in list(OPTIONS)[2:]),
-    ],
+    long_but(
+        [("cheap", "normalized"), ("exact", "none"), ("exact", "of each image")],
+        itertools.product(("cheap", "exact"), OPTIONS),
+    ),
 )
 def test_clean(same, pair, steered, load_image, decoder, gradient, options):
     looks = 3 if options == "normalized" else 0

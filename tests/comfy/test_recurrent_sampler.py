@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from library_runs import draws, guide, library_run, start_of
+from long_cases import long_but
 from mixture import distance, exact_samples
 from sampler_runs import (
     core_guider,
@@ -96,12 +97,10 @@ def test_what_a_mask_keeps_is_kept(run, recurrent):
 
 @pytest.mark.parametrize(
     ("kind", "sampler"),
-    [
-        *((kind, "euler") for kind in KINDS),
-        ("EPS", "euler_ancestral"),
-        *(pytest.param(kind, "heun", marks=pytest.mark.long) for kind in KINDS),
-        *(pytest.param(kind, "euler_ancestral", marks=pytest.mark.long) for kind in KINDS[1:]),
-    ],
+    long_but(
+        [*((kind, "euler") for kind in KINDS), ("EPS", "euler_ancestral")],
+        itertools.product(KINDS, ("euler", "heun", "euler_ancestral")),
+    ),
 )
 def test_without_guidance_it_draws_the_models_own_distribution(
     recurrent, exact_model, say_at_the_end, kind, sampler
@@ -122,7 +121,7 @@ def test_without_guidance_it_draws_the_models_own_distribution(
 
 @pytest.mark.parametrize(
     ("method", "eta"),
-    [("ddpm", 0.0), ("ddim", 1.0), pytest.param("ddim", 0.0, marks=pytest.mark.long)],
+    long_but([("ddpm", 0.0), ("ddim", 1.0)], [("ddpm", 0.0), ("ddim", 1.0), ("ddim", 0.0)]),
     ids=str,
 )
 def test_it_equals_the_librarys_recurrence(

@@ -8,8 +8,10 @@ import sys
 import harness
 import loading
 import pytest
+from long_cases import long_but
 
 BAR = 1.15
+KINDS = ("classifier", "diffusion")
 QUICK = [("classifier", "pt", "fp16"), ("diffusion", "safetensors", "fp16")]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
@@ -24,12 +26,7 @@ def growth(root):
 
 @pytest.mark.parametrize(
     ("kind", "suffix", "dtype"),
-    [
-        case if case in QUICK else pytest.param(*case, marks=pytest.mark.long)
-        for case in itertools.product(
-            ("classifier", "diffusion"), ("pt", "safetensors"), ("fp32", "fp16")
-        )
-    ],
+    long_but(QUICK, itertools.product(KINDS, ("pt", "safetensors"), ("fp32", "fp16"))),
 )
 def test_peak_memory(growth, tmp_path, comfyui_if_any, say_at_the_end, kind, suffix, dtype):
     width = 128 if kind == "diffusion" else None  # 0.5 GB in fp32

@@ -6,6 +6,7 @@ from dataclasses import astuple
 
 import pytest
 import torch
+from long_cases import long_but
 from mixture import distance, exact_diffusion, exact_samples
 from tiny_networks import diffusion_model, images, noisy_classifier
 
@@ -129,11 +130,7 @@ def test_repeats_that_cannot_be_are_refused(repeats):
 
 @pytest.mark.parametrize(
     ("method", "eta"),
-    [
-        ("ddim", 1.0),
-        pytest.param("ddim", 0.0, marks=pytest.mark.long),
-        pytest.param("ddpm", 0.0, marks=pytest.mark.long),
-    ],
+    long_but([("ddim", 1.0)], [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)]),
     ids=str,
 )
 def test_without_guidance_it_draws_the_models_own_distribution(method, eta, say_at_the_end):

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from long_cases import long_but
 
 from guidance import DiffusionModel, NoisyClassifier
 from guidance.adm import ClassifierLayout, UNetLayout
@@ -140,7 +141,7 @@ RUNS = list(
 
 @pytest.mark.parametrize(
     ("sampler", "schedule", "clip"),
-    [pytest.param(*run, marks=[pytest.mark.long] * (n % 3 > 0)) for n, run in enumerate(RUNS)],
+    long_but(RUNS[::3], RUNS),
 )
 def test_guided_run(sampler, schedule, clip):
     method, respacing, eta = sampler
