@@ -21,9 +21,9 @@ def note_plan(
     name: "cfg", or the key of a classifier. Does nothing without traces.
     """
     traces = hooks.options_of(model_options).get(hooks.TRACES, ())
-    state = run_state(model_options)
     if not traces:
         return
+    state = run_state(model_options)
 
     def noted() -> list[float | None]:
         sigmas = state.sigmas(guider.inner_model, model_options)
